@@ -1,0 +1,44 @@
+# `make repro` and `make test` do all there is to set up. The environment is made once, in .venv, and again only when
+# the pinned versions or the project's requirements change.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help env repro test test-fast lint format clean
+
+help:
+	@echo "make repro      set up, then run the pipeline of params.yaml (dvc repro)"
+	@echo "make test       set up, then run all tests"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make lint       check format and lint"
+	@echo "make format     mend both where possible"
+
+env: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pipeline,test]"
+	touch $@
+
+repro: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
+test: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
+
+test-fast: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m "not slow"
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) storage mlflow.db mlartifacts
