@@ -1,0 +1,218 @@
+"""From node states to parameters of the target shapes (DESIGN, section 6).
+
+Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, section 3 and
+appendix B.
+
+Nodes that need the same kernel and the same number of channels are decoded together, and only at the kernel
+positions and channels that they need. Dimensions: n nodes of a group, H hidden, S largest kernel, O/I out/in
+channels, Y×X kernel positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ghn.graphs import GraphBatch, Node
+from ghn.program import Parameter
+
+Item = TypeVar("Item")
+
+Sizes = tuple[int, int, int, int]
+"""Out channels, in channels, kernel height, kernel width."""
+
+
+class WeightDecoder(nn.Module):
+    """Decodes weights with two or more dimensions.
+
+    Linear H→4H·S·S and ReLU, viewed as (4H, S, S); 1×1 convolutions to 8H (ReLU) and to 2H·2H channels, viewed
+    as (2H out, 2H in, S, S). The classification layer takes the tensor at 1×1, ReLU and a 1×1 convolution
+    2H→classes along the out axis.
+    """
+
+    def __init__(self, hidden: int, kernel: int, num_classes: int):
+        super().__init__()
+        self.hidden, self.kernel = hidden, kernel
+        self.expand = nn.Linear(hidden, 4 * hidden * kernel * kernel)
+        self.mix = nn.Linear(4 * hidden, 8 * hidden)
+        self.channels = nn.Linear(8 * hidden, 2 * hidden * 2 * hidden)
+        self.classes = nn.Linear(2 * hidden, num_classes)
+
+    def forward(self, states: Sequence[Tensor], sizes: Sequence[Sizes]) -> list[Tensor]:
+        """For each group of nodes, with states (n, H), weights (n, out, inputs, kh, kw) of its sizes.
+
+        No size may be larger than the largest. Only the needed part is computed.
+        """
+        H, S, W = self.hidden, self.kernel, 2 * self.hidden
+        kernels = list(dict.fromkeys((kh, kw) for _, _, kh, kw in sizes))
+        channels = list(dict.fromkeys((out, inputs) for out, inputs, _, _ in sizes))
+        expand_weight = _Corners.apply(self.expand.weight.view(4 * H, S, S, H).permute(1, 2, 0, 3), kernels)
+        expand_bias = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
+        channel_weight = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
+        channel_bias = _Corners.apply(self.channels.bias.view(W, W), channels)
+        decoded = []
+        for h, (out, inputs, kh, kw) in zip(states, sizes, strict=True):
+            kernel, channel = kernels.index((kh, kw)), channels.index((out, inputs))
+            weight, bias = expand_weight[kernel].view(-1, H), expand_bias[kernel].view(-1)
+            positions = F.relu(F.linear(h, weight, bias)).view(len(h), kh * kw, 4 * H)
+            positions = F.relu(self.mix(positions))
+            weight, bias = channel_weight[channel].view(out * inputs, -1), channel_bias[channel].view(-1)
+            weights = F.linear(positions, weight, bias)
+            decoded.append(weights.transpose(1, 2).reshape(len(h), out, inputs, kh, kw))
+        return decoded
+
+    def classification(self, weights: Tensor) -> Tensor:
+        """The classification weights (n, classes, inputs) from decoded ones (n, 2H, inputs, 1, 1)."""
+        return self.classes(F.relu(weights[..., 0, 0]).transpose(1, 2)).transpose(1, 2)
+
+
+class _Corners(torch.autograd.Function):
+    """The leading parts `table[:a, :b]` for several (a, b); their gradients are added up in one table.
+
+    Plain slicing would make, fill and add one table of gradients a part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.sizes, ctx.shape = sizes, table.shape
+        return tuple(table[:a, :b].contiguous().clone() for a, b in sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].new_zeros(ctx.shape)
+        for (a, b), gradient in zip(ctx.sizes, gradients, strict=True):
+            total[:a, :b] += gradient
+        return total, None
+
+
+class VectorDecoder(nn.Module):
+    """Decodes vectors: MLP H→2H→2·2H; row 0 is a norm's weight, row 1 any bias.
+
+    The classification bias is Linear 2H→classes of ReLU(row 1).
+    """
+
+    def __init__(self, hidden: int, num_classes: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 4 * hidden))
+        self.classes = nn.Linear(2 * hidden, num_classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The two rows (n, 2, 2H) of nodes with states (n, H)."""
+        return self.mlp(h).view(len(h), 2, -1)
+
+    def classification(self, rows: Tensor) -> Tensor:
+        """The classification biases (n, classes) from the rows (n, 2, 2H)."""
+        return self.classes(F.relu(rows[:, 1]))
+
+
+class ParameterDecoder(nn.Module):
+    """Predicts the parameters of all nodes of a batch from their states."""
+
+    def __init__(self, hidden: int, kernel: int, num_classes: int, normalise: bool):
+        super().__init__()
+        self.widest, self.kernel, self.normalise = 2 * hidden, kernel, normalise
+        self.weights = WeightDecoder(hidden, kernel, num_classes)
+        self.vectors = VectorDecoder(hidden, num_classes)
+
+    def forward(self, h_NH: Tensor, batch: GraphBatch) -> list[dict[str, Tensor]]:
+        """For each graph its parameters by name, in the shapes of the target networks."""
+        predicted: list[dict[str, Tensor]] = [{} for _ in range(batch.num_graphs)]
+        with_weight = [i for i, node in enumerate(batch.nodes) if _has_weight(node)]
+        with_vector = [i for i, node in enumerate(batch.nodes) if node.parameters and not _has_weight(node)]
+        for i, parameter, tensor in (
+            *self._weights(h_NH, batch, with_weight),
+            *self._vectors(h_NH, batch, with_vector),
+        ):
+            predicted[batch.graph_of[i]][parameter.name] = tensor
+        return predicted
+
+    def _weights(self, h: Tensor, batch: GraphBatch, indices: list[int]) -> Iterator[tuple[int, Parameter, Tensor]]:
+        groups = _group(indices, lambda i: self._needed(batch.nodes[i]))
+        decoded_groups = self.weights(
+            [h[members] for members in groups.values()],
+            [(self.widest if classifies else out, *rest) for classifies, out, *rest in groups],
+        )
+        for (classifies, *_), members, decoded in zip(groups, groups.values(), decoded_groups, strict=True):
+            if classifies:
+                decoded = self.weights.classification(decoded)[..., None, None]
+            shapes = _group(range(len(members)), lambda j: batch.nodes[members[j]].parameters[0].shape)  # noqa: B023
+            for shape, rows in shapes.items():
+                part = decoded if len(rows) == len(members) else decoded[rows]
+                part = _to_shape(part, shape)
+                node = batch.nodes[members[rows[0]]]
+                if self.normalise and node.primitive != "pos_enc":
+                    part = part * _weight_scale(shape)
+                for row, tensor in zip(rows, part.unbind(), strict=True):
+                    yield members[row], batch.nodes[members[row]].parameters[0], tensor
+
+    def _needed(self, node: Node) -> tuple[bool, int, int, int, int]:
+        out, inputs, kh, kw = node.shape
+        kernel = (min(kh, self.kernel), min(kw, self.kernel))
+        return node.classifies, min(out, self.widest), min(inputs, self.widest), *kernel
+
+    def _vectors(self, h: Tensor, batch: GraphBatch, indices: list[int]) -> Iterator[tuple[int, Parameter, Tensor]]:
+        groups = _group(indices, lambda i: (batch.nodes[i].classifies, *map(_vector_key, batch.nodes[i].parameters)))
+        for (classifies, *keys), members in groups.items():
+            rows = self.vectors(h[members])
+            for position, (is_weight, size) in enumerate(keys):
+                values = self.vectors.classification(rows) if classifies else rows[:, 0 if is_weight else 1]
+                values = _tile(values, 1, size)
+                if self.normalise:
+                    values = 2 * torch.sigmoid(values / 2) if is_weight else torch.tanh(values / 5)
+                for i, tensor in zip(members, values.unbind(), strict=True):
+                    yield i, batch.nodes[i].parameters[position], tensor
+
+
+def _has_weight(node: Node) -> bool:
+    return bool(node.parameters) and len(node.parameters[0].shape) > 1
+
+
+def _vector_key(parameter: Parameter) -> tuple[bool, int]:
+    return parameter.name.endswith("weight"), parameter.size
+
+
+def _group(items: Sequence[Item] | range, key) -> dict:
+    """The items by key, in order of appearance."""
+    groups: dict = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
+def _weight_scale(shape: tuple[int, ...]) -> float:
+    """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
+    halved = len(shape) == 4 and (shape[1] == 1 or shape[2] < shape[3])
+    return math.sqrt((1 if halved else 2) / math.prod(shape[1:]))
+
+
+def _to_shape(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Decoded weights (n, O, I, Y, X) in the target shape: channels repeated and cut, positions resized.
+
+    Kernels larger than the decoder's largest are resized bilinearly, as is usual for position encodings.
+    """
+    out, inputs, *kernel = shape
+    decoded = _tile(_tile(decoded, 1, out), 2, inputs)
+    if not kernel:
+        return decoded[..., 0, 0]
+    if tuple(decoded.shape[-2:]) != tuple(kernel):
+        decoded = F.interpolate(decoded.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
+        decoded = decoded.view(-1, out, inputs, *kernel)
+    return decoded
+
+
+def _tile(x: Tensor, dim: int, size: int) -> Tensor:
+    """Repeated along one dimension until it is long enough, then cut."""
+    have = x.shape[dim]
+    if have == size:
+        return x
+    if have > size:
+        return x.narrow(dim, 0, size)
+    repeats = [1] * x.dim()
+    repeats[dim] = -(-size // have)
+    return x.repeat(repeats).narrow(dim, 0, size)
