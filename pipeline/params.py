@@ -1,0 +1,192 @@
+"""The settings of a pipeline run: `params.yaml`, typed and validated.
+
+Read once, at the door of every stage. What is in a `Params` can be trusted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=8, multiple_of=8)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
+"""The sampled splits; `predefined` is added to the evaluation as it is."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ImageSettings(Section):
+    size: Annotated[int, Field(ge=8, le=224)]
+    folder: str | None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    shift: Natural
+    flip: bool
+
+
+class GenerateSettings(Section):
+    train: Count
+    val: Count
+    test: Count
+    wide: Count
+    deep: Count
+    dense: Count
+    bn_free: Count
+    shard_rows: Count
+
+    @model_validator(mode="after")
+    def _wide_comes_from_test(self) -> GenerateSettings:
+        if self.wide > self.test:
+            raise ValueError(f"wide = {self.wide} is more than test = {self.test}: must be at most as many")
+        return self
+
+
+class HypernetworkSettings(Section):
+    variant: Literal["ghn2", "ghn1", "mlp"]
+    hidden: Width
+    kernel: Annotated[int, Field(ge=1, le=16)]
+    virtual_edges: Count
+
+
+class TrainSettings(Section):
+    steps: Count
+    batch: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    milestones: list[Share]
+    decay: Annotated[float, Field(gt=0, le=1)]
+    clip: Positive
+    architecture_clip: Positive | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    widths: Annotated[list[Width], Field(min_length=1)]
+    head_widths: Annotated[list[Count], Field(min_length=1)]
+    max_nodes: Count
+    workers: Count
+    cpus_per_worker: Count
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)]
+    precision: Literal["fp32", "bf16"]
+    checkpoint_every: Count
+    max_failures: Natural
+
+    @model_validator(mode="after")
+    def _sorted(self) -> TrainSettings:
+        for name in ("widths", "head_widths", "milestones"):
+            values = getattr(self, name)
+            if values != sorted(set(values)):
+                raise ValueError(f"{name} = {values}: must be different and in increasing order")
+        return self
+
+
+class EvaluateSettings(Section):
+    batch: Annotated[int, Field(ge=2)]
+    width: Width
+    head_width: Count
+
+
+class FinetuneSettings(Section):
+    datasets: Annotated[list[str], Field(min_length=1)]
+    architectures: Count
+    images_per_class: Count
+    seeds: Count
+    steps: Count
+    batch: Annotated[int, Field(ge=2)]
+    learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    evaluate_every: Count
+
+
+class ClusterSettings(Section):
+    address: str | None
+    cpus: Count | None
+
+
+class TrackingSettings(Section):
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """All settings; the fields and sections of `params.yaml`, where each is described."""
+
+    seed: Natural
+    dataset: str
+    meta_batch: Count
+    storage: Annotated[str, Field(min_length=1)]
+    images: ImageSettings
+    generate: GenerateSettings
+    hypernetwork: HypernetworkSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    finetune: FinetuneSettings
+    cluster: ClusterSettings
+    tracking: TrackingSettings
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """The validated settings of a file.
+
+    Raises:
+        UserError: the file is missing or is not YAML, a key is unknown or missing, a value is impossible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} not found: run from the project's folder, or give the file with --params")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: must be `key: value` lines, as in params.yaml")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, path)) from error
+
+
+def fingerprint(settings: Any, length: int = 12) -> str:
+    """Hexadecimal digits that change whenever the settings do (any JSON-serialisable value)."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()[:length]
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    """The first two problems, a line each, and how many more there are."""
+    lines = [_line(problem, path) for problem in error.errors()]
+    if len(lines) > 2:
+        lines[2:] = [f"… and {len(lines) - 2} more"]
+    return "\n".join(lines)
+
+
+def _line(problem: Any, path: Path) -> str:
+    keys = [str(key) for key in problem["loc"]]
+    name, value = ".".join(keys), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name} in {path}{_suggestion(keys)}"
+    if problem["type"] == "missing":
+        return f"{name} is missing in {path}"
+    if problem["type"] == "value_error":
+        return f"{name}.{problem['ctx']['error']} (in {path})"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return f"{name} = {json.dumps(value, default=str)} in {path}: must be {message}"
+
+
+def _suggestion(keys: list[str]) -> str:
+    model: Any = Params
+    for key in keys[:-1]:
+        model = model.model_fields[key].annotation
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(keys[-1], known, n=1)
+    return f": did you mean {close[0]}?" if close else f": must be one of {', '.join(known)}"
