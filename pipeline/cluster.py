@@ -1,0 +1,253 @@
+"""Ray: the connection to a cluster, and a function run over many arguments on it.
+
+A stage does its work inside `with ray_cluster():`. On a laptop that starts Ray with the cores of the machine;
+where `RAY_ADDRESS` names a cluster (as `pipeline/submit.py` does on a head node) it joins that cluster, and
+the stage runs unchanged.
+
+Threads: during a task Ray sets OMP_NUM_THREADS to the whole part of its `num_cpus`, 1 at least, unless the
+node's environment has a value of its own. PyTorch reads that only once in the life of a worker process, which
+may take tasks of any size; so `run_tasks` tells it again before each task.
+
+Imports: Ray puts the driver's working directory on the path of its workers. Where the packages are not
+installed, the root of the repository as working directory is enough, on one machine or under the same path on
+all nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import RayError, RayTaskError
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+CONNECT_SECONDS = 5.0
+MAX_RETRIES = 3  # of a task whose process or node died
+
+# What a node of a cluster does not know unless the driver passes it on. No secrets: Ray shows these to
+# whoever may look at the cluster; nodes read and write buckets by their own role.
+PASSED_ON = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "MLFLOW_TRACKING_URI",
+)
+
+
+@contextmanager
+def ray_cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Connects this process to Ray for the time of the block.
+
+    Takes part in the cluster at `address` ("host:port", or "auto" for the one that runs on this machine);
+    where that is None or "auto", `RAY_ADDRESS` decides first. Without either, or with "local", it starts Ray
+    on this machine alone with `num_cpus` cores (None: all of them) and stops it at the end; a cluster decides
+    its own cores. A process that is already connected stays as it is, during and after the block.
+
+    Raises UserError within seconds when no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address in (None, "", "auto"):
+        address = os.environ.get(ADDRESS_VARIABLE) or address or "local"
+    try:
+        if address == "local":
+            _start(num_cpus)
+        else:
+            _connect(address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(num_cpus: int | None) -> None:
+    # Ray tells at each start that it protects the cluster by a token: true, and nothing to act on.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+
+
+def _connect(address: str) -> None:
+    _require_answer(address)
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    runtime_env = {"env_vars": variables} if variables else None
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+    except (ConnectionError, RuntimeError, RayError) as error:  # another version of Ray, no token, not Ray
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"cannot join the Ray cluster at {address!r}: {reason}") from error
+
+
+def _require_answer(address: str) -> None:
+    """Asks in seconds whether anybody listens; Ray itself waits for minutes and then says little."""
+    hint = f"start a cluster (`ray up cluster.yaml`), or unset {ADDRESS_VARIABLE} to use this machine alone"
+    if "://" in address:
+        raise UserError(
+            f"Ray cluster address {address!r}: must be host:port, auto or local; stages run on the\n"
+            "cluster itself (`ray submit cluster.yaml pipeline/submit.py`), not through a Ray client"
+        )
+    try:
+        # "auto" is only a name until Ray has looked for what runs here.
+        host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"no Ray cluster answers at {address!r}: {reason}\n{hint}") from error
+    except ValueError as error:
+        raise UserError(f"Ray cluster address {address!r}: must be host:port, auto or local\n{hint}") from error
+
+
+def gpus_available() -> int:
+    """The number of GPUs that tasks can have: those of the cluster now or, if more, after it has grown."""
+    now = int(ray.cluster_resources().get("GPU", 0))
+    return max(now, sum(count * int(size.get("GPU", 0)) for count, size in _node_types()))
+
+
+def nodes_at_most() -> int:
+    """The number of nodes, the head included, that the cluster has now or, if more, may grow to."""
+    alive = sum(node["Alive"] for node in ray.nodes())
+    limit = _launcher_config().get("max_workers", 0)
+    return max(alive, 1 + limit)
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    description: str,
+    num_cpus: float = 1,
+    max_in_flight: int | None = None,
+    num_gpus: float = 0,
+    unit: str = "shard",
+    amounts: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Runs `function(*arguments[i])` for every i on the cluster; yields (i, result) as each finishes.
+
+    At most `max_in_flight` tasks are handed to Ray at a time (None: twice what the cluster can run at once,
+    so that no core waits and no queue fills the memory). A task whose process or node dies is run again, up
+    to MAX_RETRIES times: it must leave the same result when it is run twice. What the function itself raises
+    is raised here, with its own type, as soon as it happens. On an error, on Ctrl-C and when the caller stops
+    early the other tasks are cancelled: those that run get a KeyboardInterrupt at their next Python step.
+
+    A progress bar with rate and time left counts `unit`s: `amounts[i]` for task i, else one.
+
+    Raises UserError when no node is large enough for a task.
+    """
+    assert amounts is None or len(amounts) == len(arguments)
+    if not arguments:
+        return
+    slots = _slots(num_cpus, num_gpus)
+    if slots == 0:
+        have = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
+        raise UserError(
+            f"{description}: a task needs {num_cpus:g} CPUs and {num_gpus:g} GPUs, which no node has\n"
+            f"(the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs on {nodes_at_most()} nodes)"
+        )
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(
+        _with_its_threads(function)
+    )
+    waiting = iter(range(len(arguments)))
+    running: dict[ray.ObjectRef, int] = {}
+    with _progress(description, unit, sum(amounts) if amounts is not None else len(arguments)) as bar:
+        try:
+            while True:
+                # Asked again each time: nodes join and leave a cluster while it works.
+                limit = max_in_flight or 2 * max(slots, _slots(num_cpus, num_gpus))
+                while len(running) < limit and (index := next(waiting, None)) is not None:
+                    running[remote.remote(*arguments[index])] = index
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=max(1.0, bar.mininterval))
+                if not done:
+                    bar.refresh()  # the clock goes on while long tasks run
+                    continue
+                reference = done.pop()
+                index = running.pop(reference)
+                result = _result(reference, f"{description}: task {index} of {len(arguments)}")
+                del reference  # the store keeps a result as long as a reference to it lives
+                bar.update(amounts[index] if amounts is not None else 1)
+                yield index, result
+        finally:
+            # A caller that stopped early may have left the cluster before this generator is closed.
+            for reference in running if ray.is_initialized() else ():
+                ray.cancel(reference)
+
+
+def _with_its_threads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run by PyTorch with as many threads as the task has."""
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        if torch := sys.modules.get("torch"):  # a task that imports it later gets the threads by that
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+        return function(*arguments)
+
+    return run
+
+
+def _result(reference: ray.ObjectRef, what: str) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        # Ray's own exception is of the right type too, but its message is the worker's whole traceback.
+        error.cause.add_note(what)
+        raise error.cause from error
+    except RayError as error:
+        error.add_note(f"{what}, tried {MAX_RETRIES + 1} times")
+        raise
+
+
+def _progress(description: str, unit: str, total: int) -> tqdm:
+    # A log file gets a line now and then; a terminal a bar that moves.
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, smoothing=0.1)
+
+
+def _slots(num_cpus: float, num_gpus: float) -> int:
+    """How many tasks of this size run at once on the nodes that are there or, if more, after it has grown."""
+
+    def fit(size: dict[str, float]) -> int:
+        needs = [(size.get("CPU", 0), num_cpus), (size.get("GPU", 0), num_gpus)]
+        # A task that needs neither still takes a process.
+        return int(min((have / need for have, need in needs if need > 0), default=size.get("CPU", 0)))
+
+    now = sum(fit(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return max(now, sum(count * fit(size) for count, size in _node_types()))
+
+
+def _node_types() -> list[tuple[int, dict[str, float]]]:
+    """(how many, resources of one) for each type of node that the autoscaler may run; empty without one."""
+    config = _launcher_config()
+    limit = config.get("max_workers", 0)
+    return [
+        (
+            1 if name == config.get("head_node_type") else min(node_type.get("max_workers", limit), limit),
+            node_type.get("resources", {}),
+        )
+        for name, node_type in config.get("available_node_types", {}).items()
+    ]
+
+
+def _launcher_config() -> dict[str, Any]:
+    """What the cluster launcher left on the head node; empty elsewhere.
+
+    An autoscaled cluster starts with its head alone, and grows when work waits: what it has now says little.
+    """
+    path = Path.home() / "ray_bootstrap_config.yaml"
+    if not os.environ.get(ADDRESS_VARIABLE) or not path.exists():
+        return {}
+    return yaml.safe_load(path.read_text())
