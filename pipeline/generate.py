@@ -1,0 +1,125 @@
+"""Stage `generate`: architectures of all splits, as sharded Parquet in the storage and a manifest in results/."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from ghn.architectures import Architecture
+from ghn.program import LARGE_IMAGE
+from ghn.sampling import sample_architecture, widen
+from pipeline.architecture_store import Shard, find_shard, row, write_manifest, write_shard
+from pipeline.cluster import ray_cluster, run_tasks
+from pipeline.params import SPLITS, Params, fingerprint
+from pipeline.results import MANIFEST, print_table, storage_url
+from pipeline.tracking import stage_run
+
+FORMAT = 1
+"""Part of every shard's address: raise it when the same settings would give other rows."""
+
+Task = tuple[str, str, int, int, int, bool]
+
+
+def generate(params: Params) -> None:
+    """Writes the shards that are missing and then the manifest."""
+    tasks = [task for split in SPLITS for task in _tasks(params, split)]
+    with stage_run("generate", params.model_dump(), experiment=params.tracking.experiment) as run:
+        with ray_cluster(params.cluster.address, params.cluster.cpus):
+            amounts = [last - first for _, _, _, first, last, _ in tasks]
+            done = run_tasks(make_shard, tasks, description="generate", unit="architecture", amounts=amounts)
+            made = dict(done)
+        by_split: dict[str, list[tuple[Task, Shard, list[str]]]] = {split: [] for split in SPLITS}
+        for index, task in enumerate(tasks):
+            by_split[task[1]].append((task, *made[index]))
+        splits = {split: (_folder(params, split), _distinct(by_split[split])) for split in SPLITS}
+        write_manifest(MANIFEST, splits)
+        rows = [
+            {
+                "split": split,
+                "architectures": str(sum(s.rows for s in shards)),
+                "bytes": str(sum(s.bytes for s in shards)),
+            }
+            for split, (_, shards) in splits.items()
+        ]
+        print_table("Architectures", rows)
+        run.log_table(pd.DataFrame(rows), "architectures")
+        run.log_artifact(MANIFEST)
+        run.summary({f"architectures_{split}": sum(s.rows for s in shards) for split, (_, shards) in splits.items()})
+
+
+def _folder(params: Params, split: str) -> str:
+    """Where a split's shards lie below the storage; another place when a setting changes their content."""
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": params.seed,
+        "shard_rows": params.generate.shard_rows,
+    }
+    if split == "wide":
+        settings["large"] = params.images.size >= LARGE_IMAGE
+    return f"architectures/{split}/{fingerprint(settings)}"
+
+
+def _tasks(params: Params, split: str) -> list[Task]:
+    count, rows = getattr(params.generate, split), params.generate.shard_rows
+    folder = storage_url(params.storage, _folder(params, split))
+    large = params.images.size >= LARGE_IMAGE
+    return [(folder, split, params.seed, first, min(first + rows, count), large) for first in range(0, count, rows)]
+
+
+def make_shard(
+    folder: str,
+    split: str,
+    seed: int,
+    first: int,
+    last: int,
+    large: bool,
+    taken: dict[int, set[str]] | None = None,
+) -> tuple[Shard, list[str]]:
+    """Writes one shard unless it is there, and returns it with the identities of its rows.
+
+    Args:
+        taken: for rows that must be drawn again, the identities that they may not have.
+    """
+    place = f"{folder}/{first:08d}-{last:08d}.parquet"
+    found = find_shard(place, last - first)
+    if found is not None and not taken:
+        shard, table = found
+        return shard, table["identity"].to_pylist()
+    records = {} if found is None else dict(enumerate(found[1]["architecture"].to_pylist(), start=first))
+    rows: list[dict[str, Any]] = []
+    identities: set[str] = set()
+    for index in range(first, last):
+        if index in records and not (taken and index in taken):
+            architecture = Architecture.from_dict(json.loads(records[index]))
+        else:
+            architecture = _draw(seed, split, index, identities | (taken or {}).get(index, set()), large)
+        rows.append(row(index, architecture))
+        identities.add(rows[-1]["identity"])
+    return write_shard(place, rows), [r["identity"] for r in rows]
+
+
+def _draw(seed: int, split: str, index: int, taken: set[str], large: bool) -> Architecture:
+    if split == "wide":
+        return widen(sample_architecture(seed, "test", index), 224 if large else 32)
+    return sample_architecture(seed, split, index, taken)
+
+
+def _distinct(made: list[tuple[Task, Shard, list[str]]]) -> list[Shard]:
+    """The shards of a split after rows that repeat an earlier shard's architecture were drawn again.
+
+    Going through rows in order, each is only changed because of earlier ones, so a split that grows keeps its
+    first rows.
+    """
+    seen: set[str] = set()
+    shards: list[Shard] = []
+    for task, shard, identities in made:
+        first = task[3]
+        repeated = {first + i: seen for i, identity in enumerate(identities) if identity in seen}
+        while repeated:
+            shard, identities = make_shard(*task, repeated)
+            repeated = {first + i: seen for i, identity in enumerate(identities) if identity in seen}
+        seen.update(identities)
+        shards.append(shard)
+    return shards

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from ghn import GHN, GHNConfig
+from pipeline.errors import UserError
+from pipeline.results import finished_folder, read_finished, trained_ghn, write_bytes, write_json
+
+CONFIG = GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=3)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    GHN(CONFIG).save(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket/prefix"
+    server.stop()
+
+
+def test_what_is_finished_is_found_again_by_name(tmp_path: Path) -> None:
+    folder = finished_folder(str(tmp_path), "evaluations", {"batch": 64})
+    assert read_finished(folder) == {}
+    write_json(f"{folder}/first.json", [1, 0.5, None])
+    write_json(f"{folder}/second.json", {"a": "b"})
+    assert read_finished(folder) == {"first": [1, 0.5, None], "second": {"a": "b"}}
+
+
+def test_other_settings_find_other_results(tmp_path: Path) -> None:
+    write_json(f"{finished_folder(str(tmp_path), 'evaluations', {'batch': 64})}/a.json", 1)
+    assert read_finished(finished_folder(str(tmp_path), "evaluations", {"batch": 32})) == {}
+    assert read_finished(finished_folder(str(tmp_path), "finetuning", {"batch": 64})) == {}
+
+
+def test_what_is_finished_is_found_again_in_a_bucket(bucket: str) -> None:
+    folder = finished_folder(bucket, "evaluations", "settings")
+    assert folder.startswith("s3://bucket/prefix/evaluations/")
+    assert read_finished(folder) == {}
+    write_json(f"{folder}/a.json", [1])
+    write_json(f"{folder}/b.json", [2])
+    assert read_finished(folder) == {"a": [1], "b": [2]}
+
+
+def test_a_damaged_result_counts_as_not_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_json(tmp_path / "whole.json", [1])
+    (tmp_path / "cut.json").write_text('[{"top1": 0.')
+    assert read_finished(str(tmp_path)) == {"whole": [1]}
+    assert "cut.json" in caplog.text
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "metrics.json", {"top1": math.nan})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "table" / "full").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_bytes(tmp_path / "table", b"content")
+    assert os.listdir(tmp_path) == ["table"]
+
+
+def test_a_relative_storage_is_meant_from_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "abc"
+    copy.mkdir(parents=True)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(copy)
+    assert finished_folder("storage", "evaluations", 1).startswith(f"{tmp_path}/storage/evaluations/")
+
+
+def test_two_checkpoints_have_two_digests(checkpoint: Path) -> None:
+    ghn, digest = trained_ghn(checkpoint)
+    assert not ghn.training and ghn.config == CONFIG
+    assert trained_ghn(checkpoint)[1] == digest
+    torch.manual_seed(1)
+    GHN(CONFIG).save(checkpoint)
+    assert trained_ghn(checkpoint)[1] != digest
+
+
+def test_a_missing_checkpoint_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing not found: stage train"):
+        trained_ghn(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "missing"])
+def test_a_damaged_checkpoint_is_refused_with_the_name_of_the_file(checkpoint: Path, name: str, damage: str) -> None:
+    file = checkpoint / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8).tobytes()
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else noise)
+    with pytest.raises(UserError) as error:
+        trained_ghn(checkpoint)
+    assert str(file) in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
