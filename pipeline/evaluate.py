@@ -1,0 +1,356 @@
+"""Stage `evaluate`: how well networks classify with predicted parameters, beside random initialisation.
+
+Every architecture of the splits below is measured on all test images, in parallel over the whole cluster. The
+result is a function of the architecture, the checkpoint and the settings, not of the workers. Finished
+architectures are kept under the storage, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ghn.architectures import Architecture, Network
+from ghn.hypernetwork import GHN
+from ghn.predefined import PREDEFINED
+from ghn.program import LARGE_IMAGE
+from pipeline.architecture_store import ArchitectureStore
+from pipeline.cluster import gpus_available, ray_cluster
+from pipeline.errors import UserError
+from pipeline.images import Images, LabelledImages, evaluation_batches, load_images
+from pipeline.params import EvaluateSettings, Params, fingerprint
+from pipeline.results import (
+    CHECKPOINT,
+    MANIFEST,
+    finish_tasks,
+    finished_folder,
+    image_cache,
+    percent,
+    print_table,
+    read_finished,
+    results_folder,
+    trained_ghn,
+    write_csv,
+    write_json,
+    write_parquet,
+)
+from pipeline.tracking import stage_run
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
+
+FORMAT = 1  # part of the fingerprint: raise it whenever the same inputs would be measured differently
+ARCHITECTURES_A_TASK = 8  # at most
+GPU_SHARE = 0.25  # of a GPU for a task, where there are GPUs: one such network leaves most of a GPU idle
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to measure, already at the width at which it is; `identity` is that of its record."""
+
+    split: str
+    index: int
+    name: str
+    identity: str
+    network: Network
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What tells it from all other candidates, of other sets of architectures too."""
+        return self.split, self.index, self.identity
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The shares of images whose class is the first, or among the first five, and the mean cross entropy.
+
+    An image with a logit that is not a number counts as wrong. `loss` is None where it is not finite.
+    """
+
+    top1: float
+    top5: float
+    loss: float | None
+
+
+def evaluate(params: Params) -> None:
+    """Measures all architectures of `SPLITS` and writes `results/evaluate/`.
+
+    Raises UserError if the checkpoint is missing, damaged, or made for other images.
+    """
+    with stage_run("evaluate", params.model_dump(), experiment=params.tracking.experiment) as run:
+        ghn, checkpoint = trained_ghn()
+        images = test_images(params)
+        require_fit(ghn, images, params.images.size)
+        store = ArchitectureStore(params.storage, MANIFEST)
+        candidates = [
+            candidate
+            for split in SPLITS
+            for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
+        ]
+        settings = [FORMAT, checkpoint, digest(images), params.evaluate.model_dump(), params.seed]
+        folder = finished_folder(params.storage, "evaluations", settings)
+        with ray_cluster(params.cluster.address, params.cluster.cpus):
+            rows = measure_all(candidates, ghn, images, params.evaluate.batch, params.seed, folder)
+        architectures = architectures_table(rows)
+        summary = summarise(architectures)
+
+        results = results_folder("evaluate")
+        write_parquet(results / "architectures.parquet", architectures)
+        write_csv(results / "summary.csv", summary)
+        write_json(results / "metrics.json", metrics_of(summary))
+        run.log_table(architectures, "architectures")
+        run.log_table(summary, "summary")
+        run.summary({f"{row.split}_top1": row.predicted_top1 for row in summary.itertuples()})
+        run.log_metrics({f"{row.split}_random_top1": row.random_top1 for row in summary.itertuples()})
+        run.log_metrics({f"{row.split}_nonfinite": row.nonfinite for row in summary.itertuples()})
+    _print_summary(summary)
+
+
+def test_images(params: Params) -> Images:
+    """Returns the data set of the pipeline with its train part left out, in memory."""
+    images = load_images(
+        params.dataset,
+        params.images.size,
+        image_cache(params.storage),
+        folder=params.images.folder,
+        test_fraction=params.images.test_fraction,
+    )
+    return replace(images, train=in_memory(images.train, []), test=in_memory(images.test))
+
+
+def in_memory(part: LabelledImages, positions: Sequence[int] | None = None) -> LabelledImages:
+    """Returns a copy of some images (None: all) as plain arrays, which Ray shares within a node."""
+    chosen = slice(None) if positions is None else np.asarray(positions, dtype=np.int64)
+    return LabelledImages(np.array(part.pixels[chosen]), np.array(part.labels[chosen]))
+
+
+def digest(images: Images, *parts: LabelledImages) -> str:
+    """Returns a digest of the classes, the test part, and further parts of a data set."""
+    total = hashlib.blake2b(repr((images.classes, images.mean, images.std)).encode(), digest_size=16)
+    for part in (images.test, *parts):
+        total.update(np.ascontiguousarray(part.pixels))
+        total.update(np.ascontiguousarray(part.labels))
+    return total.hexdigest()
+
+
+def require_fit(ghn: GHN, images: Images, image_size: int) -> None:
+    """Raises UserError if the hypernetwork was trained for another number of classes or image size."""
+    trained = (ghn.config.num_classes, ghn.config.image_size)
+    wanted = (len(images.classes), image_size)
+    if trained != wanted:
+        raise UserError(
+            f"{CHECKPOINT} was trained for {trained[0]} classes and image size {trained[1]},\n"
+            f"dataset = {images.name} has {wanted[0]} classes at images.size = {wanted[1]}: must be the same"
+        )
+
+
+def candidates_of(
+    split: str, networks: Sequence[Network], settings: EvaluateSettings, image_size: int
+) -> list[Candidate]:
+    """Returns the networks of a split as they are evaluated; predefined ones keep their width."""
+    names = list(PREDEFINED) if split == "predefined" else [""] * len(networks)
+    return [
+        Candidate(
+            split,
+            index,
+            name,
+            network.identity,
+            network if name else at_width(network, settings, image_size, wide=split == "wide"),
+        )
+        for index, (name, network) in enumerate(zip(names, networks, strict=True))
+    ]
+
+
+def at_width(
+    architecture: Architecture, settings: EvaluateSettings, image_size: int, wide: bool = False
+) -> Architecture:
+    """Returns the architecture with the evaluation's width: 4 times that if wide, twice for large images."""
+    factor = (2 if image_size >= LARGE_IMAGE else 4) if wide else 1
+    return architecture.with_width(factor * settings.width, settings.head_width)
+
+
+def measure_all(
+    candidates: Sequence[Candidate], ghn: GHN, images: Images, batch: int, seed: int, folder: str
+) -> list[dict[str, Any]]:
+    """Returns a row for each candidate, in their order: measured on the cluster, or found in `folder`.
+
+    Needs a connection to Ray.
+    """
+    done = {_key_of(row): row for rows in read_finished(folder).values() for row in rows}
+    todo = [candidate for candidate in candidates if candidate.key not in done]
+    if len(todo) < len(candidates):
+        before = len(candidates) - len(todo)
+        log.info("%d of %d architectures were evaluated before: kept in %s", before, len(candidates), folder)
+    size, classes = images.test.pixels.shape[-1], len(images.classes)
+    groups = group_by_cost(todo, [candidate.network.program(size, classes).flops for candidate in todo])
+    shared = (ray.put(ghn.cpu()), ray.put(images))
+    finished = finish_tasks(
+        measure_group,
+        {fingerprint([c.key for c in group]): (group, *shared, batch, seed) for group in groups},
+        folder,
+        description="evaluate",
+        unit="architecture",
+        amounts=[len(group) for group in groups],
+        num_gpus=GPU_SHARE if gpus_available() else 0,
+    )
+    for _, rows in finished:
+        done |= {_key_of(row): row for row in rows}
+    return [done[candidate.key] for candidate in candidates]
+
+
+def _key_of(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["split"], row["index"], row["identity"]
+
+
+def group_by_cost(candidates: Sequence[Candidate], costs: Sequence[int]) -> list[list[Candidate]]:
+    """Returns groups of candidates of similar cost, the most expensive first: the last ones end together.
+
+    A group has at most `ARCHITECTURES_A_TASK` candidates, and costs at most what the most expensive one does.
+    """
+    groups: list[list[Candidate]] = []
+    limit, spent = max(costs, default=0), 0
+    for position in sorted(range(len(candidates)), key=lambda position: -costs[position]):
+        spent += costs[position]
+        if not groups or spent > limit or len(groups[-1]) == ARCHITECTURES_A_TASK:
+            groups.append([])
+            spent = costs[position]
+        groups[-1].append(candidates[position])
+    return groups
+
+
+def measure_group(
+    candidates: Sequence[Candidate], ghn: GHN, images: Images, batch: int, seed: int
+) -> list[dict[str, Any]]:
+    """Returns a row for each candidate."""
+    return [measure(candidate, ghn, images, batch, seed) for candidate in candidates]
+
+
+@torch.no_grad()
+def measure(candidate: Candidate, ghn: GHN, images: Images, batch: int, seed: int) -> dict[str, Any]:
+    """Returns the row of one architecture.
+
+    It is predicted alone, so that no other architecture can change its last digits.
+    """
+    start = time.perf_counter()
+    network, size, classes = candidate.network, images.test.pixels.shape[-1], len(images.classes)
+    program = network.program(size, classes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ghn.to(device)
+
+    def predicted() -> Callable[[Tensor], Tensor]:
+        (parameters,) = ghn.predict_parameters([network], size, classes)
+        return lambda x_BCSS: network.forward(parameters, x_BCSS)
+
+    def random() -> Callable[[Tensor], Tensor]:
+        module = fresh_module(network, size, classes, seed_of(seed, candidate.split, candidate.index))
+        return module.to(device).eval()
+
+    # One after the other, so that the parameters of one network are in memory at a time.
+    predicted_scores = score(predicted(), evaluation_batches(images.test, images, batch), device)
+    random_scores = score(random(), evaluation_batches(images.test, images, batch), device)
+    return {
+        "split": candidate.split,
+        "index": candidate.index,
+        "name": candidate.name,
+        "identity": candidate.identity,
+        "parameters": program.num_parameters,
+        "nodes": len(program.graph.nodes),
+        **{f"predicted_{name}": value for name, value in asdict(predicted_scores).items()},
+        **{f"random_{name}": value for name, value in asdict(random_scores).items()},
+        "seconds": time.perf_counter() - start,
+    }
+
+
+@torch.no_grad()
+def score(
+    classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Scores:
+    """Returns how well `classify`, from images (B, 3, S, S) to logits (B, classes), names the classes."""
+    count, top1, top5, loss = 0, 0, 0, 0.0
+    for x_BCSS, labels_B in batches:
+        labels_B = labels_B.to(device)
+        logits = classify(x_BCSS.to(device)).float()
+        numbers_B = ~logits.isnan().any(1)
+        ranked = logits.topk(min(5, logits.shape[1])).indices
+        correct = (ranked == labels_B[:, None]) & numbers_B[:, None]
+        count += len(labels_B)
+        top1 += int(correct[:, 0].sum())
+        top5 += int(correct.sum())
+        loss += float(F.cross_entropy(logits, labels_B, reduction="sum"))
+    return Scores(top1 / count, top5 / count, loss / count if np.isfinite(loss) else None)
+
+
+def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> torch.nn.Module:
+    """Returns the network in PyTorch's default initialisation, which is a function of `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network.module(image_size, classes)
+
+
+def seed_of(*key: int | str) -> int:
+    """Returns a seed (60 bits) that is a function of the key alone."""
+    return int(fingerprint(key, 15), 16)
+
+
+def architectures_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Returns a row an architecture; a loss that is not finite is missing."""
+    return pd.DataFrame(rows).astype({"predicted_loss": float, "random_loss": float})
+
+
+def summarise(architectures: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row a split: mean, standard error and maximum over its architectures.
+
+    `nonfinite` counts the architectures whose loss with predicted parameters is not finite. A split of one
+    architecture has no standard error.
+    """
+    splits = architectures.groupby("split", sort=False)
+    predicted, random = splits["predicted_top1"], splits["random_top1"]
+    summary = {
+        "architectures": splits.size(),
+        "predicted_top1": predicted.mean(),
+        "predicted_top1_error": predicted.sem(),
+        "predicted_top1_max": predicted.max(),
+        "predicted_top5": splits["predicted_top5"].mean(),
+        "random_top1": random.mean(),
+        "random_top1_error": random.sem(),
+        "random_top1_max": random.max(),
+        "random_top5": splits["random_top5"].mean(),
+        "nonfinite": architectures["predicted_loss"].isna().groupby(architectures["split"]).sum(),
+    }
+    return pd.DataFrame(summary).loc[list(splits.groups)].rename_axis("split").reset_index()
+
+
+def metrics_of(summary: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Returns the headline figures of each split."""
+    columns = ("predicted_top1", "predicted_top1_max", "random_top1", "nonfinite")
+    return {row["split"]: {name: row[name] for name in columns} for row in summary.to_dict("records")}
+
+
+def _print_summary(summary: pd.DataFrame) -> None:
+    rows = [
+        {
+            "split": row.split,
+            "networks": str(row.architectures),
+            "predicted": percent(row.predicted_top1, row.predicted_top1_error),
+            "best": percent(row.predicted_top1_max),
+            "top-5": percent(row.predicted_top5),
+            "random": percent(row.random_top1, row.random_top1_error),
+            "best ": percent(row.random_top1_max),
+        }
+        for row in summary.itertuples()
+    ]
+    print_table("Top-1 with predicted parameters and with random initialisation", rows)
+    if summary["nonfinite"].any():
+        log.warning("%d networks have no finite loss with predicted parameters", summary["nonfinite"].sum())
