@@ -1,0 +1,97 @@
+"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them, and a check of the settings."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.params import load_params
+
+app = typer.Typer(
+    help="Graph hypernetworks: predict all parameters of networks never seen. Stages run in this order.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """What the user can mend is said in its own words, without a traceback, and exits with status 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@explained
+def params(params: ParamsFile = Path("params.yaml")) -> None:
+    """Check the settings and say what they are."""
+    settings = load_params(params)
+    print(f"{params} is valid: {settings.dataset}, meta-batch {settings.meta_batch}, {settings.train.steps} steps")
+
+
+@app.command()
+@explained
+def generate(params: ParamsFile = Path("params.yaml")) -> None:
+    """Sample the architectures of all splits into sharded Parquet."""
+    from pipeline.generate import generate as stage
+
+    stage(load_params(params))
+
+
+@app.command()
+@explained
+def train(params: ParamsFile = Path("params.yaml")) -> None:
+    """Train a hypernetwork on the training architectures and images."""
+    from pipeline.train import train as stage
+
+    stage(load_params(params))
+
+
+@app.command()
+@explained
+def evaluate(params: ParamsFile = Path("params.yaml")) -> None:
+    """Score predicted parameters on every split, beside random ones."""
+    from pipeline.evaluate import evaluate as stage
+
+    stage(load_params(params))
+
+
+@app.command()
+@explained
+def finetune(params: ParamsFile = Path("params.yaml")) -> None:
+    """Transfer to other data sets, from predicted and from random parameters."""
+    from pipeline.finetune import finetune as stage
+
+    stage(load_params(params))
+
+
+@app.command()
+@explained
+def report(params: ParamsFile = Path("params.yaml")) -> None:
+    """Draw the plots and tables and write one page of all results."""
+    from pipeline.report import report as stage
+
+    stage(load_params(params))
+
+
+if __name__ == "__main__":
+    app()
