@@ -75,12 +75,20 @@ class TrainSettings(Section):
     widths: Annotated[list[Width], Field(min_length=1)]
     head_widths: Annotated[list[Count], Field(min_length=1)]
     max_nodes: Count
+    slices: Count
     workers: Count
     cpus_per_worker: Count
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)]
     precision: Literal["fp32", "bf16"]
+    log_every: Count
     checkpoint_every: Count
     max_failures: Natural
+
+    @model_validator(mode="after")
+    def _work_for_all(self) -> TrainSettings:
+        if self.workers > self.slices:
+            raise ValueError(f"workers = {self.workers}: must be at most slices = {self.slices}, or some have no work")
+        return self
 
     @model_validator(mode="after")
     def _sorted(self) -> TrainSettings:

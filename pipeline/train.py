@@ -1,8 +1,12 @@
 """Stage `train`: Ray Train workers share each step's meta-batch and train one hypernetwork.
 
-Every worker knows the whole meta-batch and computes its slice; the sum of all slices' gradients is the gradient of
-one process computing all of it. What a step draws depends on (seed, step) alone, so a run goes on from its last
-checkpoint, also on another number of workers, as if nothing had happened.
+Every worker knows the whole meta-batch, which is cut into a fixed number of slices; whole slices are shared among the
+workers. What a step draws depends on (seed, step) alone, a slice gives the same gradient whoever computes it, and the
+sum of them is taken in double precision. So the number of workers, and when they change, does not change the run.
+
+A sum in single precision would: its last digit depends on the order, the gradient of target networks amplifies that a
+thousandfold (a picture's background is thousands of equal pixels, all on the same side of a ReLU's kink), and after
+four steps two runs that differ in it have nothing in common but their statistics.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import math
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +32,6 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ghn.hypernetwork import GHN, GHNConfig
 from ghn.training import (
@@ -47,6 +51,8 @@ from pipeline.params import Params, fingerprint
 from pipeline.results import MANIFEST, image_cache, results_folder, storage_url, write_csv, write_json
 from pipeline.step_log import StepLog, follow
 from pipeline.tracking import StageRun, stage_run
+
+Row = dict[str, float]
 
 MOST_DROPPED = 0.1
 """The run stops when more than this share of the last hundred steps' architectures had to be dropped."""
@@ -179,27 +185,27 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             settings.head_widths,
             settings.max_nodes,
         )
-        mine = share_out([item.cost for item in drawn], workers)[rank]
+        slices = share_out([item.cost for item in drawn], min(settings.slices, params.meta_batch))
+        mine = share_out([sum(drawn[position].cost for position in part) for part in slices], workers)[rank]
         pixels, labels = training_batch(images, params.seed, step, settings.batch, augmentation)
+        pixels, labels = pixels.to(device), labels.to(device)
         rate = learning_rate(settings.learning_rate, step, settings.steps, settings.milestones, settings.decay)
 
-        state.optimizer.zero_grad()
-        drawing = time.perf_counter() - started
-        slice_result = accumulate_slice(
-            state.ghn, {p: drawn[p] for p in mine}, pixels.to(device), labels.to(device), step, step_settings
-        )
-        slice_result.graph_seconds += drawing
-        row = combine(state.ghn, slice_result, params.meta_batch, device)
+        total = StepTotal(state.ghn, params.meta_batch)
+        total.graph_seconds = time.perf_counter() - started
+        for index in mine:
+            part = {position: drawn[position] for position in slices[index]}
+            total.add(accumulate_slice(state.ghn, part, pixels, labels, step, step_settings))
+        row = total.combine(workers)
         row |= {"step": step + 1, "learning_rate": rate, "gradient_norm": state.update(rate, settings.clip)}
         row["step_seconds"] = time.perf_counter() - started
         row["images_per_second"] = settings.batch * params.meta_batch / row["step_seconds"]
         row["architectures_per_second"] = params.meta_batch / row["step_seconds"]
-        state.step += 1
-        state.history.append(row)
-        if rank == 0:
-            step_log.add.remote([row])
 
-        diverged = _diverged(state.history, params.meta_batch)
+        logged = state.finish_step(row, settings.log_every)
+        if logged is not None and rank == 0:
+            step_log.add.remote([logged])
+        diverged = sum(state.dropped) > MOST_DROPPED * state.dropped.maxlen * params.meta_batch
         if state.step % settings.checkpoint_every == 0 or state.step == settings.steps or diverged:
             report(state, rank, diverged)
         if diverged:
@@ -207,12 +213,21 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
 
 class TrainingState:
-    """All that a run needs to go on: hypernetwork, optimiser, step and history."""
+    """All that a run needs to go on.
+
+    Attributes:
+        step: optimisation steps taken.
+        history: for every `log_every` steps a row of their means.
+        pending: the rows of the steps since the last row of the history.
+        dropped: architectures that were dropped in each of the last hundred steps.
+    """
 
     def __init__(self, ghn: GHN, optimizer: torch.optim.Optimizer):
         self.ghn, self.optimizer = ghn, optimizer
         self.step = 0
-        self.history: list[dict[str, float]] = []
+        self.history: list[Row] = []
+        self.pending: list[Row] = []
+        self.dropped: deque[int] = deque(maxlen=100)
 
     @classmethod
     def new(cls, params: Params, num_classes: int, device: torch.device) -> TrainingState:
@@ -230,6 +245,18 @@ class TrainingState:
         self.optimizer.step()
         return norm.item()
 
+    def finish_step(self, row: Row, log_every: int) -> Row | None:
+        """Counts a step; returns the row that the history got, if one is complete."""
+        self.step += 1
+        self.dropped.append(int(row["dropped"]))
+        self.pending.append(row)
+        if self.step % log_every:
+            return None
+        means = pd.DataFrame(self.pending).mean().to_dict()  # without what is not a number
+        self.history.append(means | {"step": self.step, "dropped": sum(r["dropped"] for r in self.pending)})
+        self.pending = []
+        return self.history[-1]
+
     def save(self, folder: Path) -> None:
         self.ghn.save(folder / "ghn")
         tensors = {
@@ -238,7 +265,8 @@ class TrainingState:
             for name, value in values.items()
         }
         save_file(tensors, folder / "optimizer.safetensors")
-        (folder / "history.json").write_text(json.dumps(self.history))
+        progress = {"step": self.step, "pending": self.pending, "dropped": list(self.dropped), "history": self.history}
+        (folder / "progress.json").write_text(json.dumps(progress))
 
     def load(self, folder: Path) -> None:
         self.ghn.load_state_dict(GHN.from_pretrained(folder / "ghn").state_dict())
@@ -248,46 +276,69 @@ class TrainingState:
             index, name = key.split(".")
             contents["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(contents)
-        self.history = json.loads((folder / "history.json").read_text())
-        self.step = len(self.history)
+        progress = json.loads((folder / "progress.json").read_text())
+        self.step, self.history, self.pending = progress["step"], progress["history"], progress["pending"]
+        self.dropped.extend(progress["dropped"])
 
 
-def combine(ghn: GHN, result: SliceResult, meta_batch: int, device: torch.device) -> dict[str, float]:
-    """Adds up all workers' gradients and results; leaves the mean gradient in `.grad` and returns the step's row.
+class StepTotal:
+    """The sum of a step's slices: of the gradients (double precision), scores and times."""
 
-    One collective carries everything: the gradient, each architecture's loss and top-1, and whether it counted.
-    """
-    parameters = list(ghn.parameters())
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    scores = torch.zeros(3, meta_batch)
-    for position, loss in result.losses.items():
-        if math.isfinite(loss):
-            scores[:, position] = torch.tensor([loss, result.top1[position], 1.0])
-    times = torch.tensor([result.graph_seconds, result.hypernetwork_seconds, result.target_seconds])
-    message = torch.cat([flat, scores.flatten().to(device), times.to(device)])
-    started = time.perf_counter()
-    if dist.is_initialized():
-        dist.all_reduce(message)
-    communication = time.perf_counter() - started
-    workers = dist.get_world_size() if dist.is_initialized() else 1
-    gradient, rest = message[: len(flat)], message[len(flat) :].cpu()
-    scores, times = rest[: 3 * meta_batch].view(3, meta_batch), rest[3 * meta_batch :] / workers
-    kept = int(scores[2].sum())
-    _spread(gradient / max(kept, 1), parameters)
-    return {
-        "loss": float(scores[0].sum() / kept) if kept else math.nan,
-        "top1": float(scores[1].sum() / kept) if kept else math.nan,
-        "dropped": meta_batch - kept,
-        "graph_seconds": float(times[0]),
-        "hypernetwork_seconds": float(times[1]),
-        "target_seconds": float(times[2]),
-        "communication_seconds": communication,
-    }
+    def __init__(self, ghn: GHN, meta_batch: int):
+        self.parameters = list(ghn.parameters())
+        for parameter in self.parameters:
+            parameter.grad = None
+        count = sum(parameter.numel() for parameter in self.parameters)
+        self.gradient = torch.zeros(count, dtype=torch.float64, device=self.parameters[0].device)
+        self.scores = torch.zeros(3, meta_batch, dtype=torch.float64)  # loss, top-1, and 1 where an architecture counts
+        self.graph_seconds = self.hypernetwork_seconds = self.target_seconds = 0.0
+
+    def add(self, result: SliceResult) -> None:
+        """Adds a slice, whose gradient it takes from `.grad`."""
+        parts = self.gradient.split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            if parameter.grad is not None:
+                part += parameter.grad.flatten()
+                parameter.grad = None
+        for position, loss in result.losses.items():
+            if math.isfinite(loss):
+                self.scores[:, position] = torch.tensor([loss, result.top1[position], 1.0])
+        self.graph_seconds += result.graph_seconds
+        self.hypernetwork_seconds += result.hypernetwork_seconds
+        self.target_seconds += result.target_seconds
+
+    def combine(self, workers: int) -> Row:
+        """Adds up all workers' totals, leaves the mean gradient in `.grad`, and returns the step's row.
+
+        One collective carries everything. Times are means over the workers.
+        """
+        times = torch.tensor([self.graph_seconds, self.hypernetwork_seconds, self.target_seconds]).double()
+        device = self.gradient.device
+        message = torch.cat([self.gradient, self.scores.flatten().to(device), times.to(device)])
+        started = time.perf_counter()
+        if workers > 1:
+            dist.all_reduce(message)
+        communication = time.perf_counter() - started
+        gradient, rest = message[: len(self.gradient)], message[len(self.gradient) :].cpu()
+        losses, top1, counts = rest[:-3].view(3, -1)
+        kept = int(counts.sum())
+        parts = (gradient / max(kept, 1)).float().split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return {
+            "loss": float(losses.sum() / kept) if kept else math.nan,
+            "top1": float(top1.sum() / kept) if kept else math.nan,
+            "dropped": len(counts) - kept,
+            "graph_seconds": float(rest[-3]) / workers,
+            "hypernetwork_seconds": float(rest[-2]) / workers,
+            "target_seconds": float(rest[-1]) / workers,
+            "communication_seconds": communication,
+        }
 
 
 def report(state: TrainingState, rank: int, diverged: bool) -> None:
     """Hands a checkpoint to Ray Train, which stores it before the workers go on."""
-    metrics = {"step": state.step, "diverged": diverged, "loss": state.history[-1]["loss"]}
+    metrics = {"step": state.step, "diverged": diverged}
     if rank != 0:
         ray.train.report(metrics)
         return
@@ -298,16 +349,6 @@ def report(state: TrainingState, rank: int, diverged: bool) -> None:
 
 def _training_set(split: Split) -> TrainingSet:
     return TrainingSet(**split.columns("nodes", "parameters", "flops"), read=split.read)
-
-
-def _spread(flat: Tensor, parameters: list[torch.nn.Parameter]) -> None:
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
-
-
-def _diverged(history: list[dict[str, float]], meta_batch: int) -> bool:
-    recent = history[-100:]
-    return sum(row["dropped"] for row in recent) > MOST_DROPPED * 100 * meta_batch
 
 
 def _require_resources(params: Params) -> None:
