@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +42,14 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def run_stage(stage: str, file: Path) -> None:
+    """Runs the function `pipeline.<stage>.<stage>`, imported once the settings are known to be valid."""
+    params = load_params(file)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    getattr(import_module(f"pipeline.{stage}"), stage)(params)
+
+
 @app.command()
 @explained
 def params(params: ParamsFile = Path("params.yaml")) -> None:
@@ -52,45 +62,35 @@ def params(params: ParamsFile = Path("params.yaml")) -> None:
 @explained
 def generate(params: ParamsFile = Path("params.yaml")) -> None:
     """Sample the architectures of all splits into sharded Parquet."""
-    from pipeline.generate import generate as stage
-
-    stage(load_params(params))
+    run_stage("generate", params)
 
 
 @app.command()
 @explained
 def train(params: ParamsFile = Path("params.yaml")) -> None:
     """Train a hypernetwork on the training architectures and images."""
-    from pipeline.train import train as stage
-
-    stage(load_params(params))
+    run_stage("train", params)
 
 
 @app.command()
 @explained
 def evaluate(params: ParamsFile = Path("params.yaml")) -> None:
     """Score predicted parameters on every split, beside random ones."""
-    from pipeline.evaluate import evaluate as stage
-
-    stage(load_params(params))
+    run_stage("evaluate", params)
 
 
 @app.command()
 @explained
 def finetune(params: ParamsFile = Path("params.yaml")) -> None:
     """Transfer to other data sets, from predicted and from random parameters."""
-    from pipeline.finetune import finetune as stage
-
-    stage(load_params(params))
+    run_stage("finetune", params)
 
 
 @app.command()
 @explained
 def report(params: ParamsFile = Path("params.yaml")) -> None:
     """Draw the plots and tables and write one page of all results."""
-    from pipeline.report import report as stage
-
-    stage(load_params(params))
+    run_stage("report", params)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,14 @@ def ray_cluster(address: str | None = None, num_cpus: int | None = None) -> Iter
 def _start(num_cpus: int | None) -> None:
     # Ray tells at each start that it protects the cluster by a token: true, and nothing to act on.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        # What workers print is Ray talking to itself; it stays in Ray's log files. Errors reach the driver anyway.
+        log_to_driver=False,
+    )
 
 
 def _connect(address: str) -> None:
