@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +133,23 @@ def _read_shard(place: str, sha256: str) -> pa.Table:
 
 
 class ArchitectureStore:
-    """All splits that the manifest names, and `predefined`."""
+    """All splits that the manifest names (`splits`, by name), and `predefined`.
+
+    Raises UserError if the manifest is missing or damaged.
+    """
 
     def __init__(self, storage: str, manifest: str | Path = MANIFEST):
         path = Path(manifest)
         if not path.is_file():
             raise UserError(f"{path} not found: stage generate writes it, run `dvc repro generate`")
-        self.storage = storage
-        self.manifest: dict[str, Any] = json.loads(path.read_text())
-
-    @cached_property
-    def splits(self) -> dict[str, Split]:
-        """The sampled splits by name."""
-        return {
-            name: Split(name, storage_url(self.storage, entry["folder"]), [Shard(**s) for s in entry["shards"]])
-            for name, entry in self.manifest["splits"].items()
-        }
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            self.splits = {
+                name: Split(name, storage_url(storage, entry["folder"]), [Shard(**s) for s in entry["shards"]])
+                for name, entry in self.manifest["splits"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: `dvc repro --force generate` writes it again") from error
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
