@@ -1,0 +1,90 @@
+"""What users type, and what they read when it is wrong: each a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import small_settings
+
+from ghn import GHN, GHNConfig
+from pipeline.generate import generate
+from pipeline.params import Params
+
+STAGES = ("generate", "train", "evaluate", "finetune", "report")
+
+
+def ghn(*arguments: str) -> tuple[int, str]:
+    """Exit status and what was printed on the standard error."""
+    command = [Path(sys.executable).with_name("ghn"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr.strip()
+
+
+def assert_refused(*arguments: str, names: tuple[str, ...]) -> None:
+    status, message = ghn(*arguments)
+    assert status == 1, message
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 3
+    assert all(name in message for name in names), message
+
+
+def test_valid_settings_are_confirmed(small_project: Callable[..., Params]) -> None:
+    small_project()
+    done = subprocess.run([Path(sys.executable).with_name("ghn"), "params"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("params.yaml is valid: digits")
+
+
+def test_every_stage_has_a_command_that_says_what_it_does() -> None:
+    done = subprocess.run([Path(sys.executable).with_name("ghn"), "--help"], capture_output=True, text=True)
+    assert all(stage in done.stdout for stage in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_impossible_settings_stop_every_stage(small_project: Callable[..., Params], stage: str) -> None:
+    small_project()
+    Path("params.yaml").write_text(yaml.safe_dump(small_settings(meta_batch=0)))
+    assert_refused(stage, names=("meta_batch = 0", "must be", "params.yaml"))
+    assert {path.name for path in Path().iterdir()} == {"params.yaml"}
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(small_project: Callable[..., Params]) -> None:
+    small_project()
+    Path("params.yaml").write_text(yaml.safe_dump({**small_settings(), "meta_bath": 3}))
+    assert_refused("train", names=("meta_bath", "did you mean meta_batch?"))
+
+
+@pytest.mark.slow
+def test_bad_inputs_of_training_are_named_and_nothing_is_written(small_project: Callable[..., Params]) -> None:
+    params = small_project()
+    assert_refused("train", names=("results/generate/manifest.json", "dvc repro generate"))
+    generate(params)
+
+    small_project(dataset="nope")
+    assert_refused("train", names=("nope", "mnist_5k"))
+    Path("pictures/cats").mkdir(parents=True)
+    small_project(dataset="pictures")
+    assert_refused("train", names=("pictures",))
+
+    small_project()
+    shard = next(Path("storage/architectures/train").rglob("*.parquet"))
+    shard.unlink()
+    assert_refused("train", names=(shard.name, "missing", "dvc repro --force generate"))
+    assert not Path("results/train").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_is_named(small_project: Callable[..., Params]) -> None:
+    generate(small_project())
+    folder = Path("results/train/checkpoint")
+    GHN(GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=5)).save(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for stage in ("evaluate", "finetune"):
+        assert_refused(stage, names=(str(weights), "dvc repro --force train"))
+        assert not Path(f"results/{stage}").exists()

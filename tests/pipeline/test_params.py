@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.params import Params, fingerprint, load_params
+
+ROOT = Path(__file__).parents[2]
+VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def refused(tmp_path: Path, change: dict) -> str:
+    """What is said about the project's settings with some values changed."""
+    values = {key: value.copy() if isinstance(value, dict) else value for key, value in VALUES.items()}
+    for name, value in change.items():
+        section, _, key = name.rpartition(".")
+        (values[section] if section else values)[key] = value
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 3
+    return message
+
+
+@pytest.mark.parametrize(
+    "file", ["params.yaml", "params/cifar10.yaml", "params/imagenet.yaml", "params/fashion_mnist.yaml"]
+)
+def test_every_settings_file_is_valid_and_complete(file: str) -> None:
+    params = load_params(ROOT / file)
+    values = yaml.safe_load((ROOT / file).read_text())
+    assert params == Params.model_validate(values)
+    for section, defaults in VALUES.items():  # a ready file is no patch: it shows every knob
+        assert not isinstance(defaults, dict) or set(values[section]) == set(defaults)
+
+
+def test_the_papers_settings_are_the_papers() -> None:
+    cifar10, imagenet = (load_params(ROOT / f"params/{name}.yaml") for name in ("cifar10", "imagenet"))
+    for params, images, batch, classes_smoothing in ((cifar10, 50_000, 64, 0.0), (imagenet, 1_281_167, 256, 0.1)):
+        assert (params.meta_batch, params.train.batch, params.train.label_smoothing) == (8, batch, classes_smoothing)
+        assert params.train.steps * batch / images == pytest.approx(300, rel=1e-3)
+        assert params.generate.train == 1_000_000
+        assert (params.generate.test, params.generate.wide) == (500, 100)
+        assert params.train.widths == list(range(32, 129, 16))
+        assert params.train.head_widths == list(range(64, 513, 64))
+        assert params.train.milestones == pytest.approx([2 / 3, 5 / 6], abs=1e-3)
+        assert (params.train.learning_rate, params.train.weight_decay, params.train.clip) == (1e-3, 1e-5, 5)
+        assert params.train.architecture_clip is None
+        assert (params.hypernetwork.hidden, params.hypernetwork.virtual_edges) == (32, 50)
+    assert (cifar10.images.size, cifar10.hypernetwork.kernel) == (32, 11)
+    assert (imagenet.images.size, imagenet.hypernetwork.kernel) == (224, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"meta_batch": 0}, "meta_batch = 0"),
+        ({"meta_batch": "many"}, 'meta_batch = "many"'),
+        ({"images.size": 7}, "images.size = 7"),
+        ({"images.size": 225}, "at most 224"),
+        ({"train.learning_rate": 0}, "train.learning_rate = 0"),
+        ({"train.learning_rate": float("inf")}, "train.learning_rate"),
+        ({"train.widths": [12]}, "multiple of 8"),
+        ({"train.widths": [32, 16]}, "increasing order"),
+        ({"train.milestones": [0.9, 0.5]}, "train.milestones"),
+        ({"train.precision": "fp16"}, "fp32"),
+        ({"hypernetwork.variant": "ghn3"}, "ghn2"),
+        ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
+        ({"seed": -1}, "at least 0"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, change: dict, expected: str) -> None:
+    message = refused(tmp_path, change)
+    assert expected in message
+    assert "must be" in message
+
+
+def test_a_misspelt_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    assert "did you mean meta_batch?" in refused(tmp_path, {"meta_bach": 4})
+    assert "did you mean steps?" in refused(tmp_path, {"train.step": 4})
+
+
+def test_many_problems_are_told_in_three_lines(tmp_path: Path) -> None:
+    assert "and 2 more" in refused(tmp_path, {"seed": -1, "meta_batch": 0, "train.steps": 0, "train.batch": 1})
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "seed: [\n", "seed"])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml not found"):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    values = {key: value for key, value in VALUES.items() if key != "seed"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="seed is missing"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_fingerprint_depends_on_every_value_and_not_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [2, None]}) == fingerprint({"b": [2, None], "a": 1})
+    assert len({fingerprint({"a": value}) for value in (1, 2, 1.5, "1", None, True)}) == 6
