@@ -125,6 +125,7 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Genotype:
+        _require(record, [field.name for field in fields(cls)], "genotype")
         return cls(
             normal=tuple((operation, int(source)) for operation, source in record["normal"]),
             normal_concat=tuple(record["normal_concat"]),
@@ -165,6 +166,8 @@ class Architecture(Network):
             raise ValueError(f"norm = {self.norm!r}: must be 'bnorm' or null")
         if self.fc_layers not in (1, 2):
             raise ValueError(f"fc_layers = {self.fc_layers}: must be 1 or 2")
+        if self.fc_dim < 1:
+            raise ValueError(f"fc_dim = {self.fc_dim}: must be at least 1")
         if self.has_msa and self.C % 8:
             raise ValueError(f"C = {self.C}: must be divisible by the 8 heads of msa")
         if not self.preproc and (self.C_mult > 1 or self.n_states > 1):
@@ -200,11 +203,15 @@ class Architecture(Network):
         Raises:
             ValueError: a field is missing or impossible.
         """
-        missing = [key for key in ("genotype", "n_cells") if key not in record]
-        if missing:
-            raise ValueError(f"architecture record without {' and '.join(missing)}")
+        _require(record, ["genotype", "n_cells"], "architecture record")
         known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         return cls(**{**known, "genotype": Genotype.from_dict(record["genotype"])})
+
+
+def _require(record: dict[str, Any], keys: list[str], what: str) -> None:
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise ValueError(f"{what} without {' and '.join(missing)}")
 
 
 def network_from_dict(record: dict[str, Any]) -> Network:

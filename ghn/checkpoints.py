@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -69,24 +68,37 @@ def load_public_checkpoint(path: str | Path) -> GHN:
         raise CheckpointError(f"{path} not found")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what a damaged pickle raises is anybody's guess
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} cannot be loaded without executing code, or is damaged: {reason}") from error
     if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
         raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
-    weights = {_our_name(name): tensor for name, tensor in contents["state_dict"].items()}
+    state = contents["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
+    try:
+        config = _our_config(contents["config"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
+    weights = {_our_name(name): tensor for name, tensor in state.items()}
     # 1×1 convolutions of the published decoders are linear layers here.
     weights = {name: t[:, :, 0, 0] if t.dim() == 4 else t for name, t in weights.items()}
-    return _with_weights(GHN(_our_config(contents["config"])), weights, path)
+    return _with_weights(GHN(config), weights, path)
 
 
 def _our_config(config: dict) -> GHNConfig:
+    """Our configuration; ValueError for combinations that are neither GHN-2 nor GHN-1 nor MLP."""
     kernel = config["max_shape"][-1]
     graph_variant = "ghn2" if config["ve"] else "ghn1"
+    variant = "mlp" if config["hypernet"] == "mlp" else graph_variant
+    expected = {"decoder": "conv", "weight_norm": variant != "ghn1", "layernorm": variant != "ghn1"}
+    for key, value in expected.items():
+        if config[key] != value:
+            raise ValueError(f"{key} = {config[key]!r}: must be {value!r} for {variant}")
     return GHNConfig(
         num_classes=config["num_classes"],
         image_size=224 if kernel > 11 else 32,
-        variant="mlp" if config["hypernet"] == "mlp" else graph_variant,
+        variant=variant,
         hidden=config["hid"],
         kernel=kernel,
     )

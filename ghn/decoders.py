@@ -121,8 +121,10 @@ class ParameterDecoder(nn.Module):
         self.vectors = VectorDecoder(hidden, num_classes)
 
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> list[dict[str, Tensor]]:
-        """For each graph its parameters by name, in the shapes of the target networks."""
+        """For each graph its parameters by name, in the shapes of the target networks and the order of its nodes."""
         predicted: list[dict[str, Tensor]] = [{} for _ in range(batch.num_graphs)]
+        for i, node in enumerate(batch.nodes):  # names first: decoding goes by shape
+            predicted[batch.graph_of[i]].update(dict.fromkeys(p.name for p in node.parameters))
         with_weight = [i for i, node in enumerate(batch.nodes) if _has_weight(node)]
         with_vector = [i for i, node in enumerate(batch.nodes) if node.parameters and not _has_weight(node)]
         for i, parameter, tensor in (

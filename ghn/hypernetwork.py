@@ -42,11 +42,11 @@ class GHNConfig:
     def __post_init__(self) -> None:
         if self.variant not in ("ghn2", "ghn1", "mlp"):
             raise ValueError(f"variant = {self.variant!r}: must be ghn2, ghn1 or mlp")
+        for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: must be an integer, at least 1")
         if self.hidden < 8 or self.hidden % 8:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of 8, at least 8")
-        for name in ("num_classes", "image_size", "kernel", "virtual_edges"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
 
     @property
     def longest_edge(self) -> int:

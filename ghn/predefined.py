@@ -21,13 +21,13 @@ class ResNet(Network):
     C: int = 64
 
     def to_dict(self) -> dict[str, Any]:
-        return {"predefined": self.name, "C": self.C}
+        return {"predefined": self.name, "blocks": list(self.blocks), "C": self.C}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ResNet:
         if record["predefined"] != "resnet50":
             raise ValueError(f"predefined = {record['predefined']!r}: must be 'resnet50'")
-        return cls(C=record.get("C", 64))
+        return cls(blocks=tuple(record.get("blocks", cls.blocks)), C=record.get("C", cls.C))
 
     def compile(self, image_size: int, num_classes: int) -> Program:
         build = ProgramBuilder(image_size, num_classes)

@@ -198,6 +198,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             total.add(accumulate_slice(state.ghn, part, pixels, labels, step, step_settings))
         row = total.combine(workers)
         row |= {"step": step + 1, "learning_rate": rate, "gradient_norm": state.update(rate, settings.clip)}
+        if math.isnan(row["gradient_norm"]):
+            row["dropped"] = params.meta_batch
         row["step_seconds"] = time.perf_counter() - started
         row["images_per_second"] = settings.batch * params.meta_batch / row["step_seconds"]
         row["architectures_per_second"] = params.meta_batch / row["step_seconds"]
@@ -238,8 +240,10 @@ class TrainingState:
         return cls(ghn, torch.optim.Adam(ghn.parameters(), weight_decay=params.train.weight_decay))
 
     def update(self, rate: float, clip: float) -> float:
-        """Takes one optimiser step; returns the gradient's norm before it was clipped."""
+        """Takes one optimiser step, unless the gradient is not finite; returns its norm before it was clipped."""
         norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), clip)
+        if not norm.isfinite():
+            return math.nan
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -378,8 +382,8 @@ def _finish(params: Params, run: StageRun, checkpoint: Path, num_images: int, se
     state.load(checkpoint)
     if state.step < params.train.steps:
         raise UserError(
-            f"training diverged at step {state.step}: the loss of more than {MOST_DROPPED:.0%} of the architectures "
-            "was not finite\nlower train.learning_rate or set train.architecture_clip"
+            f"training diverged at step {state.step}: the loss or gradient of more than {MOST_DROPPED:.0%} of the "
+            "architectures was not finite\nlower train.learning_rate or set train.architecture_clip"
         )
     folder = results_folder("train")
     state.ghn.save(folder / "checkpoint")
