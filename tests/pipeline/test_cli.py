@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import small_settings
+from small_settings import small_settings
 
 from ghn import GHN, GHNConfig
 from pipeline.generate import generate

@@ -13,8 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 import ray
-from conftest import ROOT, small_settings
 from ray.cluster_utils import Cluster
+from small_settings import ROOT, small_settings
 
 from ghn import GHN
 from pipeline.cluster import ray_cluster
@@ -90,8 +90,9 @@ def in_background() -> subprocess.Popen:
 
 
 def wait_for_checkpoint(process: subprocess.Popen) -> None:
+    """Until Ray Train has noted a checkpoint as one to go on from."""
     deadline = time.monotonic() + 120
-    while not list(Path("storage/training").glob("*/checkpoint_*/progress.json")):
+    while not any("checkpoint_" in file.read_text() for file in Path("storage/training").glob("*/*snapshot.json")):
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.02)

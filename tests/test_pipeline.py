@@ -1,0 +1,108 @@
+"""The pipeline as users run it: DVC in a clone of the repository, with settings so small that it takes a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from small_settings import ROOT, small_settings
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["generate", "train", "evaluate", "finetune", "report"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the repository holds, committed in a new place with small settings and run once."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(small_settings(evaluate={"width": 8, "head_width": 16})))
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "config", "user.email", "reader@example.org")
+    run(folder, "git", "config", "user.name", "Reader")
+    save(folder, "begin")
+    output = run(folder, "dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == STAGES
+    save(folder, "run")
+    return folder
+
+
+def run(folder: Path, *command: str, fails: bool = False) -> str:
+    scripts = str(Path(sys.executable).parent)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    }
+    environment |= {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def save(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", message)
+
+
+def test_every_stage_leaves_its_results(clone: Path) -> None:
+    results = clone / "results"
+    evaluated = pd.read_csv(results / "evaluate/summary.csv")
+    assert list(evaluated["split"]) == ["test", "wide", "deep", "dense", "bn_free", "predefined"]
+    assert evaluated["predicted_top1"].between(0, 1).all()
+    assert len(pd.read_csv(results / "train/history.csv")) == 6
+    for stage in ("train", "evaluate", "finetune"):
+        json.loads((results / stage / "metrics.json").read_text())
+    page = (results / "report/index.html").read_text()
+    assert "digits" in page
+    for plot in ("accuracy", "training", "finetuning"):
+        assert (results / f"report/{plot}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_has_nothing_to_do_and_says_so_at_once(clone: Path) -> None:
+    started = time.monotonic()
+    output = run(clone, "dvc", "repro")
+    assert time.monotonic() - started < 10
+    assert "Running stage" not in output
+    assert "up to date" in output
+
+
+def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_metrics(clone: Path) -> None:
+    manifest = (clone / "results/generate/manifest.json").read_bytes()
+    before = json.loads((clone / "results/train/metrics.json").read_text())
+    output = run(clone, "dvc", "exp", "run", "--name", "smaller", "-S", "meta_batch=2")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == STAGES[1:]
+    assert (clone / "results/generate/manifest.json").read_bytes() == manifest
+
+    table = pd.read_csv(pd.io.common.StringIO(run(clone, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
+    losses = table["results/train/metrics.json:loss"] if "results/train/metrics.json:loss" in table else table["loss"]
+    assert losses["smaller"] != pytest.approx(before["loss"])
+    rows = table[table["meta_batch"] == 3]
+    assert losses[rows.index].notna().any()
+    run(clone, "git", "checkout", "--quiet", "--", ".")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("meta_batch=0", "meta_batch = 0"), ("dataset=nope", "nope"), ("+meta_bach=2", "did you mean meta_batch?")],
+)
+def test_a_bad_setting_stops_an_experiment_before_any_work(clone: Path, setting: str, expected: str) -> None:
+    save_point = {path: path.stat().st_mtime_ns for path in (clone / "results/evaluate").iterdir()}
+    output = run(clone, "dvc", "exp", "run", "-S", setting, fails=True)
+    message = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1
+    assert expected in message[0]
+    run(clone, "git", "checkout", "--quiet", "--", ".")
+    run(clone, "dvc", "checkout", "--force")
+    assert {path: path.stat().st_mtime_ns for path in save_point} == save_point
