@@ -107,10 +107,7 @@ def _fit(params: Params, run: StageRun, folder: str, filesystem: Any, path: str)
     try:
         return trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(
-            f"training stopped after {settings.max_failures} restarts: {_last_line(error)}\n"
-            "what is done is kept: `dvc repro` goes on from the last checkpoint"
-        ) from error
+        raise UserError(_explain(error, settings.max_failures)) from error
     finally:
         stop.set()
         follower.join()
@@ -370,10 +367,16 @@ def _require_resources(params: Params) -> None:
             )
 
 
-def _last_line(error: BaseException) -> str:
-    """What went wrong, without Ray's many lines of where."""
+def _explain(error: ray.train.TrainingFailedError, restarts: int) -> str:
+    """What went wrong in at most three lines, without Ray's many lines of where."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        if isinstance(failure, (UserError, ValueError)):  # ours, or the library's: they explain themselves
+            return "\n".join(str(failure).splitlines()[:3])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]
+    return (
+        f"training stopped after {restarts} restarts: {lines[-1][:200]}\n"
+        "what is done is kept: the same command goes on from the last checkpoint"
+    )
 
 
 def _finish(params: Params, run: StageRun, checkpoint: Path, num_images: int, seconds: float) -> None:

@@ -129,14 +129,14 @@ def test_the_same_settings_give_the_same_bytes(reference: Reference, project) ->
 
 
 def test_rows_can_be_means_of_several_steps(reference: Reference, project) -> None:
-    train(project({"log_every": 4, "checkpoint_every": 7}))
+    train(project({"log_every": 4, "checkpoint_every": 10}))
     means = reference.history.groupby((reference.history["step"] - 1) // 4)[["loss", "top1"]].mean()
     assert list(history()["step"]) == [4, 8, 12, 16, 20]
     pd.testing.assert_frame_equal(history()[["loss", "top1"]], means, check_index_type=False, check_names=False)
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_with_another_number_of_workers(reference: Reference, project) -> None:
-    project({"checkpoint_every": 3})
+    project({"checkpoint_every": 5})
     process = in_background()
     wait_for_checkpoint(process)
     kill_all(process)
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_another_number_of_workers
 
 
 def test_a_killed_worker_is_replaced_and_no_gradient_is_lost(reference: Reference, project) -> None:
-    project({"workers": 2})
+    project({"workers": 2, "checkpoint_every": 5})
     process = in_background()
     wait_for_checkpoint(process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -177,9 +177,6 @@ def test_what_cannot_be_trained_is_said_before_any_work(project) -> None:
         train(project({"slices": 5, "workers": 5}))
     with pytest.raises(UserError, match="nope"):
         train(project(dataset="nope"))
-    next(Path("storage/architectures/train").glob("*/*.parquet")).unlink()
-    with pytest.raises(UserError, match=r"shard .*parquet is missing"):
-        train(project())
     Path("results/generate/manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json not found.*dvc repro generate"):
         train(project())
