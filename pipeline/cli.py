@@ -1,4 +1,4 @@
-"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them, and a check of the settings."""
+"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def run_stage(stage: str, file: Path) -> None:
 
 @app.command()
 @explained
-def params(params: ParamsFile = Path("params.yaml")) -> None:
-    """Check the settings and say what they are."""
-    settings = load_params(params)
-    print(f"{params} is valid: {settings.dataset}, meta-batch {settings.meta_batch}, {settings.train.steps} steps")
+def check(params: ParamsFile = Path("params.yaml")) -> None:
+    """Check the settings and find the images that they name."""
+    run_stage("check", params)
+    print(f"{params} is valid")
 
 
 @app.command()

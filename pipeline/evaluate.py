@@ -353,4 +353,5 @@ def _print_summary(summary: pd.DataFrame) -> None:
     ]
     print_table("Top-1 with predicted parameters and with random initialisation", rows)
     if summary["nonfinite"].any():
-        log.warning("%d networks have no finite loss with predicted parameters", summary["nonfinite"].sum())
+        counts = (summary["nonfinite"].sum(), summary["architectures"].sum())
+        log.warning("%d of %d networks: no finite loss with predicted parameters", *counts)

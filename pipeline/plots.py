@@ -155,7 +155,7 @@ def training_curves(history: pd.DataFrame, chance: float, width: float = WIDE) -
     _chance_line(top1.axhline, chance)
     handles = [
         Line2D([], [], color=PREDICTED, alpha=0.4, linewidth=0.8, label="each step"),
-        Line2D([], [], color=PREDICTED, linewidth=1.6, label=f"mean of {window:,} steps"),
+        Line2D([], [], color=PREDICTED, linewidth=1.6, label=f"median of {window:,} steps"),
     ]
     if len(drops):
         dashes = Line2D([], [], color=MUTED, linewidth=0.8, dashes=(2, 3), label="learning rate drops")
@@ -272,13 +272,16 @@ def step_parts(history: pd.DataFrame) -> dict[str, float]:
 
 
 def smoothing_window(rows: int) -> int:
-    """Returns how many rows of a history are averaged: 2 % of them, an odd number."""
+    """Returns over how many rows of a history it is smoothed: 2 % of them, an odd number."""
     return 2 * (rows // 100) + 1
 
 
 def smoothed(values: pd.Series, window: int) -> pd.Series:
-    """Returns the means of the `window` values around each one; of fewer at the ends."""
-    return values.rolling(window, center=True, min_periods=1).mean()
+    """Returns the medians of the `window` values around each one; of fewer at the ends.
+
+    Not the means: one network whose loss explodes would lift the curve for a whole window.
+    """
+    return values.rolling(window, center=True, min_periods=1).median()
 
 
 def short_count(number: float) -> str:
@@ -371,7 +374,7 @@ def _label_names(axes: Axes, named: pd.DataFrame) -> None:
 
 def _keep_outliers_out(axes: Axes, raw: pd.Series) -> None:
     """A few huge losses would press the curve flat: they are cut off, and the highest is printed."""
-    top = 1.15 * raw.quantile(0.995)
+    top = 1.15 * raw.quantile(0.97)
     if raw.max() <= 1.3 * top:
         return
     axes.set_ylim(raw.min() - 0.05 * (top - raw.min()), top)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from small_settings import ROOT, small_settings
 
 pytestmark = pytest.mark.slow
 
-STAGES = ["generate", "train", "evaluate", "finetune", "report"]
+STAGES = ["check", "generate", "train", "evaluate", "finetune", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "config", "user.name", "Reader")
     save(folder, "begin")
     output = run(folder, "dvc", "repro")
-    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == STAGES
+    assert stages_run(output) == STAGES
     save(folder, "run")
     return folder
 
@@ -49,6 +50,11 @@ def run(folder: Path, *command: str, fails: bool = False) -> str:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC ran, in order."""
+    return re.findall(r"Running stage '(\w+)'", output)
 
 
 def save(folder: Path, message: str) -> None:
@@ -82,7 +88,7 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     manifest = (clone / "results/generate/manifest.json").read_bytes()
     before = json.loads((clone / "results/train/metrics.json").read_text())
     output = run(clone, "dvc", "exp", "run", "--name", "smaller", "-S", "meta_batch=2")
-    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == STAGES[1:]
+    assert stages_run(output) == [stage for stage in STAGES if stage != "generate"]
     assert (clone / "results/generate/manifest.json").read_bytes() == manifest
 
     table = pd.read_csv(pd.io.common.StringIO(run(clone, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
@@ -98,11 +104,24 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     [("meta_batch=0", "meta_batch = 0"), ("dataset=nope", "nope"), ("+meta_bach=2", "did you mean meta_batch?")],
 )
 def test_a_bad_setting_stops_an_experiment_before_any_work(clone: Path, setting: str, expected: str) -> None:
-    save_point = {path: path.stat().st_mtime_ns for path in (clone / "results/evaluate").iterdir()}
+    results = state(clone / "results")
     output = run(clone, "dvc", "exp", "run", "-S", setting, fails=True)
-    message = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(message) == 1
+    lines = output[output.index("error: ") :].splitlines()
+    message = lines[: next(number for number, line in enumerate(lines) if line.startswith("ERROR"))]
     assert expected in message[0]
+    assert len("\n".join(message).strip().splitlines()) <= 3
+    assert stages_run(output) == ["check"]
+    assert state(clone / "results") == results
     run(clone, "git", "checkout", "--quiet", "--", ".")
-    run(clone, "dvc", "checkout", "--force")
-    assert {path: path.stat().st_mtime_ns for path in save_point} == save_point
+
+
+def test_a_key_that_dvc_does_not_know_is_refused(clone: Path) -> None:
+    output = run(clone, "dvc", "exp", "run", "-S", "meta_bach=2", fails=True)
+    assert "meta_bach" in output
+    assert stages_run(output) == []
+
+
+def state(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of all files."""
+    statuses = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in statuses.items()}

@@ -15,7 +15,7 @@ from ghn import GHN, GHNConfig
 from pipeline.generate import generate
 from pipeline.params import Params
 
-STAGES = ("generate", "train", "evaluate", "finetune", "report")
+STAGES = ("check", "generate", "train", "evaluate", "finetune", "report")
 
 
 def ghn(*arguments: str) -> tuple[int, str]:
@@ -35,9 +35,9 @@ def assert_refused(*arguments: str, names: tuple[str, ...]) -> None:
 
 def test_valid_settings_are_confirmed(small_project: Callable[..., Params]) -> None:
     small_project()
-    done = subprocess.run([Path(sys.executable).with_name("ghn"), "params"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert done.stdout.startswith("params.yaml is valid: digits")
+    done = subprocess.run([Path(sys.executable).with_name("ghn"), "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "params.yaml is valid"
 
 
 def test_every_stage_has_a_command_that_says_what_it_does() -> None:
