@@ -119,7 +119,7 @@ def evaluate(params: Params) -> None:
 
 
 def test_images(params: Params) -> Images:
-    """Returns the data set of the pipeline with its train part left out, in memory."""
+    """The data set of the pipeline with its train part left out, in memory."""
     images = load_images(
         params.dataset,
         params.images.size,
@@ -131,13 +131,13 @@ def test_images(params: Params) -> Images:
 
 
 def in_memory(part: LabelledImages, positions: Sequence[int] | None = None) -> LabelledImages:
-    """Returns a copy of some images (None: all) as plain arrays, which Ray shares within a node."""
+    """A copy of some images (None: all) as plain arrays, which Ray shares within a node."""
     chosen = slice(None) if positions is None else np.asarray(positions, dtype=np.int64)
     return LabelledImages(np.array(part.pixels[chosen]), np.array(part.labels[chosen]))
 
 
 def digest(images: Images, *parts: LabelledImages) -> str:
-    """Returns a digest of the classes, the test part, and further parts of a data set."""
+    """A digest of the classes, the test part, and further parts of a data set."""
     total = hashlib.blake2b(repr((images.classes, images.mean, images.std)).encode(), digest_size=16)
     for part in (images.test, *parts):
         total.update(np.ascontiguousarray(part.pixels))
@@ -159,7 +159,7 @@ def require_fit(ghn: GHN, images: Images, image_size: int) -> None:
 def candidates_of(
     split: str, networks: Sequence[Network], settings: EvaluateSettings, image_size: int
 ) -> list[Candidate]:
-    """Returns the networks of a split as they are evaluated; predefined ones keep their width."""
+    """The networks of a split as they are evaluated; predefined ones keep their width."""
     names = list(PREDEFINED) if split == "predefined" else [""] * len(networks)
     return [
         Candidate(
@@ -176,7 +176,7 @@ def candidates_of(
 def at_width(
     architecture: Architecture, settings: EvaluateSettings, image_size: int, wide: bool = False
 ) -> Architecture:
-    """Returns the architecture with the evaluation's width: 4 times that if wide, twice for large images."""
+    """The architecture with the evaluation's width: 4 times that if wide, twice for large images."""
     factor = (2 if image_size >= LARGE_IMAGE else 4) if wide else 1
     return architecture.with_width(factor * settings.width, settings.head_width)
 
@@ -184,7 +184,7 @@ def at_width(
 def measure_all(
     candidates: Sequence[Candidate], ghn: GHN, images: Images, batch: int, seed: int, folder: str
 ) -> list[dict[str, Any]]:
-    """Returns a row for each candidate, in their order: measured on the cluster, or found in `folder`.
+    """A row for each candidate, in their order: measured on the cluster, or found in `folder`.
 
     Needs a connection to Ray.
     """
@@ -215,7 +215,7 @@ def _key_of(row: dict[str, Any]) -> tuple[str, int, str]:
 
 
 def group_by_cost(candidates: Sequence[Candidate], costs: Sequence[int]) -> list[list[Candidate]]:
-    """Returns groups of candidates of similar cost, the most expensive first: the last ones end together.
+    """Groups of candidates of similar cost, the most expensive first: the last ones end together.
 
     A group has at most `ARCHITECTURES_A_TASK` candidates, and costs at most what the most expensive one does.
     """
@@ -233,13 +233,13 @@ def group_by_cost(candidates: Sequence[Candidate], costs: Sequence[int]) -> list
 def measure_group(
     candidates: Sequence[Candidate], ghn: GHN, images: Images, batch: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Returns a row for each candidate."""
+    """A row for each candidate."""
     return [measure(candidate, ghn, images, batch, seed) for candidate in candidates]
 
 
 @torch.no_grad()
 def measure(candidate: Candidate, ghn: GHN, images: Images, batch: int, seed: int) -> dict[str, Any]:
-    """Returns the row of one architecture.
+    """The row of one architecture.
 
     It is predicted alone, so that no other architecture can change its last digits.
     """
@@ -277,7 +277,7 @@ def measure(candidate: Candidate, ghn: GHN, images: Images, batch: int, seed: in
 def score(
     classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Scores:
-    """Returns how well `classify`, from images (B, 3, S, S) to logits (B, classes), names the classes."""
+    """How well `classify`, from images (B, 3, S, S) to logits (B, classes), names the classes."""
     count, top1, top5, loss = 0, 0, 0, 0.0
     for x_BCSS, labels_B in batches:
         labels_B = labels_B.to(device)
@@ -293,24 +293,24 @@ def score(
 
 
 def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> torch.nn.Module:
-    """Returns the network in PyTorch's default initialisation, which is a function of `seed` alone."""
+    """The network in PyTorch's default initialisation, which is a function of `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network.module(image_size, classes)
 
 
 def seed_of(*key: int | str) -> int:
-    """Returns a seed (60 bits) that is a function of the key alone."""
+    """A seed (60 bits) that is a function of the key alone."""
     return int(fingerprint(key, 15), 16)
 
 
 def architectures_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Returns a row an architecture; a loss that is not finite is missing."""
+    """A row an architecture; a loss that is not finite is missing."""
     return pd.DataFrame(rows).astype({"predicted_loss": float, "random_loss": float})
 
 
 def summarise(architectures: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row a split: mean, standard error and maximum over its architectures.
+    """A row a split: mean, standard error and maximum over its architectures.
 
     `nonfinite` counts the architectures whose loss with predicted parameters is not finite. A split of one
     architecture has no standard error.
@@ -333,7 +333,7 @@ def summarise(architectures: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_of(summary: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Returns the headline figures of each split."""
+    """The headline figures of each split."""
     columns = ("predicted_top1", "predicted_top1_max", "random_top1", "nonfinite")
     return {row["split"]: {name: row[name] for name in columns} for row in summary.to_dict("records")}
 
@@ -351,7 +351,7 @@ def _print_summary(summary: pd.DataFrame) -> None:
         }
         for row in summary.itertuples()
     ]
-    print_table("Top-1 with predicted parameters and with random initialisation", rows)
+    print_table("Top-1 in % with predicted parameters and with random initialisation", rows)
     if summary["nonfinite"].any():
         counts = (summary["nonfinite"].sum(), summary["architectures"].sum())
         log.warning("%d of %d networks: no finite loss with predicted parameters", *counts)

@@ -112,7 +112,7 @@ def finetune(params: Params) -> None:
         folder = finished_folder(params.storage, "finetuning", [FORMAT, checkpoint])
         with ray_cluster(params.cluster.address, params.cluster.cpus):
             curves = train_all(networks, ghn, targets, settings, params.seed, folder)
-        summary = summarise(curves)
+        summary = summarise(curves, {name: len(target.images.classes) for name, target in targets.items()})
 
         results = results_folder("finetune")
         write_parquet(results / "curves.parquet", curves)
@@ -125,7 +125,7 @@ def finetune(params: Params) -> None:
 
 
 def load_target(dataset: str, params: Params) -> Target:
-    """Returns what is needed of a data set, in memory.
+    """What is needed of a data set, in memory.
 
     Raises UserError if a class has no image left to hold out.
     """
@@ -140,7 +140,7 @@ def load_target(dataset: str, params: Params) -> Target:
 
 
 def target_of(images: Images, images_per_class: int, seeds: int, seed: int) -> Target:
-    """Returns the data set with its few shots drawn, `images_per_class` for each of the seeds."""
+    """The data set with its few shots drawn, `images_per_class` for each of the seeds."""
     labels, counts = np.unique(images.train.labels, return_counts=True)
     if counts.min() <= images_per_class:
         smallest = images.classes[labels[counts.argmin()]]
@@ -166,7 +166,7 @@ def train_all(
     seed: int,
     folder: str,
 ) -> pd.DataFrame:
-    """Returns the test accuracy during training with the chosen learning rates: a row for each run and step.
+    """The test accuracy during training with the chosen learning rates: a row for each run and step.
 
     Runs that are finished are read from `folder`. Needs a connection to Ray.
     """
@@ -201,7 +201,7 @@ def train_all(
 
 
 def name_of(run: Run, network: Network, images: str, settings: FinetuneSettings, seed: int) -> str:
-    """Returns a name that changes with all that the result of a run depends on beside the checkpoint.
+    """A name that changes with all that the result of a run depends on beside the checkpoint.
 
     `images` is a digest of the target. Other learning rates, seeds or data sets to try leave it as it is.
     """
@@ -210,7 +210,7 @@ def name_of(run: Run, network: Network, images: str, settings: FinetuneSettings,
 
 
 def chosen_rates(held_out: Mapping[Run, float]) -> dict[tuple[str, str], float]:
-    """Returns the learning rate of each (dataset, initialisation): the best on average over the runs given.
+    """The learning rate of each (dataset, initialisation): the best on average over the runs given.
 
     The smaller one where two are equally good.
     """
@@ -222,7 +222,7 @@ def chosen_rates(held_out: Mapping[Run, float]) -> dict[tuple[str, str], float]:
 def fine_tune(
     run: Run, network: Network, ghn: GHN, target: Target, settings: FinetuneSettings, seed: int
 ) -> dict[str, Any]:
-    """Returns `curve`, pairs of a step and the test accuracy then, and `held_out`, the last accuracy there.
+    """`curve`, pairs of a step and the test accuracy then, and `held_out`, the last accuracy there.
 
     All that is random is a function of (seed, run.seed, run.architecture), so both initialisations have the
     same classification layer, images and dropout.
@@ -267,19 +267,21 @@ def load_predicted(module: nn.Module, ghn: GHN, network: Network, image_size: in
 
 
 def accuracy(module: nn.Module, part: LabelledImages, images: Images, device: torch.device) -> float:
-    """Returns the share of a part's images that the module classifies correctly."""
+    """The share of a part's images that the module classifies correctly."""
     return score(module.eval(), evaluation_batches(part, images, EVALUATION_BATCH), device).top1
 
 
 def curves_table(curves: Mapping[Run, Sequence[tuple[int, float]]]) -> pd.DataFrame:
-    """Returns a row for each run and step, in this order."""
+    """A row for each run and step, in this order."""
     rows = [{**asdict(run), "step": step, "test_top1": top1} for run, curve in curves.items() for step, top1 in curve]
     columns = ["dataset", "architecture", "initialisation", "seed", "learning_rate", "step", "test_top1"]
     return pd.DataFrame(rows)[columns]
 
 
-def summarise(curves: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row for each (dataset, initialisation), over all architectures and seeds.
+def summarise(curves: pd.DataFrame, classes: Mapping[str, int]) -> pd.DataFrame:
+    """A row for each (dataset, initialisation), over all architectures and seeds.
+
+    `classes` is the number of classes of each data set.
 
     `test_top1` is the mean final accuracy with its standard error over runs, `target_top1` that of random
     initialisation. `steps_to_target` is the first measured step at which the mean accuracy is at least the
@@ -294,6 +296,7 @@ def summarise(curves: pd.DataFrame) -> pd.DataFrame:
             {
                 "dataset": dataset,
                 "initialisation": initialisation,
+                "classes": classes[dataset],
                 "learning_rate": own["learning_rate"].iloc[0],
                 "runs": len(final),
                 "test_top1": final.mean(),
@@ -306,12 +309,12 @@ def summarise(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_curve(curves: pd.DataFrame) -> pd.Series:
-    """Returns the mean accuracy over runs, by step in increasing order."""
+    """The mean accuracy over runs, by step in increasing order."""
     return curves.groupby("step")["test_top1"].mean()
 
 
 def metrics_of(summary: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Returns the mean final accuracy of each data set and initialisation."""
+    """The mean final accuracy of each data set and initialisation."""
     metrics: dict[str, dict[str, float]] = {}
     for row in summary.to_dict("records"):
         metrics.setdefault(row["dataset"], {})[f"{row['initialisation']}_top1"] = row["test_top1"]
@@ -331,4 +334,4 @@ def _print_summary(summary: pd.DataFrame, images_per_class: int) -> None:
         }
         for row in summary.itertuples()
     ]
-    print_table(f"Test accuracy after training on {images_per_class} images a class", rows)
+    print_table(f"Test accuracy in % after training on {images_per_class} images a class", rows)

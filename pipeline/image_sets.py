@@ -46,7 +46,7 @@ class Pictures:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Pictures:
-        """Returns the pictures at these positions, in this order."""
+        """The pictures at these positions, in this order."""
         if isinstance(self.images, np.ndarray):
             return Pictures(self.images[indices], self.labels[indices])
         return Pictures([self.images[index] for index in indices], self.labels[indices])
@@ -76,7 +76,7 @@ class ImageSource:
 
 
 def resized(image: np.ndarray | str, image_size: int) -> np.ndarray:
-    """Returns uint8 (3, S, S) of an array (1 or 3, H, H) or of the central square of an image file.
+    """The pixels, uint8 (3, S, S), of an array (1 or 3, H, H) or of the central square of an image file.
 
     Bilinear, and averaging over all the pixels that become one (antialiasing).
     """
@@ -120,12 +120,12 @@ _TURNS = {  # EXIF orientation: how a camera was held
 
 
 def list_datasets() -> tuple[str, ...]:
-    """Returns the names that `load_images` knows; it also takes the path of a folder of class folders."""
+    """The names that `load_images` knows; it also takes the path of a folder of class folders."""
     return (*EMBEDDED, "fashion_mnist", *CIFAR, "imagenet", "folder")
 
 
 def find_image_set(dataset: str, folder: str | None, downloads: Path) -> ImageSource:
-    """Returns where `dataset` is read from.
+    """Where `dataset` is read from.
 
     `folder` is where the files of sets that are in no package lie; embedded sets and a `dataset` that is a
     path ignore it. What has to be downloaded lands in `downloads`, at the first `read`.
@@ -361,7 +361,7 @@ def _checked(pictures: Pictures, num_classes: int, place: Path) -> Pictures:
 
 
 def _download(url: str, md5: str, folder: Path) -> Path:
-    """Returns the path of the downloaded file; a partial or damaged download never gets its final name."""
+    """The path of the downloaded file; a partial or damaged download never gets its final name."""
     path = folder / PurePosixPath(url).name
     if check_integrity(path, md5):
         return path
@@ -431,7 +431,7 @@ def _list_classes(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
-    """Returns the image files below the class folders, in a fixed order, and their labels (N,)."""
+    """The image files below the class folders, in a fixed order, and their labels (N,)."""
     files: list[str] = []
     counts = []
     for name in classes:
@@ -450,7 +450,7 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarra
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
-    """Returns a hash of the files' names, sizes and times of change."""
+    """A hash of the files' names, sizes and times of change."""
     digest = hashlib.sha256()
     for name in names:
         try:

@@ -94,7 +94,7 @@ class Augmentation:
 def load_images(
     dataset: str, image_size: int, cache: str | Path, *, folder: str | None = None, test_fraction: float = 0.2
 ) -> Images:
-    """Returns the images of a data set, `image_size` pixels wide and high.
+    """The images of a data set, `image_size` pixels wide and high.
 
     `dataset` is a name of `list_datasets()` or the path of a folder of class folders; `folder` holds the
     files of sets that are in no package. Gray images get three equal channels; photos are cut to their
@@ -133,7 +133,7 @@ def load_images(
 def training_batch(
     images: Images, seed: int, step: int, batch_size: int, augmentation: Augmentation
 ) -> tuple[Tensor, Tensor]:
-    """Returns the normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
+    """The normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
 
     What is drawn is a function of (seed, step) alone. Each epoch is a permutation of the train part; a batch
     that crosses the end of an epoch goes on in the next one.
@@ -171,7 +171,7 @@ def evaluation_batches(part: LabelledImages, images: Images, batch_size: int) ->
 
 
 def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Returns sorted positions in `labels` (N,), exactly `per_class` of each class that occurs in it.
+    """Sorted positions in `labels` (N,), exactly `per_class` of each class that occurs in it.
 
     With the same seed a smaller choice is part of a larger one: curves over `per_class` are comparable.
     Raises UserError if a class has too few images.
@@ -223,7 +223,7 @@ def _by_class(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def _split(
     source: ImageSource, pictures: Pictures, classes: tuple[str, ...], fraction: float
 ) -> tuple[Pictures, Pictures]:
-    """Returns the train and the test part; each class is split on its own and has an image in both."""
+    """The train and the test part; each class is split on its own and has an image in both."""
     chosen = []
     for label, positions in _by_class(pictures.labels):
         if len(positions) < 2:
@@ -238,7 +238,7 @@ def _split(
 
 
 def _fault(stored: Path) -> str | None:
-    """Returns what is wrong with a decoded data set, None if nothing is."""
+    """What is wrong with a decoded data set, None if nothing is."""
     try:
         sizes = json.loads((stored / "meta.json").read_text())["bytes"]
     except (OSError, ValueError, KeyError, TypeError) as error:

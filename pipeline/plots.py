@@ -102,7 +102,7 @@ RAW_POINTS = 1500  # more points of a raw curve are not told apart at this size
 
 @matplotlib.rc_context(STYLE)
 def accuracy_by_split(architectures: pd.DataFrame, chance: float, width: float = WIDE) -> Figure:
-    """Returns the distribution of top-1 over the architectures of each split, predicted above random.
+    """The distribution of top-1 over the architectures of each split, predicted above random.
 
     A point is an architecture, a box the middle half of them, a bar their mean, which is printed
     on the right. `architectures` has a row an architecture: split, predicted_top1, random_top1; splits keep
@@ -128,7 +128,7 @@ def accuracy_by_split(architectures: pd.DataFrame, chance: float, width: float =
 
 @matplotlib.rc_context(STYLE)
 def training_curves(history: pd.DataFrame, chance: float, width: float = WIDE) -> Figure:
-    """Returns loss and top-1 of the meta-batches over the steps: raw in light, smoothed in dark.
+    """Loss and top-1 of the meta-batches over the steps: raw in light, smoothed in dark.
 
     `history` has a row a step: step, loss, top1, learning_rate; a step without loss leaves a gap. Dotted
     lines mark where the learning rate drops.
@@ -167,7 +167,7 @@ def training_curves(history: pd.DataFrame, chance: float, width: float = WIDE) -
 
 @matplotlib.rc_context(STYLE)
 def time_of_a_step(history: pd.DataFrame, width: float = WIDE) -> Figure:
-    """Returns the mean step's seconds, part after part, each beginning where the one before it ends.
+    """The mean step's seconds, part after part, each beginning where the one before it ends.
 
     `history` has step_seconds and the columns of `TIME_PARTS`; what they leave is shown as `other`.
     """
@@ -193,10 +193,10 @@ def time_of_a_step(history: pd.DataFrame, width: float = WIDE) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def finetuning_curves(curves: pd.DataFrame, chances: dict[str, float], width: float = WIDE) -> Figure:
-    """Returns test top-1 over the steps of fine-tuning, a panel a data set: mean and standard error.
+    """Test top-1 over the steps of fine-tuning, a panel a data set: mean and standard error.
 
     `curves` has a row a measurement: dataset, architecture, initialisation, seed, step, test_top1; `chances`
-    the chance level of the data sets where it is known.
+    the chance level of each data set.
     """
     datasets = list(dict.fromkeys(curves["dataset"]))
     panels = _panels(len(datasets), width, height=2.3)
@@ -210,25 +210,21 @@ def finetuning_curves(curves: pd.DataFrame, chances: dict[str, float], width: fl
             axes.fill_between(means.index, low, high, color=color, alpha=0.2, linewidth=0)
             axes.plot(means.index, means, color=color, linewidth=1.6, marker="o", markersize=2.8)
         values = of_dataset.groupby(["initialisation", "step"])["test_top1"].mean()
-        _accuracy_axis(axes.yaxis, axes.set_ylim, max(values.max(), chances.get(dataset, 0)))
-        if dataset in chances:
-            _chance_line(axes.axhline, chances[dataset])
+        _accuracy_axis(axes.yaxis, axes.set_ylim, max(values.max(), chances[dataset]))
+        _chance_line(axes.axhline, chances[dataset])
         axes.set_title(dataset)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.02)
     for axes in panels[:: max(1, _columns(len(panels), width))]:
         axes.set_ylabel("top-1, %")
-    handles = [_line_handle(name) for name in INITIALISATIONS]
-    if chances:
-        handles.append(_chance_handle(None))
-    _legend_of(panels[0].figure, handles)
+    _legend_of(panels[0].figure, [*map(_line_handle, INITIALISATIONS), _chance_handle(None)])
     return panels[0].figure
 
 
 @matplotlib.rc_context(STYLE)
 def accuracy_by_size(architectures: pd.DataFrame, chance: float, width: float = WIDE) -> Figure:
-    """Returns top-1 against the number of parameters, a panel a split, all on the same scales.
+    """Top-1 against the number of parameters, a panel a split, all on the same scales.
 
     `architectures` has a row an architecture: split, name, parameters, predicted_top1, random_top1; those
     with a name are labelled.
@@ -265,19 +261,19 @@ def accuracy_by_size(architectures: pd.DataFrame, chance: float, width: float = 
 
 
 def step_parts(history: pd.DataFrame) -> dict[str, float]:
-    """Returns the seconds of a mean step, by part; `other` is what the measured parts leave."""
+    """The seconds of a mean step, by part; `other` is what the measured parts leave."""
     parts = {name: float(history[column].mean()) for column, name in TIME_PARTS.items()}
     # Parts are measured by different workers and may overlap: never less than nothing is left.
     return {**parts, "other": max(0.0, float(history["step_seconds"].mean()) - sum(parts.values()))}
 
 
 def smoothing_window(rows: int) -> int:
-    """Returns over how many rows of a history it is smoothed: 2 % of them, an odd number."""
+    """Over how many rows of a history it is smoothed: 2 % of them, an odd number."""
     return 2 * (rows // 100) + 1
 
 
 def smoothed(values: pd.Series, window: int) -> pd.Series:
-    """Returns the medians of the `window` values around each one; of fewer at the ends.
+    """The medians of the `window` values around each one; of fewer at the ends.
 
     Not the means: one network whose loss explodes would lift the curve for a whole window.
     """
@@ -285,7 +281,7 @@ def smoothed(values: pd.Series, window: int) -> pd.Series:
 
 
 def short_count(number: float) -> str:
-    """Returns a count in three digits: 950, 12.3 k, 1.23 M."""
+    """A count in three digits: 950, 12.3 k, 1.23 M."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= 0.9995 * unit:
             return f"{number / unit:.3g}{name}"
@@ -293,14 +289,14 @@ def short_count(number: float) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """Returns the figure as PNG with two pixels for each one of a `WIDE` figure shown 720 pixels wide."""
+    """The figure as PNG with two pixels for each one of a `WIDE` figure shown 720 pixels wide."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """Returns an `<svg>` element for a page that defines the variables of `THEME`: `--ink` and so on.
+    """An `<svg>` element for a page that defines the variables of `THEME`: `--ink` and so on.
 
     `name` has to be unique in the page: it keeps the identifiers of several figures apart.
     """
@@ -348,7 +344,7 @@ def _print_right(axes: Axes, y: float, text: str, distance: float, color: str) -
 
 
 def _swarm(values: np.ndarray) -> np.ndarray:
-    """Returns each point's distance from the middle of its row: points of one bin lie beside each other."""
+    """Each point's distance from the middle of its row: points of one bin lie beside each other."""
     offsets = np.zeros(len(values))
     bins = np.floor(values / SWARM_BIN)
     for number in np.unique(bins):

@@ -1,17 +1,14 @@
 """Stage `report`: one HTML page, and the tables and plots that the README shows.
 
-Reads what the other stages wrote, checks it, and computes nothing that they have not measured.
+Computes nothing that the other stages have not measured.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,46 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghn import GHNConfig
 from pipeline import plots
-from pipeline.errors import UserError
-from pipeline.params import SPLITS, Params, fingerprint
-from pipeline.results import RESULTS, results_folder, trained_ghn, write_bytes
-from pipeline.tracking import CODE, flatten, stage_run
+from pipeline.measurements import Measurements, read_measurements, split_order
+from pipeline.params import Params, fingerprint
+from pipeline.results import RESULTS, percent, results_folder, write_bytes
+from pipeline.tracking import CODE, flatten, git, stage_run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 EXTREMES = 3  # best and worst architectures that are listed for each split
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the other stages measured, checked: complete, consistent, every number finite.
-
-    `architectures` and `accuracy` (a row a split) are in the order of the splits.
-    """
-
-    config: GHNConfig
-    checkpoint: str
-    manifest: dict[str, Any]
-    history: pd.DataFrame
-    training: dict[str, float]
-    architectures: pd.DataFrame
-    accuracy: pd.DataFrame
-    curves: pd.DataFrame
-    finetuning: pd.DataFrame
-
-    @property
-    def chance(self) -> float:
-        return 1 / self.config.num_classes
-
-    @property
-    def test(self) -> pd.Series:
-        """The row of `accuracy` that the headline shows."""
-        return self.accuracy.set_index("split").loc["test"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +57,7 @@ def report(params: Params) -> None:
 
     Raises UserError if a stage has not written its results, or they cannot be trusted.
     """
-    results = read_results(RESULTS)
+    results = read_measurements(RESULTS)
     with stage_run("report", params.model_dump(), experiment=params.tracking.experiment, last=True) as run:
         folder = results_folder("report")
         page = write_report(results, params, provenance(results, params), folder)
@@ -99,7 +67,7 @@ def report(params: Params) -> None:
     print(f"{headline(results)}\n{page}")
 
 
-def write_report(results: Results, params: Params, origin: dict[str, str], folder: Path) -> Path:
+def write_report(results: Measurements, params: Params, origin: dict[str, str], folder: Path) -> Path:
     """Writes plots, Markdown tables and page to `folder`; returns the path of the page.
 
     `origin` are the lines of the provenance.
@@ -121,13 +89,13 @@ def write_report(results: Results, params: Params, origin: dict[str, str], folde
 
 
 def render(
-    results: Results,
+    results: Measurements,
     params: Params,
     origin: dict[str, str],
     tables: dict[str, Table],
     figures: dict[str, dict[str, str]],
 ) -> str:
-    """Returns the page; `figures` has for each name a caption and two `<svg>` elements, wide and narrow."""
+    """The page; `figures` has for each name a caption and two `<svg>` elements, wide and narrow."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -148,8 +116,8 @@ def render(
 # What the page says
 
 
-def headline(results: Results) -> str:
-    """Returns the result in two sentences."""
+def headline(results: Measurements) -> str:
+    """The result in two sentences."""
     test = results.test
     gain = 100 * (test["predicted_top1"] - test["random_top1"])
     error = 100 * math.hypot(test["predicted_top1_error"], test["random_top1_error"])
@@ -164,7 +132,7 @@ def headline(results: Results) -> str:
 
 
 def nonfinite_warning(architectures: pd.DataFrame) -> str:
-    """Returns a sentence on architectures whose logits are not finite; empty if there are none."""
+    """A sentence on architectures whose logits are not finite; empty if there are none."""
     number = int(architectures["predicted_loss"].isna().sum())
     if not number:
         return ""
@@ -174,8 +142,8 @@ def nonfinite_warning(architectures: pd.DataFrame) -> str:
     )
 
 
-def headline_numbers(results: Results) -> list[dict[str, str]]:
-    """Returns value, name and detail of the numbers on top of the page."""
+def headline_numbers(results: Measurements) -> list[dict[str, str]]:
+    """Value, name and detail of the numbers on top of the page."""
     test = results.test
     return [
         {
@@ -204,8 +172,8 @@ def _detail(row: pd.Series, kind: str) -> str:
     return f"best {best}" if pd.isna(error) else f"± {percent(error)}, best {best}"
 
 
-def report_plots(results: Results) -> dict[str, Plot]:
-    """Returns the plots by their file names."""
+def report_plots(results: Measurements) -> dict[str, Plot]:
+    """The plots by their file names."""
     history, architectures, chance = results.history, results.architectures, results.chance
     parts = plots.step_parts(history)
     largest = max(parts, key=parts.__getitem__)
@@ -244,8 +212,8 @@ def _gaps(history: pd.DataFrame) -> str:
     return f"; {count(missing, 'step')} without a finite loss left out" if missing else ""
 
 
-def report_tables(results: Results, params: Params) -> dict[str, Table]:
-    """Returns the tables by name; accuracy, finetuning and training are also written as Markdown."""
+def report_tables(results: Measurements, params: Params) -> dict[str, Table]:
+    """The tables by name; accuracy, finetuning and training are also written as Markdown."""
     return {
         "accuracy": accuracy_table(results.accuracy, results.architectures),
         "finetuning": finetuning_table(results.finetuning),
@@ -256,7 +224,7 @@ def report_tables(results: Results, params: Params) -> dict[str, Table]:
 
 
 def accuracy_table(accuracy: pd.DataFrame, architectures: pd.DataFrame) -> Table:
-    """Returns a row a split: accuracies in percent, means with their standard errors.
+    """A row a split: accuracies in percent, means with their standard errors.
 
     Has a column for the number of architectures with logits that are not finite, if there are any.
     """
@@ -278,7 +246,7 @@ def accuracy_table(accuracy: pd.DataFrame, architectures: pd.DataFrame) -> Table
 
 
 def finetuning_table(finetuning: pd.DataFrame) -> Table:
-    """Returns a row a data set and initialisation."""
+    """A row a data set and initialisation."""
     columns = (
         "data set",
         "initialisation",
@@ -303,8 +271,8 @@ def finetuning_table(finetuning: pd.DataFrame) -> Table:
     return Table(columns, rows, words=2)
 
 
-def training_table(results: Results, params: Params) -> Table:
-    """Returns what was trained, how long it took, and where it ended."""
+def training_table(results: Measurements, params: Params) -> Table:
+    """What was trained, how long it took, and where it ended."""
     history, training = results.history, results.training
     curves = history[["loss", "top1"]].dropna()
     last = slice(-plots.smoothing_window(len(history)), None)
@@ -328,7 +296,7 @@ def training_table(results: Results, params: Params) -> Table:
 
 
 def splits_table(manifest: dict[str, Any], accuracy: pd.DataFrame) -> Table:
-    """Returns how many architectures each split has, and how many of them were evaluated."""
+    """How many architectures each split has, and how many of them were evaluated."""
     evaluated = dict(zip(accuracy["split"], accuracy["architectures"], strict=True))
     generated = {split: content["rows"] for split, content in manifest["splits"].items()}
     rows = [
@@ -337,7 +305,7 @@ def splits_table(manifest: dict[str, Any], accuracy: pd.DataFrame) -> Table:
             f"{generated[split]:,}" if split in generated else "",
             f"{evaluated[split]:,}" if split in evaluated else "",
         )
-        for split in sorted({*generated, *evaluated}, key=_split_order)
+        for split in sorted({*generated, *evaluated}, key=split_order)
     ]
     return Table(("split", "generated", "evaluated"), rows)
 
@@ -378,14 +346,12 @@ def extremes(architectures: pd.DataFrame, count: int = EXTREMES) -> dict[str, Ta
 
 
 def finetuning_chances(finetuning: pd.DataFrame) -> dict[str, float]:
-    """Returns the chance level of each data set; none if the summary has no column `classes`."""
-    if "classes" not in finetuning:
-        return {}
+    """The chance level of each data set."""
     return {dataset: 1 / classes for dataset, classes in zip(finetuning["dataset"], finetuning["classes"], strict=True)}
 
 
-def provenance(results: Results, params: Params) -> dict[str, str]:
-    """Returns where the page comes from: code, data, versions, date."""
+def provenance(results: Measurements, params: Params) -> dict[str, str]:
+    """Where the page comes from: code, data, versions, date."""
     shards = [shard["sha256"] for split in results.manifest["splits"].values() for shard in split["shards"]]
     return {
         "code": git_state(),
@@ -402,11 +368,11 @@ def provenance(results: Results, params: Params) -> dict[str, str]:
 
 
 def git_state() -> str:
-    """Returns the commit of the current folder and whether code or settings differ from it."""
-    commit = _git("rev-parse", "HEAD")
+    """The commit of the current folder and whether code or settings differ from it."""
+    commit = git("rev-parse", "HEAD")
     if commit is None:
         return "not in a git repository with a commit"
-    changed = _git("status", "--porcelain", "--", *CODE, ":/params.yaml", ":/*.jinja")
+    changed = git("status", "--porcelain", "--", *CODE, ":/params.yaml", ":/*.jinja")
     if not changed:
         return f"git {commit[:12]}, clean"
     files = [line.split(maxsplit=1)[1] for line in changed.splitlines()]
@@ -415,7 +381,7 @@ def git_state() -> str:
 
 
 def count(number: float, noun: str) -> str:
-    """Returns "1 noun", "2 nouns"."""
+    """A count with its noun: 1 noun, 2 nouns."""
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
 
@@ -427,14 +393,8 @@ def _images(params: Params) -> str:
     return f"{params.dataset} at {params.images.size}×{params.images.size}"
 
 
-def percent(share: float, error: float | None = None) -> str:
-    """Returns a share (0 to 1) in percent, without the sign; with its standard error where there is one."""
-    text = f"{100 * share:.1f}"
-    return text if error is None or pd.isna(error) else f"{text} ± {100 * error:.1f}"
-
-
 def duration(seconds: float) -> str:
-    """Returns a time in its two largest units: 2 d 3 h, 1 h 05 min, 4 min 10 s, 12.3 s."""
+    """A time in its two largest units: 2 d 3 h, 1 h 05 min, 4 min 10 s, 12.3 s."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if round(seconds) < 3600:
@@ -443,190 +403,3 @@ def duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-# Reading what the other stages wrote
-
-STEP_SECONDS = ("step_seconds", *plots.TIME_PARTS)
-ACCURACIES = ("predicted_top1", "predicted_top5", "random_top1", "random_top5")
-
-
-def read_results(folder: Path) -> Results:
-    """Returns the results of the other stages under `folder`.
-
-    Raises UserError, naming the file and the stage to run, if something is missing, not finite, not a share
-    where a share is meant, or if two files contradict each other.
-    """
-    train, evaluate, finetune = folder / "train", folder / "evaluate", folder / "finetune"
-    manifest = _read_json(folder / "generate" / "manifest.json", "generate", {"splits"})
-    history = _read_table(
-        train / "history.csv",
-        "train",
-        numbers=("step", "learning_rate", *STEP_SECONDS, "images_per_second", "dropped"),
-        shares=("top1",),
-        optional=("loss", "top1"),  # missing in a step that had to drop all of its architectures
-    )
-    unexplained = history[["loss", "top1"]].isna().any(axis=1) & (history["dropped"] == 0)
-    _check_rows(history, "loss", unexplained, "finite", train / "history.csv", "train")
-    training = _read_json(
-        train / "metrics.json",
-        "train",
-        {"loss", "top1", "steps", "seconds", "architectures_per_second", "parameters"},
-    )
-    architectures = _read_table(
-        evaluate / "architectures.parquet",
-        "evaluate",
-        words=("split", "name", "identity"),
-        numbers=("index", "parameters"),
-        shares=ACCURACIES,
-        optional=("predicted_loss", "random_loss"),  # missing where logits are not finite
-    )
-    accuracy = _read_table(
-        evaluate / "summary.csv",
-        "evaluate",
-        words=("split",),
-        numbers=("architectures",),
-        shares=(*ACCURACIES, "predicted_top1_max", "random_top1_max"),
-        optional=("predicted_top1_error", "random_top1_error"),  # a single architecture has no standard error
-    )
-    curves = _read_table(
-        finetune / "curves.parquet",
-        "finetune",
-        words=("dataset", "initialisation"),
-        numbers=("architecture", "seed", "step"),
-        shares=("test_top1",),
-    )
-    finetuning = _read_table(
-        finetune / "summary.csv",
-        "finetune",
-        words=("dataset", "initialisation"),
-        numbers=("learning_rate", "runs"),
-        shares=("test_top1", "target_top1"),
-        optional=("test_top1_error", "steps_to_target"),  # a target may never be reached
-    )
-    _check_agreement(architectures, accuracy, evaluate)
-    ghn, checkpoint = trained_ghn(train / "checkpoint")
-    return Results(
-        config=ghn.config,
-        checkpoint=checkpoint,
-        manifest=manifest,
-        history=history,
-        training=training,
-        architectures=_in_split_order(architectures),
-        accuracy=_in_split_order(accuracy),
-        curves=curves,
-        finetuning=finetuning,
-    )
-
-
-def _read_table(
-    path: Path,
-    stage: str,
-    *,
-    words: tuple[str, ...] = (),
-    numbers: tuple[str, ...] = (),
-    shares: tuple[str, ...] = (),
-    optional: tuple[str, ...] = (),
-) -> pd.DataFrame:
-    """A table with at least these columns: `numbers` are finite, `shares` 0 to 1, `optional` may be empty."""
-    _check_exists(path, stage)
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=True)
-    except (ValueError, OSError) as error:  # of pandas and of pyarrow: what they say about a damaged file
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}\n{_again(stage)}") from error
-    missing = [column for column in (*words, *numbers, *shares, *optional) if column not in table]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]}\n{_again(stage)}")
-    if table.empty:
-        raise UserError(f"{path} has no rows\n{_again(stage)}")
-    for column in words:
-        table[column] = table[column].fillna("").astype(str)
-    for column in dict.fromkeys((*numbers, *shares, *optional)):
-        values = pd.to_numeric(table[column], errors="coerce")
-        wrong = ~np.isfinite(values) & (table[column].notna() if column in optional else True)
-        _check_rows(table, column, wrong, "finite", path, stage)
-        if column in shares:
-            _check_rows(table, column, (values < 0) | (values > 1), "a share, 0 to 1", path, stage)
-        table[column] = values
-    return table
-
-
-def _check_rows(table: pd.DataFrame, column: str, wrong: pd.Series, right: str, path: Path, stage: str) -> None:
-    if not wrong.any():
-        return
-    row = int(np.flatnonzero(wrong)[0])
-    raise UserError(
-        f"{column} = {table[column].iloc[row]} in row {row + 1} of {path}: must be {right}\n"
-        f"{int(wrong.sum()):,} of {len(table):,} rows are wrong. {_again(stage)}"
-    )
-
-
-def _read_json(path: Path, stage: str, keys: set[str]) -> dict[str, Any]:
-    _check_exists(path, stage)
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}\n{_again(stage)}") from error
-    for name, value in _leaves(content):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} = {value} in {path}: must be finite\n{_again(stage)}")
-    missing = sorted(keys - content.keys()) if isinstance(content, dict) else sorted(keys)
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}\n{_again(stage)}")
-    return content
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, f"{name}.{key}".removeprefix("."))
-        return
-    yield name, value
-
-
-def _check_exists(path: Path, stage: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} not found: stage {stage} writes it, run `dvc repro {stage}`")
-
-
-def _check_agreement(architectures: pd.DataFrame, accuracy: pd.DataFrame, folder: Path) -> None:
-    """A summary that is not of these architectures would put wrong numbers on top of the page."""
-    means = architectures.groupby("split")[list(ACCURACIES)].mean()
-    counts = architectures.groupby("split").size()
-    again = _again("evaluate")
-    if "test" not in counts:
-        raise UserError(f"{folder / 'architectures.parquet'} has no architecture of split test\n{again}")
-    if set(counts.index) != set(accuracy["split"]) or accuracy["split"].duplicated().any():
-        raise UserError(
-            f"{folder}: summary.csv has the splits {', '.join(accuracy['split'])}\n"
-            f"architectures.parquet has {', '.join(counts.index)}\n{again}"
-        )
-    for row in accuracy.to_dict("records"):
-        split = row["split"]
-        expected = {"architectures": counts[split], **means.loc[split]}
-        for column, value in expected.items():
-            if abs(row[column] - value) > 1e-3:
-                raise UserError(
-                    f"{column} of split {split} is {row[column]:.6g} in {folder / 'summary.csv'}\n"
-                    f"but {value:.6g} over the rows of architectures.parquet\n{again}"
-                )
-
-
-def _again(stage: str) -> str:
-    return f"`dvc repro --force {stage}` writes it again"
-
-
-def _in_split_order(table: pd.DataFrame) -> pd.DataFrame:
-    return table.sort_values("split", key=lambda splits: splits.map(_split_order), kind="stable", ignore_index=True)
-
-
-def _split_order(split: str) -> int:
-    order = (*SPLITS, "predefined")
-    return order.index(split) if split in order else len(order)
-
-
-def _git(*arguments: str) -> str | None:
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return done.stdout.rstrip() if done.returncode == 0 else None

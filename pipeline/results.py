@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +35,14 @@ CHECKPOINT = RESULTS / "train" / "checkpoint"
 
 
 def results_folder(stage: str) -> Path:
-    """Returns `results/<stage>`, which exists afterwards."""
+    """`results/<stage>`, which exists afterwards."""
     folder = RESULTS / stage
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[GHN, str]:
-    """Returns the hypernetwork of a checkpoint folder, in evaluation mode, and a digest of its files.
+    """The hypernetwork of a checkpoint folder, in evaluation mode, and a digest of its files.
 
     Raises UserError, naming the file, if one is missing or damaged.
     """
@@ -92,14 +93,14 @@ def write_parquet(place: str | Path, frame: pd.DataFrame) -> None:
 
 
 def image_cache(storage: str) -> Path:
-    """Returns the folder for decoded images: in a local storage, or in the home where none can be mapped."""
+    """The folder for decoded images: in a local storage, or in the home where none can be mapped."""
     if "://" in storage:
         return Path.home() / ".cache" / "ghn" / "images"
     return workspace() / Path(storage).expanduser() / "images"
 
 
 def storage_url(storage: str, path: str) -> str:
-    """Returns the place of `path` below a storage: a local path or an address that fsspec knows.
+    """The place of `path` below a storage: a local path or an address that fsspec knows.
 
     A relative storage is meant from the workspace, which a DVC experiment in a temporary copy shares.
     """
@@ -108,7 +109,7 @@ def storage_url(storage: str, path: str) -> str:
 
 
 def finished_folder(storage: str, kind: str, settings: Any) -> str:
-    """Returns `<storage>/<kind>/<fingerprint of settings>`: where a stage keeps the tasks it has finished.
+    """`<storage>/<kind>/<fingerprint of settings>`: where a stage keeps the tasks it has finished.
 
     `settings` (JSON-serialisable) are all that the result of a task depends on beside its name, so that other
     settings find other results.
@@ -117,7 +118,7 @@ def finished_folder(storage: str, kind: str, settings: Any) -> str:
 
 
 def read_finished(folder: str) -> dict[str, Any]:
-    """Returns the results of the tasks that are finished, by name. A damaged file counts as not finished."""
+    """The results of the tasks that are finished, by name. A damaged file counts as not finished."""
     filesystem, path = fsspec.core.url_to_fs(folder)
     filesystem.invalidate_cache()  # other processes may have written since it was last listed
     files = sorted(filesystem.glob(f"{path}/*.json"))
@@ -164,8 +165,7 @@ def print_table(title: str, rows: list[dict[str, str]]) -> None:
     Console().print(table)
 
 
-def percent(share: float | None, error: float | None = None) -> str:
-    """Returns a share (0 to 1) and its standard error as text in percent; empty if there is none."""
-    if share is None or share != share:
-        return ""
-    return f"{share:.1%}" if error is None or error != error else f"{100 * share:.1f} ± {100 * error:.1f}%"
+def percent(share: float, error: float | None = None) -> str:
+    """A share (0 to 1) in percent, without the sign; with its standard error where there is one."""
+    text = f"{100 * share:.1f}"
+    return text if error is None or math.isnan(error) else f"{text} ± {100 * error:.1f}"

@@ -248,7 +248,7 @@ def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: 
     dvc_experiment = os.environ.get("DVC_EXP_NAME")
     key = {
         "ghn.pipeline": fingerprint,
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "unknown",
+        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
         "dvc.experiment": dvc_experiment or "none",
     }
     same = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
@@ -263,10 +263,10 @@ def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: 
         client.update_run(pipeline_id, status="RUNNING")
     else:
         name = dvc_experiment or f"{settings.get('dataset', 'run')} {datetime.now():%Y-%m-%d %H:%M}"
-        dirty = bool(_git("status", "--porcelain", "--", *CODE))
+        dirty = bool(git("status", "--porcelain", "--", *CODE))
         pipeline_id = _create_run(client, experiment_id, name, key | {"git.dirty": str(dirty).lower()})
         if dirty:
-            client.log_text(pipeline_id, _git("diff", "HEAD", "--", *CODE) or "", "uncommitted.diff")
+            client.log_text(pipeline_id, git("diff", "HEAD", "--", *CODE) or "", "uncommitted.diff")
     _log_parameters(client, pipeline_id, settings)
     return pipeline_id
 
@@ -303,7 +303,7 @@ def _log_parameters(client: MlflowClient, run_id: str, settings: dict[str, str])
         client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """The output of git in the current folder (of a DVC copy: its own); None without git or a repository."""
     if shutil.which("git") is None:
         return None

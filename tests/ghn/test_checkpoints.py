@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def assert_refused(load, path: Path, named: Path, message: str = "") -> None:
-    with pytest.raises(CheckpointError, match=message) as error:
+    with pytest.raises(CheckpointError) as error:
         load(path)
     assert str(named) in str(error.value)
+    assert re.search(message, str(error.value))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -191,7 +191,7 @@ def test_the_summary_counts_the_steps_to_the_final_accuracy_of_random_initialisa
         Run("faces", 0, "predicted", 0.01, 0): [(0, 0.5), (10, 0.5), (20, 0.6)],
         Run("faces", 0, "random", 0.01, 0): [(0, 0.5), (10, 0.6), (20, 0.7)],
     }
-    summary = summarise(curves_table(curves))
+    summary = summarise(curves_table(curves), {"digits": 10, "faces": 2})
     assert list(zip(summary["dataset"], summary["initialisation"], strict=True)) == [
         ("digits", "predicted"),
         ("digits", "random"),
@@ -203,6 +203,7 @@ def test_the_summary_counts_the_steps_to_the_final_accuracy_of_random_initialisa
     assert summary["target_top1"].tolist() == pytest.approx([0.5, 0.5, 0.7, 0.7])
     assert summary["steps_to_target"].tolist() == [10, 20, pd.NA, 20]
     assert summary["runs"].tolist() == [2, 2, 1, 1]
+    assert summary["classes"].tolist() == [10, 10, 2, 2]
     metrics = metrics_of(summary)
     assert metrics["faces"] == {"predicted_top1": 0.6, "random_top1": 0.7}
     json.dumps(metrics, allow_nan=False)

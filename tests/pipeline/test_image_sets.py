@@ -58,13 +58,13 @@ def refused(dataset: str, cache: Path, **options) -> str:
 # Names
 
 
-def test_every_listed_name_is_known_and_the_default_comes_first():
+def test_every_listed_name_is_known_and_the_default_comes_first() -> None:
     assert list_datasets() == (
         *("mnist_5k", "digits", "faces", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"),
     )
 
 
-def test_an_unknown_name_is_refused_with_the_closest_and_all_possible_names(tmp_path):
+def test_an_unknown_name_is_refused_with_the_closest_and_all_possible_names(tmp_path) -> None:
     message = refused("minst_5k", tmp_path / "cache")
     assert "'minst_5k'" in message
     assert "did you mean mnist_5k?" in message
@@ -72,12 +72,12 @@ def test_an_unknown_name_is_refused_with_the_closest_and_all_possible_names(tmp_
 
 
 @pytest.mark.parametrize("dataset", ["", "qqqqqq"])
-def test_a_name_close_to_none_gets_no_suggestion(dataset, tmp_path):
+def test_a_name_close_to_none_gets_no_suggestion(dataset, tmp_path) -> None:
     assert "did you mean" not in refused(dataset, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "folder"])
-def test_a_set_of_the_users_files_needs_to_know_the_folder(dataset, tmp_path):
+def test_a_set_of_the_users_files_needs_to_know_the_folder(dataset, tmp_path) -> None:
     message = refused(dataset, tmp_path / "cache")
     assert f"dataset = {dataset} needs `folder`" in message
 
@@ -85,14 +85,14 @@ def test_a_set_of_the_users_files_needs_to_know_the_folder(dataset, tmp_path):
 # Sets inside packages
 
 
-def test_digits_are_the_1797_of_scikit_learn_on_the_full_scale_of_bytes(tmp_path):
+def test_digits_are_the_1797_of_scikit_learn_on_the_full_scale_of_bytes(tmp_path) -> None:
     images = load_images("digits", 8, tmp_path)
     assert len(images.train) + len(images.test) == 1797
     assert images.classes == tuple("0123456789")
     assert (images.train.pixels.min(), images.train.pixels.max()) == (0, 255)
 
 
-def test_faces_are_100_faces_and_100_others(tmp_path):
+def test_faces_are_100_faces_and_100_others(tmp_path) -> None:
     images = load_images("faces", 25, tmp_path)
     assert images.classes == ("face", "no face")
     labels = np.concatenate([images.train.labels, images.test.labels])
@@ -133,19 +133,19 @@ def is_the_small_fashion_mnist(images) -> bool:
     )
 
 
-def test_fashion_mnist_is_read_from_a_folder_with_its_own_test_part(fashion, tmp_path):
+def test_fashion_mnist_is_read_from_a_folder_with_its_own_test_part(fashion, tmp_path) -> None:
     images = load_images("fashion_mnist", 28, tmp_path / "cache", folder=str(fashion))
     assert is_the_small_fashion_mnist(images)
     assert images.classes[0] == "T-shirt/top"
     assert len(images.classes) == 10
 
 
-def test_fashion_mnist_is_found_where_debian_installs_it(fashion, tmp_path, monkeypatch):
+def test_fashion_mnist_is_found_where_debian_installs_it(fashion, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(image_sets, "DEBIAN_FASHION_MNIST", fashion)
     assert is_the_small_fashion_mnist(load_images("fashion_mnist", 28, tmp_path / "cache"))
 
 
-def test_a_missing_file_of_fashion_mnist_is_named(fashion, tmp_path):
+def test_a_missing_file_of_fashion_mnist_is_named(fashion, tmp_path) -> None:
     (fashion / "t10k-labels-idx1-ubyte.gz").unlink()
     message = refused("fashion_mnist", tmp_path / "cache", folder=str(fashion))
     assert str(fashion / "t10k-labels-idx1-ubyte.gz") in message
@@ -164,20 +164,20 @@ def damaged_idx(good: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", damaged_idx(gzip.compress(bytes(20))))
-def test_a_damaged_file_of_fashion_mnist_is_named(damage, fashion, tmp_path):
+def test_a_damaged_file_of_fashion_mnist_is_named(damage, fashion, tmp_path) -> None:
     path = fashion / "train-images-idx3-ubyte.gz"
     path.write_bytes(damaged_idx(path.read_bytes())[damage])
     assert str(path) in refused("fashion_mnist", tmp_path / "cache", folder=str(fashion))
 
 
-def test_images_and_labels_of_different_number_are_refused(fashion, tmp_path):
+def test_images_and_labels_of_different_number_are_refused(fashion, tmp_path) -> None:
     write_idx(fashion / "train-labels-idx1-ubyte.gz", np.arange(19) % 10)
     message = refused("fashion_mnist", tmp_path / "cache", folder=str(fashion))
     assert "20 images" in message
     assert "19 labels" in message
 
 
-def test_a_label_without_a_class_is_refused(fashion, tmp_path):
+def test_a_label_without_a_class_is_refused(fashion, tmp_path) -> None:
     write_idx(fashion / "train-labels-idx1-ubyte.gz", np.arange(20))
     assert "label 19" in refused("fashion_mnist", tmp_path / "cache", folder=str(fashion))
 
@@ -229,7 +229,7 @@ def is_the_small_cifar(images, name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_from_its_unpacked_files(name, tmp_path):
+def test_cifar_is_read_from_its_unpacked_files(name, tmp_path) -> None:
     folder = write_cifar(tmp_path / "data", name)
     assert is_the_small_cifar(load_images(name, 32, tmp_path / "cache", folder=str(folder)), name)
     inner = folder / image_sets.CIFAR[name].inner_folder
@@ -237,24 +237,24 @@ def test_cifar_is_read_from_its_unpacked_files(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_from_its_archive(name, tmp_path):
+def test_cifar_is_read_from_its_archive(name, tmp_path) -> None:
     (tmp_path / image_sets.CIFAR[name].archive).write_bytes(cifar_archive(name))
     assert is_the_small_cifar(load_images(name, 32, tmp_path / "cache", folder=str(tmp_path)), name)
 
 
-def test_a_folder_without_cifar_is_refused_with_what_is_expected(tmp_path):
+def test_a_folder_without_cifar_is_refused_with_what_is_expected(tmp_path) -> None:
     message = refused("cifar10", tmp_path / "cache", folder=str(tmp_path / "nothing"))
     assert str(tmp_path / "nothing") in message
     assert "cifar-10-binary.tar.gz" in message
 
 
-def test_a_missing_batch_of_cifar_is_named(tmp_path):
+def test_a_missing_batch_of_cifar_is_named(tmp_path) -> None:
     folder = write_cifar(tmp_path / "data", "cifar10")
     (folder / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
     assert "data_batch_3.bin is missing" in refused("cifar10", tmp_path / "cache", folder=str(folder))
 
 
-def test_half_a_record_of_cifar_is_refused(tmp_path):
+def test_half_a_record_of_cifar_is_refused(tmp_path) -> None:
     folder = write_cifar(tmp_path / "data", "cifar10")
     with open(folder / "cifar-10-batches-bin" / "test_batch.bin", "ab") as file:
         file.write(b"\0")
@@ -263,13 +263,13 @@ def test_half_a_record_of_cifar_is_refused(tmp_path):
     assert "3073 bytes" in message
 
 
-def test_the_python_version_of_cifar_is_refused(tmp_path):
+def test_the_python_version_of_cifar_is_refused(tmp_path) -> None:
     archive = cifar_archive("cifar100")  # stands for any archive with other files
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive)
     assert "is it the binary version" in refused("cifar10", tmp_path / "cache", folder=str(tmp_path))
 
 
-def test_a_damaged_archive_of_cifar_is_named(tmp_path):
+def test_a_damaged_archive_of_cifar_is_named(tmp_path) -> None:
     archive = cifar_archive("cifar10")
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(archive[: len(archive) // 2])
     message = refused("cifar10", tmp_path / "cache", folder=str(tmp_path))
@@ -300,7 +300,7 @@ def served_cifar(address: str, archive: bytes):
     )
 
 
-def test_cifar_is_downloaded_once_for_all_sizes(server, tmp_path, monkeypatch):
+def test_cifar_is_downloaded_once_for_all_sizes(server, tmp_path, monkeypatch) -> None:
     address, folder = server
     archive = cifar_archive("cifar10")
     (folder / "cifar-10-binary.tar.gz").write_bytes(archive)
@@ -311,7 +311,7 @@ def test_cifar_is_downloaded_once_for_all_sizes(server, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "cache" / "downloads" / "cifar10") == ["cifar-10-binary.tar.gz"]
 
 
-def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, monkeypatch):
+def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, monkeypatch) -> None:
     address, folder = server
     (folder / "cifar-10-binary.tar.gz").write_bytes(b"something else")
     monkeypatch.setitem(image_sets.CIFAR, "cifar10", served_cifar(address, b"the archive"))
@@ -320,7 +320,7 @@ def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, monkeypa
     assert os.listdir(tmp_path / "cache" / "downloads" / "cifar10") == []
 
 
-def test_without_internet_the_message_says_what_else_can_be_done(tmp_path, monkeypatch):
+def test_without_internet_the_message_says_what_else_can_be_done(tmp_path, monkeypatch) -> None:
     nowhere = "http://127.0.0.1:9"  # the port is reserved for throwing data away; nothing listens
     monkeypatch.setitem(image_sets.CIFAR, "cifar10", served_cifar(nowhere, b""))
     with pytest.raises(UserError) as caught:
@@ -334,7 +334,7 @@ def test_without_internet_the_message_says_what_else_can_be_done(tmp_path, monke
 # Folders
 
 
-def test_a_folder_of_class_folders_is_split_by_class(tmp_path):
+def test_a_folder_of_class_folders_is_split_by_class(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures", count=10)
     images = load_images("folder", 8, tmp_path / "cache", folder=str(folder))
     assert images.name == "pictures"
@@ -345,7 +345,7 @@ def test_a_folder_of_class_folders_is_split_by_class(tmp_path):
     assert are_colours(images.test)
 
 
-def test_a_path_is_a_data_set_too(tmp_path, monkeypatch):
+def test_a_path_is_a_data_set_too(tmp_path, monkeypatch) -> None:
     class_folders(tmp_path / "pictures")
     assert load_images(str(tmp_path / "pictures"), 8, tmp_path / "cache").name == "pictures"
     monkeypatch.chdir(tmp_path)
@@ -354,7 +354,7 @@ def test_a_path_is_a_data_set_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("test_name", ["test", "val"])
-def test_a_test_folder_beside_train_is_the_test_part(test_name, tmp_path):
+def test_a_test_folder_beside_train_is_the_test_part(test_name, tmp_path) -> None:
     class_folders(tmp_path / "pictures" / "train", count=2)
     class_folders(tmp_path / "pictures" / test_name, count=5)
     images = load_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
@@ -363,14 +363,14 @@ def test_a_test_folder_beside_train_is_the_test_part(test_name, tmp_path):
     assert are_colours(images.test)
 
 
-def test_train_without_a_test_folder_is_split(tmp_path):
+def test_train_without_a_test_folder_is_split(tmp_path) -> None:
     class_folders(tmp_path / "pictures" / "train", count=5)
     images = load_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
     assert images.classes == ("blue", "green", "red")
     assert np.bincount(images.test.labels).tolist() == [1, 1, 1]
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_a_class_may_be_called_train(tmp_path) -> None:
     for name in ("bus", "train"):
         for number in range(2):
             paint(tmp_path / "vehicles" / name / f"{number}.jpg", (9, 9, 9))
@@ -378,7 +378,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert images.classes == ("bus", "train")
 
 
-def test_imagenet_is_train_and_val(tmp_path):
+def test_imagenet_is_train_and_val(tmp_path) -> None:
     for part, count in (("train", 3), ("val", 1)):
         for wnid in ("n01440764", "n01443537"):
             for number in range(count):
@@ -390,14 +390,14 @@ def test_imagenet_is_train_and_val(tmp_path):
     assert (len(images.train), len(images.test)) == (6, 2)
 
 
-def test_imagenet_with_unsorted_validation_images_is_refused(tmp_path):
+def test_imagenet_with_unsorted_validation_images_is_refused(tmp_path) -> None:
     class_folders(tmp_path / "train")
     paint(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", (9, 9, 9))
     message = refused("imagenet", tmp_path / "cache", folder=str(tmp_path))
     assert f"{tmp_path / 'val'} holds no class folders" in message
 
 
-def test_images_in_deeper_folders_count_and_other_files_do_not(tmp_path):
+def test_images_in_deeper_folders_count_and_other_files_do_not(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures", count=2)
     paint(folder / "red" / "more" / "deeper" / "x.PNG", COLOURS["red"])
     (folder / "red" / "Thumbs.db").write_bytes(b"hello")
@@ -408,30 +408,30 @@ def test_images_in_deeper_folders_count_and_other_files_do_not(tmp_path):
     assert are_colours(images.train)
 
 
-def test_a_missing_image_folder_is_refused_with_its_name(tmp_path):
+def test_a_missing_image_folder_is_refused_with_its_name(tmp_path) -> None:
     message = refused("folder", tmp_path / "cache", folder=str(tmp_path / "nowhere"))
     assert f"{tmp_path / 'nowhere'} does not exist" in message
     assert "<folder>/<class>/<image>" in message
 
 
-def test_an_empty_image_folder_is_refused_with_its_name(tmp_path):
+def test_an_empty_image_folder_is_refused_with_its_name(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'} holds no class folders" in refused(str(tmp_path / "empty"), tmp_path / "cache")
 
 
-def test_a_folder_with_images_but_no_class_folders_is_refused_with_its_name(tmp_path):
+def test_a_folder_with_images_but_no_class_folders_is_refused_with_its_name(tmp_path) -> None:
     paint(tmp_path / "flat" / "0.png", (9, 9, 9))
     message = refused(str(tmp_path / "flat"), tmp_path / "cache")
     assert f"{tmp_path / 'flat'} holds no class folders" in message
     assert f"{tmp_path / 'flat'}/<class>/<image>" in message
 
 
-def test_a_single_class_is_refused(tmp_path):
+def test_a_single_class_is_refused(tmp_path) -> None:
     paint(tmp_path / "one" / "cats" / "0.png", (9, 9, 9))
     assert "one class folder, cats" in refused(str(tmp_path / "one"), tmp_path / "cache")
 
 
-def test_a_class_folder_without_images_is_refused_with_its_name(tmp_path):
+def test_a_class_folder_without_images_is_refused_with_its_name(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures")
     (folder / "yellow").mkdir()
     (folder / "yellow" / "notes.txt").write_text("to do")
@@ -440,27 +440,27 @@ def test_a_class_folder_without_images_is_refused_with_its_name(tmp_path):
     assert ".png" in message
 
 
-def test_a_class_with_one_image_cannot_be_split(tmp_path):
+def test_a_class_with_one_image_cannot_be_split(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures")
     paint(folder / "yellow" / "0.png", (255, 255, 0))
     assert "class yellow of pictures has one image" in refused(str(folder), tmp_path / "cache")
 
 
-def test_parts_with_different_classes_are_refused(tmp_path):
+def test_parts_with_different_classes_are_refused(tmp_path) -> None:
     class_folders(tmp_path / "pictures" / "train")
     paint(class_folders(tmp_path / "pictures" / "test") / "yellow" / "0.png", (255, 255, 0))
     message = refused(str(tmp_path / "pictures"), tmp_path / "cache")
     assert "class folder yellow is in only one of" in message
 
 
-def test_an_unreadable_image_is_refused_with_its_name(tmp_path):
+def test_an_unreadable_image_is_refused_with_its_name(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures", count=40)
     (folder / "green" / "7.png").write_bytes(b"this is not a picture")
     message = refused(str(folder), tmp_path / "cache")
     assert f"{folder / 'green' / '7.png'} cannot be read as an image" in message
 
 
-def test_a_link_to_nothing_is_refused_with_its_name(tmp_path):
+def test_a_link_to_nothing_is_refused_with_its_name(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures")
     (folder / "red" / "link.png").symlink_to(tmp_path / "gone.png")
     assert f"{folder / 'red' / 'link.png'} cannot be read" in refused(str(folder), tmp_path / "cache")
@@ -469,7 +469,7 @@ def test_a_link_to_nothing_is_refused_with_its_name(tmp_path):
 # Single pictures
 
 
-def test_of_a_photo_the_central_square_is_taken(tmp_path):
+def test_of_a_photo_the_central_square_is_taken(tmp_path) -> None:
     photo = Image.new("RGB", (300, 100), COLOURS["red"])
     photo.paste(COLOURS["green"], (100, 0, 200, 100))
     photo.save(tmp_path / "wide.png")
@@ -479,7 +479,7 @@ def test_of_a_photo_the_central_square_is_taken(tmp_path):
         assert (pixels[:, 1:-1, 1:-1].transpose(1, 2, 0) == COLOURS["green"]).all()
 
 
-def test_a_photo_made_smaller_is_averaged_not_sampled(tmp_path):
+def test_a_photo_made_smaller_is_averaged_not_sampled(tmp_path) -> None:
     stripes = np.zeros((512, 512), dtype=np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
@@ -489,7 +489,7 @@ def test_a_photo_made_smaller_is_averaged_not_sampled(tmp_path):
 
 
 @pytest.mark.parametrize("side", [1, 5, 16, 40])
-def test_arrays_of_one_and_of_three_channels_become_three(side):
+def test_arrays_of_one_and_of_three_channels_become_three(side) -> None:
     gray = np.full((1, 16, 16), 77, dtype=np.uint8)
     assert (image_sets.resized(gray, side) == np.full((3, side, side), 77)).all()
     colour = np.array([1, 2, 3], dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
@@ -518,7 +518,7 @@ def to_16_bits(image: Image.Image) -> Image.Image:
         ("ppm", lambda image: image),
     ],
 )
-def test_a_gray_photo_is_the_same_in_every_format(suffix, convert, tmp_path):
+def test_a_gray_photo_is_the_same_in_every_format(suffix, convert, tmp_path) -> None:
     path = tmp_path / f"photo.{suffix}"
     convert(Image.new("RGB", (40, 30), (120, 120, 120))).save(path)
     pixels = image_sets.resized(str(path), 8)
@@ -528,7 +528,7 @@ def test_a_gray_photo_is_the_same_in_every_format(suffix, convert, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_stands_upright_however_the_camera_was_held(orientation, suffix, tmp_path):
+def test_a_photo_stands_upright_however_the_camera_was_held(orientation, suffix, tmp_path) -> None:
     upright = Image.new("L", (32, 32), 0)
     upright.paste(255, (0, 0, 16, 16))  # the top left quarter is bright
     upright.paste(128, (16, 0, 32, 16))
@@ -553,7 +553,7 @@ INVERSE_TURNS = {
 @pytest.mark.filterwarnings("ignore")  # Pillow warns about what it overlooks
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "bmp", "tiff", "webp", "ppm"]))
-def test_a_damaged_file_is_read_or_refused_with_its_name(data, suffix, tmp_path):
+def test_a_damaged_file_is_read_or_refused_with_its_name(data, suffix, tmp_path) -> None:
     path = tmp_path / f"photo.{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)

@@ -76,7 +76,7 @@ def same_images(one: Images, other: Images) -> bool:
 # Decoding
 
 
-def test_the_default_set_has_4000_images_to_train_and_1000_to_test(mnist):
+def test_the_default_set_has_4000_images_to_train_and_1000_to_test(mnist) -> None:
     assert mnist.train.pixels.shape == (4000, 3, 28, 28)
     assert mnist.test.pixels.shape == (1000, 3, 28, 28)
     assert mnist.train.pixels.dtype == np.uint8
@@ -86,16 +86,16 @@ def test_the_default_set_has_4000_images_to_train_and_1000_to_test(mnist):
     assert np.bincount(mnist.test.labels).tolist() == [100] * 10
 
 
-def test_no_image_is_in_both_parts(mnist):
+def test_no_image_is_in_both_parts(mnist) -> None:
     train = {image.tobytes() for image in mnist.train.pixels}
     assert not any(image.tobytes() in train for image in mnist.test.pixels)
 
 
-def test_gray_images_have_three_equal_channels(mnist):
+def test_gray_images_have_three_equal_channels(mnist) -> None:
     assert (mnist.train.pixels == mnist.train.pixels[:, :1]).all()
 
 
-def test_mean_and_deviation_are_those_of_the_train_part(tmp_path):
+def test_mean_and_deviation_are_those_of_the_train_part(tmp_path) -> None:
     images = load_images("folder", 12, tmp_path / "cache", folder=str(pictures(tmp_path / "pictures")))
     scaled = np.asarray(images.train.pixels, dtype=np.float64) / 255
     assert images.mean == pytest.approx(scaled.mean(axis=(0, 2, 3)))
@@ -103,7 +103,7 @@ def test_mean_and_deviation_are_those_of_the_train_part(tmp_path):
     assert len(set(images.mean)) == 3
 
 
-def test_a_channel_without_variation_does_not_make_batches_infinite(tmp_path):
+def test_a_channel_without_variation_does_not_make_batches_infinite(tmp_path) -> None:
     for name in ("a", "b"):
         (tmp_path / "black" / name).mkdir(parents=True)
         for number in range(3):
@@ -113,18 +113,18 @@ def test_a_channel_without_variation_does_not_make_batches_infinite(tmp_path):
 
 
 @pytest.mark.parametrize("test_fraction", [0.001, 0.25, 0.999])
-def test_each_class_gives_its_share_to_the_test_part_but_is_in_both(test_fraction, tmp_path):
+def test_each_class_gives_its_share_to_the_test_part_but_is_in_both(test_fraction, tmp_path) -> None:
     images = load_images("faces", 8, tmp_path, test_fraction=test_fraction)
     expected = min(max(round(test_fraction * 100), 1), 99)
     assert np.bincount(images.test.labels).tolist() == [expected, expected]
     assert len(images.train) + len(images.test) == 200
 
 
-def test_the_same_images_are_for_testing_in_every_cache(tmp_path):
+def test_the_same_images_are_for_testing_in_every_cache(tmp_path) -> None:
     assert same_images(load_images("faces", 16, tmp_path / "a"), load_images("faces", 16, tmp_path / "b"))
 
 
-def test_another_class_does_not_change_how_the_classes_before_it_are_split(tmp_path):
+def test_another_class_does_not_change_how_the_classes_before_it_are_split(tmp_path) -> None:
     folder = pictures(tmp_path / "pictures", count=20)
     before = load_images(str(folder), 8, tmp_path / "cache")
     os.rename(pictures(tmp_path / "more", count=20, seed=1) / "cats", folder / "zebras")
@@ -133,18 +133,18 @@ def test_another_class_does_not_change_how_the_classes_before_it_are_split(tmp_p
 
 
 @pytest.mark.parametrize("image_size", [0, -3])
-def test_an_impossible_image_size_is_refused(image_size, tmp_path):
+def test_an_impossible_image_size_is_refused(image_size, tmp_path) -> None:
     with pytest.raises(UserError, match=f"image_size = {image_size}: must be at least 1"):
         load_images("faces", image_size, tmp_path)
 
 
 @pytest.mark.parametrize("test_fraction", [0, 1, -0.5, 20, float("nan")])
-def test_an_impossible_test_fraction_is_refused(test_fraction, tmp_path):
+def test_an_impossible_test_fraction_is_refused(test_fraction, tmp_path) -> None:
     with pytest.raises(UserError, match=r"test_fraction = .*: must be above 0 and below 1"):
         load_images("faces", 8, tmp_path, test_fraction=test_fraction)
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path):
+def test_a_cache_that_cannot_be_made_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"image cache .*file"):
         load_images("faces", 8, tmp_path / "file")
@@ -153,14 +153,14 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path):
 # The cache
 
 
-def test_a_decoded_set_is_not_decoded_again(tmp_path):
+def test_a_decoded_set_is_not_decoded_again(tmp_path) -> None:
     load_images("faces", 8, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in stored_folder(tmp_path).iterdir()}
     load_images("faces", 8, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in stored_folder(tmp_path).iterdir()} == before
 
 
-def test_a_complete_cache_may_be_read_only(tmp_path):
+def test_a_complete_cache_may_be_read_only(tmp_path) -> None:
     expected = load_images("faces", 8, tmp_path)
     for lock in tmp_path.glob("*.lock"):
         lock.unlink()
@@ -170,14 +170,14 @@ def test_a_complete_cache_may_be_read_only(tmp_path):
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_size_fraction_and_data_set_have_their_own_folders(tmp_path):
+def test_size_fraction_and_data_set_have_their_own_folders(tmp_path) -> None:
     load_images("faces", 8, tmp_path)
     load_images("faces", 9, tmp_path)
     load_images("faces", 8, tmp_path, test_fraction=0.5)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
 
 
-def test_a_set_with_its_own_test_part_does_not_depend_on_the_fraction(tmp_path):
+def test_a_set_with_its_own_test_part_does_not_depend_on_the_fraction(tmp_path) -> None:
     for part in ("train", "test"):
         pictures(tmp_path / "pictures" / part)
     for test_fraction in (0.2, 0.5):
@@ -185,7 +185,7 @@ def test_a_set_with_its_own_test_part_does_not_depend_on_the_fraction(tmp_path):
     assert stored_folder(tmp_path / "cache")
 
 
-def test_a_changed_folder_is_decoded_again(tmp_path):
+def test_a_changed_folder_is_decoded_again(tmp_path) -> None:
     folder = pictures(tmp_path / "pictures")
     first = load_images(str(folder), 8, tmp_path / "cache")
     Image.new("RGB", (9, 9)).save(folder / "cats" / "new.png")
@@ -196,7 +196,7 @@ def test_a_changed_folder_is_decoded_again(tmp_path):
     assert not same_images(load_images(str(folder), 8, tmp_path / "cache"), second)
 
 
-def test_a_moved_folder_needs_no_decoding(tmp_path):
+def test_a_moved_folder_needs_no_decoding(tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     folder = pictures(tmp_path / "pictures")
     load_images(str(folder), 8, tmp_path / "cache")
@@ -211,7 +211,7 @@ def cut_off(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut_off])
 @pytest.mark.parametrize("name", ["train.npy", "test.npy", "train_labels.npy", "test_labels.npy", "meta.json"])
-def test_a_damaged_cache_is_named_and_rebuilt(name, damage, tmp_path, caplog):
+def test_a_damaged_cache_is_named_and_rebuilt(name, damage, tmp_path, caplog) -> None:
     expected = load_images("faces", 8, tmp_path / "expected")
     load_images("faces", 8, tmp_path / "cache")
     damage(stored_folder(tmp_path / "cache") / name)
@@ -221,7 +221,7 @@ def test_a_damaged_cache_is_named_and_rebuilt(name, damage, tmp_path, caplog):
     assert name in warning.getMessage()
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_what_a_killed_process_left_is_removed(tmp_path) -> None:
     expected = load_images("faces", 8, tmp_path / "expected")
     name = stored_folder(tmp_path / "expected").name
     left = tmp_path / "cache" / f"{name}.partial-{socket.gethostname()}"
@@ -245,7 +245,7 @@ print(len(images.train), len(images.test), int(images.train.pixels.sum()), flush
 
 
 @pytest.mark.slow
-def test_two_processes_that_start_at_once_both_get_the_images(tmp_path):
+def test_two_processes_that_start_at_once_both_get_the_images(tmp_path) -> None:
     folder = pictures(tmp_path / "pictures", count=150)
     processes = [
         subprocess.Popen(
@@ -269,7 +269,7 @@ def test_two_processes_that_start_at_once_both_get_the_images(tmp_path):
     assert stored_folder(tmp_path / "cache")  # one folder, nothing temporary
 
 
-def test_threads_that_start_at_once_all_get_the_images(tmp_path):
+def test_threads_that_start_at_once_all_get_the_images(tmp_path) -> None:
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_images("faces", 8, tmp_path), range(4)))
     assert all(same_images(images, loaded[0]) for images in loaded)
@@ -278,7 +278,7 @@ def test_threads_that_start_at_once_all_get_the_images(tmp_path):
 # Training batches
 
 
-def test_a_training_batch_is_normalised(mnist):
+def test_a_training_batch_is_normalised(mnist) -> None:
     x_BCSS, labels_B = training_batch(mnist, 0, 0, 4000, PLAIN)
     assert (x_BCSS.dtype, labels_B.dtype) == (torch.float32, torch.int64)
     assert x_BCSS.shape == (4000, 3, 28, 28)
@@ -286,7 +286,7 @@ def test_a_training_batch_is_normalised(mnist):
     assert x_BCSS.std().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_a_step_draws_the_same_whatever_was_drawn_before(mnist):
+def test_a_step_draws_the_same_whatever_was_drawn_before(mnist) -> None:
     augmentation = Augmentation(shift=2, flip=True)
     expected = training_batch(mnist, 3, 77, 64, augmentation)
     for seed, step in ((3, 76), (3, 78), (4, 77), (3, 10_000)):
@@ -296,7 +296,7 @@ def test_a_step_draws_the_same_whatever_was_drawn_before(mnist):
     assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
 
 
-def test_the_global_random_state_is_neither_used_nor_changed(mnist):
+def test_the_global_random_state_is_neither_used_nor_changed(mnist) -> None:
     np.random.seed(1)
     torch.manual_seed(1)
     first = training_batch(mnist, 3, 5, 8, Augmentation(2, True))[0]
@@ -309,7 +309,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(mnist):
 
 @settings(max_examples=100, deadline=None)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 130), seed=st.integers(0, 2**64))
-def test_every_epoch_shows_every_image_once(count, batch_size, seed):
+def test_every_epoch_shows_every_image_once(count, batch_size, seed) -> None:
     images = numbered(count)
     epochs = 3
     steps = -(-epochs * count // batch_size)
@@ -322,12 +322,12 @@ def test_every_epoch_shows_every_image_once(count, batch_size, seed):
 
 @settings(max_examples=50, deadline=None)
 @given(step=st.integers(0, 10**12), batch_size=st.integers(1, 100), seed=st.integers(0, 100))
-def test_images_and_labels_belong_together(step, batch_size, seed):
+def test_images_and_labels_belong_together(step, batch_size, seed) -> None:
     x_BCSS, labels_B = training_batch(numbered(37), seed, step, batch_size, Augmentation(flip=True))
     assert torch.equal((x_BCSS * 255).round().long(), labels_B[:, None, None, None].expand(-1, 3, 4, 4))
 
 
-def test_epochs_differ_in_order():
+def test_epochs_differ_in_order() -> None:
     images = numbered(100)
     first, second = (training_batch(images, 0, step, 100, PLAIN)[1] for step in (0, 1))
     assert not torch.equal(first, second)
@@ -335,7 +335,7 @@ def test_epochs_differ_in_order():
 
 @settings(max_examples=60, deadline=None)
 @given(shift=st.integers(0, 6), flip=st.booleans(), step=st.integers(0, 1000), side=st.integers(7, 12))
-def test_an_augmented_image_is_the_image_moved_and_mirrored_on_the_mean_colour(shift, flip, step, side):
+def test_an_augmented_image_is_the_image_moved_and_mirrored_on_the_mean_colour(shift, flip, step, side) -> None:
     images = noise(6, side)
     plain, labels = training_batch(images, 0, step, 8, PLAIN)
     augmented, augmented_labels = training_batch(images, 0, step, 8, Augmentation(shift, flip))
@@ -351,7 +351,7 @@ def test_an_augmented_image_is_the_image_moved_and_mirrored_on_the_mean_colour(s
         assert any(torch.equal(result, window) for window in possible)
 
 
-def test_all_shifts_and_both_sides_are_drawn_equally_often():
+def test_all_shifts_and_both_sides_are_drawn_equally_often() -> None:
     pixels = np.full((1, 3, 5, 5), 102, dtype=np.uint8)  # the mean: 0 after normalisation
     pixels[0, :, 2, 2] = 255
     part = LabelledImages(pixels, np.zeros(1, dtype=np.int64))
@@ -366,7 +366,7 @@ def test_all_shifts_and_both_sides_are_drawn_equally_often():
     assert (x_BCSS[:, 0, 2, 0] < -1).float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-def test_mirroring_does_not_change_the_shifts():
+def test_mirroring_does_not_change_the_shifts() -> None:
     images = noise(50, 8)
     shifted = training_batch(images, 0, 0, 50, Augmentation(2))[0]
     both = training_batch(images, 0, 0, 50, Augmentation(2, flip=True))[0]
@@ -377,7 +377,7 @@ def test_mirroring_does_not_change_the_shifts():
     assert mirrored.any()
 
 
-def test_a_shift_out_of_sight_is_refused():
+def test_a_shift_out_of_sight_is_refused() -> None:
     with pytest.raises(UserError, match="shift = -1: must be at least 0"):
         Augmentation(shift=-1)
     with pytest.raises(UserError, match="shift = 8: must be less than the image size, 8 pixels"):
@@ -389,7 +389,7 @@ def test_a_shift_out_of_sight_is_refused():
 
 @settings(max_examples=200, deadline=None)
 @given(count=st.integers(2, 300), batch_size=st.integers(1, 100))
-def test_evaluation_shows_every_image_once_in_batches_of_nearly_one_size(count, batch_size):
+def test_evaluation_shows_every_image_once_in_batches_of_nearly_one_size(count, batch_size) -> None:
     images = numbered(count, side=1)
     batches = [labels_B.tolist() for _, labels_B in evaluation_batches(images.test, images, batch_size)]
     sizes = [len(batch) for batch in batches]
@@ -399,12 +399,12 @@ def test_evaluation_shows_every_image_once_in_batches_of_nearly_one_size(count, 
     assert max(sizes) <= max(batch_size, 3)
 
 
-def test_a_single_test_image_is_a_batch():
+def test_a_single_test_image_is_a_batch() -> None:
     images = numbered(1)
     assert [len(labels_B) for _, labels_B in evaluation_batches(images.test, images, 64)] == [1]
 
 
-def test_evaluation_batches_mix_the_classes_always_in_the_same_way(mnist):
+def test_evaluation_batches_mix_the_classes_always_in_the_same_way(mnist) -> None:
     first = list(evaluation_batches(mnist.test, mnist, 64))
     second = list(evaluation_batches(mnist.test, mnist, 64))
     for (x_BCSS, labels_B), (other_x_BCSS, other_labels_B) in zip(first, second, strict=True):
@@ -414,7 +414,7 @@ def test_evaluation_batches_mix_the_classes_always_in_the_same_way(mnist):
     assert [len(labels_B) for _, labels_B in first] == [63] * 8 + [62] * 8
 
 
-def test_evaluation_normalises_as_training_does():
+def test_evaluation_normalises_as_training_does() -> None:
     images = noise(20, 6)
     trained = training_batch(images, 0, 0, 20, PLAIN)[0]
     evaluated = torch.cat([x_BCSS for x_BCSS, _ in evaluation_batches(images.test, images, 7)])
@@ -426,7 +426,7 @@ def test_evaluation_normalises_as_training_does():
 
 @settings(max_examples=100, deadline=None)
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), seed=st.integers(0, 2**40))
-def test_few_shot_takes_exactly_so_many_of_each_class(labels, seed):
+def test_few_shot_takes_exactly_so_many_of_each_class(labels, seed) -> None:
     labels = np.array(labels)
     counts = np.bincount(labels)
     most = counts[counts > 0].min()
@@ -438,7 +438,7 @@ def test_few_shot_takes_exactly_so_many_of_each_class(labels, seed):
         few_shot(labels, most + 1, seed)
 
 
-def test_few_shot_depends_on_the_seed_and_fewer_are_part_of_more():
+def test_few_shot_depends_on_the_seed_and_fewer_are_part_of_more() -> None:
     labels = np.arange(1000) % 10
     five, ten = few_shot(labels, 5, seed=1), few_shot(labels, 10, seed=1)
     assert set(five) < set(ten)
@@ -446,6 +446,6 @@ def test_few_shot_depends_on_the_seed_and_fewer_are_part_of_more():
     assert not np.array_equal(five, few_shot(labels, 5, seed=2))
 
 
-def test_no_shots_are_refused():
+def test_no_shots_are_refused() -> None:
     with pytest.raises(UserError, match="per_class = 0: must be at least 1"):
         few_shot(np.arange(3), 0, seed=1)

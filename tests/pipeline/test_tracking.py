@@ -89,7 +89,7 @@ def parents() -> list:
     return [run for run in runs() if "mlflow.parentRunId" not in run.data.tags]
 
 
-def test_settings_are_flattened_with_dots():
+def test_settings_are_flattened_with_dots() -> None:
     assert flatten(PARAMETERS) == {
         "seed": "7",
         "dataset": "mnist_5k",
@@ -102,7 +102,7 @@ def test_settings_are_flattened_with_dots():
     }
 
 
-def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path):
+def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path) -> None:
     with stage_run("generate", PARAMETERS):
         pass
     with stage_run("train", PARAMETERS) as run:
@@ -127,14 +127,14 @@ def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path):
     assert not (project / "mlruns").exists()
 
 
-def test_a_finished_pipeline_is_not_joined_and_other_settings_start_another(project: Path):
+def test_a_finished_pipeline_is_not_joined_and_other_settings_start_another(project: Path) -> None:
     for seed in (7, 7, 8):
         with stage_run("report", PARAMETERS | {"seed": seed}, last=True):
             pass
     assert [run.data.params["seed"] for run in parents()] == ["7", "7", "8"]
 
 
-def test_another_commit_or_dvc_experiment_starts_another_run(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_commit_or_dvc_experiment_starts_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with stage_run("train", PARAMETERS):
         pass
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-mule")
@@ -150,7 +150,7 @@ def test_another_commit_or_dvc_experiment_starts_another_run(project: Path, monk
     assert experiment.data.tags["mlflow.source.git.commit"] != commit.data.tags["mlflow.source.git.commit"]
 
 
-def test_uncommitted_code_is_told_and_kept(project: Path):
+def test_uncommitted_code_is_told_and_kept(project: Path) -> None:
     from mlflow.artifacts import load_text
 
     (project / "code.py").write_text("x = 3\n")
@@ -161,14 +161,14 @@ def test_uncommitted_code_is_told_and_kept(project: Path):
     assert "+x = 3" in load_text(f"{parent.info.artifact_uri}/uncommitted.diff")
 
 
-def test_changed_settings_are_not_uncommitted_code(project: Path):
+def test_changed_settings_are_not_uncommitted_code(project: Path) -> None:
     (project / "params.yaml").write_text("seed: 8\n")
     with stage_run("train", PARAMETERS):
         pass
     assert parents()[0].data.tags["git.dirty"] == "false"
 
 
-def test_a_failed_stage_says_why_and_its_pipeline_is_joined_again(project: Path):
+def test_a_failed_stage_says_why_and_its_pipeline_is_joined_again(project: Path) -> None:
     with pytest.raises(ValueError, match="no images"), stage_run("train", PARAMETERS):
         raise ValueError("no images")
     parent, failed = runs()
@@ -183,7 +183,7 @@ def test_a_failed_stage_says_why_and_its_pipeline_is_joined_again(project: Path)
     assert len(parents()) == 1
 
 
-def test_an_interrupted_stage_is_killed(project: Path):
+def test_an_interrupted_stage_is_killed(project: Path) -> None:
     with pytest.raises(KeyboardInterrupt), stage_run("train", PARAMETERS):
         raise KeyboardInterrupt
     parent, child = runs()
@@ -191,7 +191,7 @@ def test_an_interrupted_stage_is_killed(project: Path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")])
-def test_a_value_that_is_not_finite_is_refused_with_its_name_and_fails_the_stage(project: Path, value: float):
+def test_a_value_that_is_not_finite_is_refused_with_its_name_and_fails_the_stage(project: Path, value: float) -> None:
     refused = pytest.raises(UserError, match=r"val_loss = \S+ at step 4 of stage train")
     with refused, stage_run("train", PARAMETERS) as run:
         run.log_history([{"step": 3, "val_loss": 1.0}, {"step": 4, "loss": 1.0, "val_loss": value}])
@@ -199,7 +199,7 @@ def test_a_value_that_is_not_finite_is_refused_with_its_name_and_fails_the_stage
     assert runs()[1].data.metrics == {}
 
 
-def test_thousands_of_rows_are_logged_in_a_few_seconds(project: Path):
+def test_thousands_of_rows_are_logged_in_a_few_seconds(project: Path) -> None:
     from mlflow import MlflowClient
 
     rows = [{"step": step, "loss": 1 / (step + 1), "images_per_second": 100.0} for step in range(3000)]
@@ -211,7 +211,7 @@ def test_thousands_of_rows_are_logged_in_a_few_seconds(project: Path):
     assert [(metric.step, metric.value) for metric in history] == [(row["step"], row["loss"]) for row in rows]
 
 
-def test_tables_figures_and_files_are_artifacts_next_to_the_store(project: Path):
+def test_tables_figures_and_files_are_artifacts_next_to_the_store(project: Path) -> None:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
@@ -236,7 +236,7 @@ def test_tables_figures_and_files_are_artifacts_next_to_the_store(project: Path)
     pandas.testing.assert_frame_equal(pandas.read_csv(folder / "tables/summary.csv"), frame)
 
 
-def test_the_store_is_the_same_from_any_folder_of_the_project(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_store_is_the_same_from_any_folder_of_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(project / "deep" / "er")
     assert workspace() == project
@@ -247,7 +247,9 @@ def test_the_store_is_the_same_from_any_folder_of_the_project(project: Path, mon
     assert tracking_uri() == "http://127.0.0.1:5000"
 
 
-def test_a_temporary_copy_of_dvc_has_the_workspace_of_the_original(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_temporary_copy_of_dvc_has_the_workspace_of_the_original(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = project / ".dvc" / "tmp" / "exps" / "tmpab12"
     (copy / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(copy)
@@ -258,14 +260,16 @@ def test_a_temporary_copy_of_dvc_has_the_workspace_of_the_original(project: Path
     assert workspace() == project
 
 
-def test_a_store_that_cannot_be_used_is_refused_with_its_address(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_cannot_be_used_is_refused_with_its_address(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://127.0.0.1:5000")
     refused = pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI\) htp://127\.0\.0\.1:5000")
     with refused, stage_run("train", PARAMETERS):
         pass
 
 
-def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(project: Path):
+def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(project: Path) -> None:
     from mlflow import MlflowClient
 
     with stage_run("train", PARAMETERS) as run:
@@ -296,7 +300,9 @@ def assert_same_parameters(predicted: list[dict], expected: list[dict]) -> None:
             np.testing.assert_allclose(array, theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_a_logged_ghn_loads_in_one_line_and_predicts(project: Path, trained: tuple, monkeypatch: pytest.MonkeyPatch):
+def test_a_logged_ghn_loads_in_one_line_and_predicts(
+    project: Path, trained: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
     folder, records, expected = trained
@@ -330,7 +336,7 @@ LOAD = """
 
 
 @pytest.mark.slow
-def test_a_registered_ghn_brings_its_code(project: Path, trained: tuple, tmp_path: Path):
+def test_a_registered_ghn_brings_its_code(project: Path, trained: tuple, tmp_path: Path) -> None:
     folder, records, expected = trained
     with stage_run("train", PARAMETERS) as run:
         run.log_ghn(folder)
@@ -361,7 +367,7 @@ def stage_process(folder: Path, stage: str, end: str = "", **more: str) -> subpr
     return subprocess.Popen(command, cwd=folder, env=environment(**more), stderr=subprocess.PIPE, text=True)
 
 
-def test_stages_in_parallel_processes_share_a_parent_and_a_killed_one_is_joined(project: Path):
+def test_stages_in_parallel_processes_share_a_parent_and_a_killed_one_is_joined(project: Path) -> None:
     evaluate, finetune = stage_process(project, "evaluate"), stage_process(project, "finetune", "killed")
     assert [evaluate.communicate()[1], finetune.communicate()[1]] == ["", ""]
     assert [evaluate.returncode, finetune.returncode] == [0, -signal.SIGKILL]
@@ -380,7 +386,7 @@ def test_stages_in_parallel_processes_share_a_parent_and_a_killed_one_is_joined(
 
 
 @pytest.mark.slow
-def test_the_first_run_of_all_creates_the_store_in_silence(project: Path):
+def test_the_first_run_of_all_creates_the_store_in_silence(project: Path) -> None:
     (project / "mlflow.db").unlink()
     process = stage_process(project, "report", "last")
     assert process.communicate()[1] == ""
@@ -388,7 +394,7 @@ def test_the_first_run_of_all_creates_the_store_in_silence(project: Path):
 
 
 @pytest.mark.slow
-def test_a_dvc_experiment_in_a_temporary_copy_logs_to_the_same_store(project: Path):
+def test_a_dvc_experiment_in_a_temporary_copy_logs_to_the_same_store(project: Path) -> None:
     def dvc(*arguments: str) -> None:
         command = [sys.executable, "-m", "dvc", *arguments]
         done = subprocess.run(command, cwd=project, env=environment(DVC_NO_ANALYTICS="1"), capture_output=True)
@@ -476,7 +482,7 @@ def browse(url: str, screenshot: Path) -> str:
 @pytest.mark.slow
 def test_a_server_takes_the_runs_and_its_page_shows_them(
     project: Path, server: str, trained: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     from mlflow.artifacts import load_text
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)

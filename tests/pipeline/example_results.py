@@ -1,0 +1,164 @@
+"""Results of all stages: made up, and like those of a real run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ghn import GHN, GHNConfig
+from pipeline import plots
+from pipeline.results import write_csv, write_json, write_parquet
+
+# split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
+SPLITS = {
+    "test": (100, 0.29, (0.02, 2)),
+    "wide": (30, 0.24, (0.3, 30)),
+    "deep": (30, 0.22, (0.05, 9)),
+    "dense": (30, 0.27, (0.05, 5)),
+    "bn_free": (30, 0.14, (0.02, 1.5)),
+}
+
+
+def make_results(folder: Path, seed: int = 0, steps: int = 3000) -> Path:
+    """Writes what the other stages write: a run that looks like a real one."""
+    rng = np.random.default_rng(seed)
+    _make_generate(folder / "generate", rng)
+    _make_train(folder / "train", rng, steps)
+    _make_evaluate(folder / "evaluate", rng)
+    _make_finetune(folder / "finetune", rng)
+    return folder
+
+
+def _make_generate(folder: Path, rng: np.random.Generator) -> None:
+    def shards(rows: int) -> list[dict]:
+        starts = range(0, rows, 500)
+        return [
+            {"file": f"{start:06d}.parquet", "rows": min(500, rows - start), "sha256": rng.bytes(32).hex()}
+            for start in starts
+        ]
+
+    counts = {"train": 2000, "val": 50, **{split: count for split, (count, *_) in SPLITS.items()}}
+    splits = {
+        split: {"folder": f"architectures/{split}", "rows": rows, "shards": shards(rows)}
+        for split, rows in counts.items()
+    }
+    write_json(folder / "manifest.json", {"splits": splits})
+
+
+def _make_train(folder: Path, rng: np.random.Generator, steps: int) -> None:
+    step = np.arange(1, steps + 1)
+    progress = 1 - np.exp(-step / (steps / 3))
+    settled = np.where(step > 0.67 * steps, 0.35, 1.0)
+    history = pd.DataFrame(
+        {
+            "step": step,
+            "loss": 2.32 - 0.55 * progress + 0.14 * settled * rng.standard_normal(steps),
+            "top1": np.clip(0.1 + 0.21 * progress + 0.05 * settled * rng.standard_normal(steps), 0, 1),
+            "learning_rate": np.select([step <= 0.67 * steps, step <= 0.83 * steps], [1e-3, 1e-4], 1e-5),
+            "gradient_norm": rng.lognormal(0.4, 0.8, steps),
+            "graph_seconds": rng.normal(0.03, 0.004, steps),
+            "hypernetwork_seconds": rng.normal(0.21, 0.02, steps),
+            "target_seconds": rng.normal(0.94, 0.11, steps),
+            "communication_seconds": rng.normal(0.06, 0.01, steps),
+            "dropped": 0,
+        }
+    )
+    measured = history[list(plots.TIME_PARTS)].sum(axis=1)
+    history["step_seconds"] = measured + rng.normal(0.03, 0.003, steps)
+    history["images_per_second"] = 64 / history["step_seconds"]
+    history["architectures_per_second"] = 8 / history["step_seconds"]
+    write_csv(folder / "history.csv", history)
+    metrics = {
+        "loss": float(history["loss"].iloc[-50:].mean()),
+        "top1": float(history["top1"].iloc[-50:].mean()),
+        "steps": steps,
+        "seconds": float(history["step_seconds"].sum()),
+        "architectures_per_second": float(history["architectures_per_second"].mean()),
+        "parameters": 2_319_000,
+    }
+    write_json(folder / "metrics.json", metrics)
+    GHN(GHNConfig(num_classes=10, image_size=16, hidden=8, kernel=3)).save(folder / "checkpoint")
+
+
+def _make_evaluate(folder: Path, rng: np.random.Generator) -> None:
+    frames = []
+    for split, (count, mean, (low, high)) in SPLITS.items():
+        parameters = 1e6 * low * (high / low) ** rng.beta(2, 2.5, count)
+        frames.append(_architectures(split, [""] * count, mean, parameters, rng))
+    named = ["resnet50", "vit", "darts"]
+    frames.append(_architectures("predefined", named, 0.2, np.array([23.6e6, 2.4e6, 1.1e6]), rng))
+    architectures = pd.concat(frames, ignore_index=True)
+    write_parquet(folder / "architectures.parquet", architectures)
+    write_csv(folder / "summary.csv", summary_of(architectures))
+
+
+def _architectures(
+    split: str, names: list[str], mean: float, parameters: np.ndarray, rng: np.random.Generator
+) -> pd.DataFrame:
+    count = len(names)
+    predicted = np.clip(rng.normal(mean, 0.055, count), 0.08, 0.9)
+    random = np.clip(rng.normal(0.101, 0.016, count), 0.02, 0.9)
+    return pd.DataFrame(
+        {
+            "split": split,
+            "index": np.arange(count),
+            "name": names,
+            "identity": [rng.bytes(12).hex() for _ in range(count)],
+            "parameters": parameters.astype(int),
+            "nodes": rng.integers(40, 400, count),
+            "predicted_top1": predicted,
+            "predicted_top5": np.clip(0.5 + predicted, 0, 0.99),
+            "predicted_loss": 2.4 - predicted,
+            "random_top1": random,
+            "random_top5": np.clip(0.4 + random, 0, 0.99),
+            "random_loss": rng.normal(2.6, 0.1, count),
+            "seconds": rng.gamma(2.0, 0.4, count),
+        }
+    )
+
+
+def summary_of(architectures: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for split, group in architectures.groupby("split", sort=True):
+        row = {"split": split, "architectures": len(group)}
+        for kind in ("predicted", "random"):
+            row[f"{kind}_top1"] = group[f"{kind}_top1"].mean()
+            row[f"{kind}_top1_error"] = group[f"{kind}_top1"].sem()
+            row[f"{kind}_top1_max"] = group[f"{kind}_top1"].max()
+            row[f"{kind}_top5"] = group[f"{kind}_top5"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _make_finetune(folder: Path, rng: np.random.Generator) -> None:
+    curves, summary = [], []
+    for dataset, chance, best in (("digits", 0.1, 0.86), ("faces", 0.5, 0.88)):
+        for initialisation, speed, rate in (("predicted", 18, 0.01), ("random", 40, 0.03)):
+            ends = []
+            for architecture in range(4):
+                for seed in range(3):
+                    level = best + rng.normal(0, 0.03)
+                    for step in range(0, 61, 10):
+                        mean = chance + (level - chance) * (1 - np.exp(-step / speed))
+                        top1 = float(np.clip(mean + rng.normal(0, 0.015), 0, 1))
+                        curves.append([dataset, architecture, initialisation, seed, rate, step, top1])
+                    ends.append(top1)
+            error = float(np.std(ends, ddof=1) / len(ends) ** 0.5)
+            steps = 30.0 if initialisation == "predicted" else None
+            summary.append([dataset, initialisation, round(1 / chance), rate, 12, np.mean(ends), error, steps, 0.75])
+    columns = ["dataset", "architecture", "initialisation", "seed", "learning_rate", "step", "test_top1"]
+    write_parquet(folder / "curves.parquet", pd.DataFrame(curves, columns=columns))
+    columns = ["dataset", "initialisation", "classes", "learning_rate", "runs", "test_top1", "test_top1_error"]
+    columns += ["steps_to_target", "target_top1"]
+    write_csv(folder / "summary.csv", pd.DataFrame(summary, columns=columns))
+
+
+def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Changes the table in a file."""
+    if path.suffix == ".parquet":
+        write_parquet(path, change(pd.read_parquet(path)))
+    else:
+        write_csv(path, change(pd.read_csv(path)))
