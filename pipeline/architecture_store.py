@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ghn.architectures import Architecture, Network
 from ghn.predefined import PREDEFINED
 from pipeline.errors import UserError
+from pipeline.params import fingerprint
 from pipeline.results import MANIFEST, storage_url, write_bytes
 
 SCHEMA = pa.schema(
@@ -151,6 +152,11 @@ class ArchitectureStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: `dvc repro --force generate` writes it again") from error
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change whenever an architecture of any split does."""
+        return digest_of(self.manifest)
+
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
             raise UserError(f"split {split!r} is not in the manifest: must be one of {', '.join(self.splits)}")
@@ -167,6 +173,11 @@ class ArchitectureStore:
         if split == "predefined":
             return list(PREDEFINED.values())
         return [self.read(split, index) for index in range(len(self[split]))]
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """A digest of all shards that a manifest names."""
+    return fingerprint([shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]])
 
 
 def write_manifest(place: Path, splits: dict[str, tuple[str, list[Shard]]]) -> None:

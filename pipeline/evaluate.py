@@ -32,7 +32,6 @@ from pipeline.images import Images, LabelledImages, evaluation_batches, load_ima
 from pipeline.params import EvaluateSettings, Params, fingerprint
 from pipeline.results import (
     CHECKPOINT,
-    MANIFEST,
     finish_tasks,
     finished_folder,
     image_cache,
@@ -93,7 +92,9 @@ def evaluate(params: Params) -> None:
         ghn, checkpoint = trained_ghn()
         images = test_images(params)
         require_fit(ghn, images, params.images.size)
-        store = ArchitectureStore(params.storage, MANIFEST)
+        store = ArchitectureStore(params.storage)
+        run.log_data("architectures", store.digest)
+        run.log_data(images.name, images.fingerprint)
         candidates = [
             candidate
             for split in SPLITS

@@ -42,7 +42,6 @@ from pipeline.images import (
 )
 from pipeline.params import FinetuneSettings, Params, fingerprint
 from pipeline.results import (
-    MANIFEST,
     finish_tasks,
     finished_folder,
     image_cache,
@@ -99,7 +98,10 @@ def finetune(params: Params) -> None:
     with stage_run("finetune", params.model_dump(), experiment=params.tracking.experiment) as run:
         ghn, checkpoint = trained_ghn()
         targets = {name: load_target(name, params) for name in settings.datasets}
-        store = ArchitectureStore(params.storage, MANIFEST)
+        store = ArchitectureStore(params.storage)
+        run.log_data("architectures", store.digest)
+        for target in targets.values():
+            run.log_data(target.images.name, target.images.fingerprint)
         if settings.architectures > len(store["test"]):
             raise UserError(
                 f"finetune.architectures = {settings.architectures}: must be at most {len(store['test'])}, "

@@ -46,7 +46,7 @@ def generate(params: Params) -> None:
         print_table("Architectures", rows)
         run.log_table(pd.DataFrame(rows), "architectures")
         run.log_artifact(MANIFEST)
-        run.summary({f"architectures_{split}": sum(s.rows for s in shards) for split, (_, shards) in splits.items()})
+        run.log_metrics({split: sum(s.rows for s in shards) for split, (_, shards) in splits.items()})
 
 
 def _folder(params: Params, split: str) -> str:

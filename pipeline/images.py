@@ -65,9 +65,13 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A data set. `mean` and `std` are those of the three channels of the train part, on a scale of 0..1."""
+    """A data set. `mean` and `std` are those of the three channels of the train part, on a scale of 0..1.
+
+    `fingerprint` (hexadecimal digits) changes with the files, the image size and the test fraction.
+    """
 
     name: str
+    fingerprint: str
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -262,6 +266,7 @@ def _open(stored: Path) -> Images:
     }
     return Images(
         name=meta["name"],
+        fingerprint=stored.name.rpartition("-")[2],
         classes=tuple(meta["classes"]),
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),

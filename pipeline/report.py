@@ -21,8 +21,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline import plots
+from pipeline.architecture_store import digest_of
 from pipeline.measurements import Measurements, read_measurements, split_order
-from pipeline.params import Params, fingerprint
+from pipeline.params import Params
 from pipeline.results import RESULTS, percent, results_folder, write_bytes
 from pipeline.tracking import CODE, flatten, git, stage_run
 
@@ -286,7 +287,7 @@ def training_table(results: Measurements, params: Params) -> Table:
         f"{params.train.precision}",
         "time": duration(training["seconds"]),
         "architectures a second": f"{training['architectures_per_second']:.3g}",
-        "images a second": f"{history['images_per_second'].median():.3g}",
+        "images a second": f"{history['images_per_second'].median():,.0f}",
         "loss, first step → end": f"{curves['loss'].iloc[0]:.3g} → {curves['loss'].iloc[last].mean():.3g}",
         "top-1, first step → end": f"{percent(curves['top1'].iloc[0])}% → {percent(curves['top1'].iloc[last].mean())}%",
     }
@@ -352,12 +353,12 @@ def finetuning_chances(finetuning: pd.DataFrame) -> dict[str, float]:
 
 def provenance(results: Measurements, params: Params) -> dict[str, str]:
     """Where the page comes from: code, data, versions, date."""
-    shards = [shard["sha256"] for split in results.manifest["splits"].values() for shard in split["shards"]]
+    shards = sum(len(split["shards"]) for split in results.manifest["splits"].values())
     return {
         "code": git_state(),
         "DVC experiment": os.environ.get("DVC_EXP_NAME") or "none",
         "images": _images(params),
-        "architectures": f"digest {fingerprint(shards)} of {len(shards):,} shards",
+        "architectures": f"digest {digest_of(results.manifest)} of {count(shards, 'shard')}",
         "checkpoint": f"digest {results.checkpoint[:12]}",
         "seed": str(params.seed),
         "workers": str(params.train.workers),

@@ -141,6 +141,14 @@ class StageRun:
         self.client.log_batch(self.pipeline_id, metrics=values)
         _add_columns(self.client, self.experiment_id, metrics)
 
+    def log_data(self, name: str, version: str) -> None:
+        """Log which data the stage reads, here and on the pipeline's run: `version` changes whenever the data do."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        data = DatasetInput(Dataset(name, version, source_type="local", source=json.dumps({"version": version})))
+        for run_id in (self.run_id, self.pipeline_id):
+            self.client.log_inputs(run_id, [data])
+
     def log_table(self, frame: pandas.DataFrame, name: str) -> None:
         """Log a table as `name.json`, which the MLflow page shows and compares over runs, and `name.csv`."""
         self.client.log_table(self.run_id, frame, f"{name}.json")

@@ -69,6 +69,8 @@ def train(params: Params) -> None:
         ray_cluster(params.cluster.address, params.cluster.cpus),
     ):
         _require_resources(params)
+        run.log_data("architectures", store.digest)
+        run.log_data(images.name, images.fingerprint)
         with run_folder(params, store) as (folder, filesystem, path):
             result = _fit(params, run, folder, filesystem, path)
             with result.checkpoint.as_directory() as checkpoint:
@@ -404,6 +406,7 @@ def _finish(params: Params, run: StageRun, checkpoint: Path, num_images: int, se
         "parameters": sum(p.numel() for p in state.ghn.parameters()),
     }
     write_json(folder / "metrics.json", metrics)
-    run.summary({f"train_{name}": value for name, value in metrics.items()})
+    run.summary({f"train_{name}": metrics.pop(name) for name in ("loss", "top1", "seconds")})
+    run.log_metrics({f"train_{name}": value for name, value in metrics.items()})
     run.log_artifact(folder / "history.csv")
     run.log_ghn(folder / "checkpoint")

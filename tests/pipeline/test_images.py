@@ -41,13 +41,13 @@ def numbered(count: int, side: int = 4) -> Images:
     labels = np.arange(count)
     pixels = np.broadcast_to(labels[:, None, None, None], (count, 3, side, side)).astype(np.uint8)
     part = LabelledImages(pixels, labels)
-    return Images("numbered", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), part, part)
+    return Images("numbered", "0", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), part, part)
 
 
 def noise(count: int, side: int, seed: int = 0) -> Images:
     random = np.random.default_rng(seed)
     part = LabelledImages(random.integers(0, 256, (count, 3, side, side), dtype=np.uint8), random.integers(0, 5, count))
-    return Images("noise", tuple("abcde"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), part, part)
+    return Images("noise", "0", tuple("abcde"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), part, part)
 
 
 def pictures(folder: Path, count: int = 5, seed: int = 0) -> Path:
@@ -355,7 +355,7 @@ def test_all_shifts_and_both_sides_are_drawn_equally_often() -> None:
     pixels = np.full((1, 3, 5, 5), 102, dtype=np.uint8)  # the mean: 0 after normalisation
     pixels[0, :, 2, 2] = 255
     part = LabelledImages(pixels, np.zeros(1, dtype=np.int64))
-    images = Images("dot", ("a", "b"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2), part, part)
+    images = Images("dot", "0", ("a", "b"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2), part, part)
     x_BCSS, _ = training_batch(images, 0, 0, 4000, Augmentation(shift=1))
     share = (x_BCSS[:, 0] > 1).float().mean(0)
     assert share[1:4, 1:4].numpy() == pytest.approx(np.full((3, 3), 1 / 9), abs=0.02)

@@ -107,6 +107,8 @@ def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path) -> None
         pass
     with stage_run("train", PARAMETERS) as run:
         run.set_tags({"workers": 2})
+        run.log_data("mnist_5k", "35a422e9e40b")
+        run.log_data("mnist_5k", "35a422e9e40b")
         run.log_metrics({"loss": 2.5}, step=3)
         run.summary({"test_top1": np.float32(0.5), "images_per_second": 120.0})
     with stage_run("report", PARAMETERS, last=True):
@@ -123,6 +125,10 @@ def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path) -> None
     assert parent.data.metrics == {"test_top1": 0.5, "images_per_second": 120.0}
     assert train.data.metrics == {"loss": 2.5} | parent.data.metrics
     assert train.data.tags["workers"] == "2"
+    for run in (parent, train):
+        (data,) = run.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest) == ("mnist_5k", "35a422e9e40b")
+    assert not generate.inputs.dataset_inputs
     assert "train.learning_rate" in train.data.params and "train.learning_rate" not in generate.data.params
     assert not (project / "mlruns").exists()
 
