@@ -62,6 +62,12 @@ def save(folder: Path, message: str) -> None:
     run(folder, "git", "commit", "--quiet", "--message", message)
 
 
+def restore(folder: Path) -> None:
+    """Back to the last commit, and to the results that belong to it."""
+    run(folder, "git", "checkout", "--quiet", "--", ".")
+    run(folder, "dvc", "checkout", "--quiet", "--force")
+
+
 def test_every_stage_leaves_its_results(clone: Path) -> None:
     results = clone / "results"
     evaluated = pd.read_csv(results / "evaluate/summary.csv")
@@ -96,7 +102,7 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     assert losses["smaller"] != pytest.approx(before["loss"])
     rows = table[table["meta_batch"] == 3]
     assert losses[rows.index].notna().any()
-    run(clone, "git", "checkout", "--quiet", "--", ".")
+    restore(clone)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_a_bad_setting_stops_an_experiment_before_any_work(clone: Path, setting:
     assert len("\n".join(message).strip().splitlines()) <= 3
     assert stages_run(output) == ["check"]
     assert state(clone / "results") == results
-    run(clone, "git", "checkout", "--quiet", "--", ".")
+    restore(clone)
 
 
 def test_a_key_that_dvc_does_not_know_is_refused(clone: Path) -> None:
