@@ -1,4 +1,4 @@
-"""Stage `check`: the settings are possible, and the images that they name are there.
+"""Stage `check`: the settings are possible, and the places that they name can be used.
 
 DVC removes a stage's outputs before it runs the stage, and looks at no key of `params.yaml` that no stage reads. So a
 wrong or misspelt setting has to be noticed by a stage of its own, before all others.
@@ -6,15 +6,36 @@ wrong or misspelt setting has to be noticed by a stage of its own, before all ot
 
 from __future__ import annotations
 
+from uuid import uuid4
+
+import fsspec
+
+from pipeline.errors import UserError
 from pipeline.image_sets import find_image_set
 from pipeline.params import Params
-from pipeline.results import image_cache
+from pipeline.results import image_cache, storage_url, write_bytes
 
 
 def check(params: Params) -> None:
-    """Looks for all image sets; the settings themselves were validated when they were read.
+    """Writes to the storage and looks for all image sets; the settings themselves were validated when they were read.
 
-    Raises UserError if a set is unknown or its folder does not hold what it needs.
+    Raises UserError if the storage cannot be written, a set is unknown or its folder does not hold what it needs.
     """
+    require_writable(params.storage)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
         find_image_set(dataset, params.images.folder, downloads=image_cache(params.storage) / "downloads")
+
+
+def require_writable(storage: str) -> None:
+    """Raises UserError if no file can be written below a storage."""
+    place = storage_url(storage, f"check-{uuid4().hex}")
+    try:
+        write_bytes(place, b"")
+        filesystem, path = fsspec.core.url_to_fs(place)
+        filesystem.rm_file(path)
+    except Exception as error:  # an object store's client has exceptions of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"storage = {storage} cannot be written: {reason}\n"
+            "must be a folder, or s3://bucket/prefix with credentials in the environment"
+        ) from error

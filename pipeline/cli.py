@@ -53,7 +53,7 @@ def run_stage(stage: str, file: Path) -> None:
 @app.command()
 @explained
 def check(params: ParamsFile = Path("params.yaml")) -> None:
-    """Check the settings and find the images that they name."""
+    """Check the settings, the storage and the images that they name."""
     run_stage("check", params)
     print(f"{params} is valid")
 

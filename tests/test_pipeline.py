@@ -18,6 +18,7 @@ from small_settings import ROOT, small_settings
 
 pytestmark = pytest.mark.slow
 
+NOT_PASSED_ON = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
 STAGES = ["check", "generate", "train", "evaluate", "finetune", "report"]
 
 
@@ -43,9 +44,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *command: str, fails: bool = False) -> str:
     scripts = str(Path(sys.executable).parent)
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     environment |= {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr

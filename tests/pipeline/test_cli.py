@@ -59,6 +59,27 @@ def test_a_misspelt_key_is_named_with_the_right_one(small_project: Callable[...,
     assert_refused("train", names=("meta_bath", "did you mean meta_batch?"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"dataset": "nope"}, ("nope", "mnist_5k")),
+        ({"dataset": "pictures"}, ("pictures/cats", "no images")),
+        ({"finetune": {"datasets": ["digit"]}}, ("digit", "did you mean digits?")),
+        ({"storage": "/proc/storage"}, ("storage = /proc/storage", "cannot be written")),
+        ({"storage": "s4://bucket"}, ("storage = s4://bucket", "s3://bucket/prefix")),
+    ],
+)
+def test_places_that_cannot_be_used_are_named(
+    small_project: Callable[..., Params], changes: dict, names: tuple
+) -> None:
+    small_project()
+    for name in ("cats", "dogs"):
+        Path("pictures", name).mkdir(parents=True)
+    settings = small_settings(**changes)
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
+    assert_refused("check", names=names)
+
+
 @pytest.mark.slow
 def test_bad_inputs_of_training_are_named_and_nothing_is_written(small_project: Callable[..., Params]) -> None:
     params = small_project()
