@@ -40,6 +40,9 @@ OPERATIONS = (
 )
 """The operations of a cell's edges, in the order of the published design space."""
 
+INTEGERS = ("n_cells", "C", "C_mult", "ks", "stem_type", "fc_layers", "fc_dim")
+SWITCHES = ("stem_pool", "preproc", "glob_avg")
+
 Edge = tuple[str, int]
 """An operation and the state it reads: 0 and 1 are the outputs of the two previous cells, 2 the first own state."""
 
@@ -102,6 +105,10 @@ class Genotype:
     def __post_init__(self) -> None:
         for cell in ("normal", "reduce"):
             edges, concat = getattr(self, cell), getattr(self, f"{cell}_concat")
+            if any(type(number) is not int for number in (*(source for _, source in edges), *concat)):
+                raise ValueError(f"genotype.{cell} and genotype.{cell}_concat: states must be integers")
+            if len(set(concat)) < len(concat):
+                raise ValueError(f"genotype.{cell}_concat = {list(concat)}: names a state twice")
             if not edges or len(edges) % 2:
                 raise ValueError(
                     f"genotype.{cell} has {len(edges)} edges: must be two for each state, at least one state"
@@ -125,13 +132,21 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Genotype:
+        """The genotype of a record with the fields of the published data set.
+
+        Raises:
+            ValueError: a field is missing or impossible.
+        """
         _require(record, [field.name for field in fields(cls)], "genotype")
-        return cls(
-            normal=tuple((operation, int(source)) for operation, source in record["normal"]),
-            normal_concat=tuple(record["normal_concat"]),
-            reduce=tuple((operation, int(source)) for operation, source in record["reduce"]),
-            reduce_concat=tuple(record["reduce_concat"]),
-        )
+        try:
+            return cls(
+                normal=tuple((operation, source) for operation, source in record["normal"]),
+                normal_concat=tuple(record["normal_concat"]),
+                reduce=tuple((operation, source) for operation, source in record["reduce"]),
+                reduce_concat=tuple(record["reduce_concat"]),
+            )
+        except TypeError as error:
+            raise ValueError("genotype: must hold pairs of an operation and a state, and lists of states") from error
 
 
 @dataclass(frozen=True)
@@ -152,6 +167,10 @@ class Architecture(Network):
     fc_dim: int = 256
 
     def __post_init__(self) -> None:
+        for names, kind, words in ((INTEGERS, int, "an integer"), (SWITCHES, bool, "true or false")):
+            for name in names:
+                if type(getattr(self, name)) is not kind:
+                    raise ValueError(f"{name} = {getattr(self, name)!r}: must be {words}")
         if self.n_cells < 1:
             raise ValueError(f"n_cells = {self.n_cells}: must be at least 1")
         if self.C < 2 or self.C % 2:

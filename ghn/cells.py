@@ -121,7 +121,7 @@ class _Compiler:
         if operation == "skip_connect":
             return x if stride == 1 else self._factorised_reduction(x, width, name)
         if operation == "msa":
-            return self._attention(x, width, stride, name)
+            return self._attention(x, width, name)
         if operation == "cse":
             return self._squeeze_excitation(x, width, stride, name)
         if operation == "conv_7x1_1x7":
@@ -157,8 +157,9 @@ class _Compiler:
         x = build.conv(x, width, 1, f"{name}.{first + 1}")
         return self._norm(x, f"{name}.{first + 2}")
 
-    def _attention(self, x: int, width: int, stride: int, name: str) -> int:
-        """A pre-norm transformer block over the pixels (Dosovitskiy et al., ICLR 2021)."""
+    def _attention(self, x: int, width: int, name: str) -> int:
+        """A pre-norm transformer block over the pixels (Dosovitskiy et al., ICLR 2021); networks with one never
+        reduce their resolution."""
         build = self.build
         channels, height, side = build.shape(x)
         tokens = build.emit("tokens", (x,), (height * side, channels))
@@ -168,18 +169,19 @@ class _Compiler:
         tokens = build.add([build.linear(mixed, channels, f"{name}.to_out.0"), tokens])
         hidden = build.linear(build.layer_norm(tokens, f"{name}.ln2"), width, f"{name}.ff.net.0")
         tokens = build.add([build.linear(build.unary("gelu", hidden), width, f"{name}.ff.net.3"), tokens])
-        x = build.emit("untokens", (tokens,), (width, height, side))
-        return x if stride == 1 else build.subsample(x, stride)
+        return build.emit("untokens", (tokens,), (width, height, side))
 
     def _squeeze_excitation(self, x: int, width: int, stride: int, name: str) -> int:
-        """Channel squeeze and excitation (Hu, Shen, Sun, CVPR 2018), with Hardswish as the gate."""
+        """Channel squeeze and excitation (Hu, Shen, Sun, CVPR 2018), with Hardswish as the gate.
+
+        The channels of the whole map are weighed before it is subsampled.
+        """
         build = self.build
-        if stride > 1:
-            x = build.subsample(x, stride)
         squeezed = build.emit("squeeze", (x,), (width,))
         hidden = build.unary("relu", build.linear(squeezed, width // 2, f"{name}.fc1"))
         gate = build.unary("hardswish", build.linear(hidden, width, f"{name}.fc2"))
-        return build.emit("scale", (x, gate), build.shape(x))
+        x = build.emit("scale", (x, gate), build.shape(x))
+        return x if stride == 1 else build.subsample(x, stride)
 
     def _head(self, x: int) -> int:
         build, architecture = self.build, self.architecture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,8 +21,16 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(ghn: GHN, folder: str | Path) -> None:
-    """Writes a checkpoint folder: all of it or, when interrupted, nothing."""
-    folder = Path(folder)
+    """Writes a checkpoint folder whole, in the place of an earlier one; when interrupted, that one stays.
+
+    Raises:
+        CheckpointError: the folder is there and holds something else, which would be lost.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists():
+        others = {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG} if folder.is_dir() else {"a file"}
+        if others:
+            raise CheckpointError(f"{folder} is not a checkpoint (it holds {min(others)}): save to a folder of its own")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "checkpoint"
@@ -31,9 +38,20 @@ def save_checkpoint(ghn: GHN, folder: str | Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in ghn.state_dict().items()}
         save_file(weights, whole / WEIGHTS)
         (whole / CONFIG).write_text(json.dumps(ghn.config.to_dict(), indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        whole.rename(folder)
+        _replace(folder, whole, Path(scratch) / "before")
+
+
+def _replace(folder: Path, new: Path, before: Path) -> None:
+    """Gives `new` the name `folder`; what had it moves to `before`, and back again if that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(before)
+    try:
+        new.rename(folder)
+    except BaseException:
+        before.rename(folder)
+        raise
 
 
 def load_checkpoint(folder: str | Path) -> GHN:
@@ -80,9 +98,15 @@ def load_public_checkpoint(path: str | Path) -> GHN:
         config = _our_config(contents["config"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
-    weights = {_our_name(name): tensor for name, tensor in state.items()}
-    # 1×1 convolutions of the published decoders are linear layers here.
-    weights = {name: t[:, :, 0, 0] if t.dim() == 4 else t for name, t in weights.items()}
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.dim() == 4:  # 1×1 convolutions of the published decoders are linear layers here
+            if tensor.shape[2:] != (1, 1):
+                raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, must be a 1×1 convolution")
+            tensor = tensor[:, :, 0, 0]
+        if _our_name(name) in weights:
+            raise CheckpointError(f"{path}: {name} is there twice, under another name too")
+        weights[_our_name(name)] = tensor
     return _with_weights(GHN(config), weights, path)
 
 

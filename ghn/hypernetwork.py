@@ -162,7 +162,10 @@ class GHN(nn.Module):
             image_size: of the target networks, in pixels; by default what the hypernetwork was trained with.
             num_classes: of the target networks; by default what the hypernetwork was trained with.
         """
-        size, classes = image_size or self.config.image_size, num_classes or self.config.num_classes
+        size = self.config.image_size if image_size is None else image_size
+        classes = self.config.num_classes if num_classes is None else num_classes
+        if not networks:
+            return []
         return self(self.batch([network.graph(size, classes) for network in networks]))
 
     def save(self, folder: str | Path) -> None:

@@ -32,11 +32,9 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program):
         super().__init__()
         self.program = program
-        self._layers: dict[str, nn.Module] = {}
         for operation in program.operations:
             if operation.parameters:
-                path = operation.parameters[0].name.rpartition(".")[0]
-                self._layers[path] = _place(self, path, _layer(operation))
+                _place(self, _path(operation), LAYERS[operation.kind](operation))
 
     def forward(self, images: Tensor) -> Tensor:
         return evaluate(self.program, images, self._run, torch.default_generator if self.training else None)
@@ -44,7 +42,12 @@ class ProgramModule(nn.Module):
     def _run(self, operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
         if not operation.parameters:
             return run_operation(operation, inputs, ())
-        return self._layers[operation.parameters[0].name.rpartition(".")[0]](*inputs)
+        return self.get_submodule(_path(operation))(*inputs)
+
+
+def _path(operation: Operation) -> str:
+    """Where the layer of an operation with parameters is in the module."""
+    return operation.parameters[0].name.rpartition(".")[0]
 
 
 def _conv(operation: Operation) -> nn.Module:
@@ -67,11 +70,7 @@ LAYERS: dict[str, Callable[[Operation], nn.Module]] = {
 }
 
 
-def _layer(operation: Operation) -> nn.Module:
-    return LAYERS[operation.kind](operation)
-
-
-def _place(root: nn.Module, path: str, layer: nn.Module) -> nn.Module:
+def _place(root: nn.Module, path: str, layer: nn.Module) -> None:
     """Registers `layer` at a dotted path, with plain containers on the way."""
     *parents, name = path.split(".")
     for parent in parents:
@@ -79,4 +78,3 @@ def _place(root: nn.Module, path: str, layer: nn.Module) -> nn.Module:
             root.add_module(parent, nn.Module())
         root = root.get_submodule(parent)
     root.add_module(name, layer)
-    return layer

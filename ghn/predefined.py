@@ -11,17 +11,16 @@ from ghn.program import LARGE_IMAGE, Program, ProgramBuilder
 
 @dataclass(frozen=True)
 class ResNet(Network):
-    """A residual network of bottleneck blocks (He, Zhang, Ren, Sun, CVPR 2016).
+    """ResNet-50 (He, Zhang, Ren, Sun, CVPR 2016), or one of another width or with other numbers of blocks.
 
     Images below `LARGE_IMAGE` keep their resolution in the stem: stride 1 and no max-pool.
     """
 
-    name: str = "resnet50"
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     C: int = 64
 
     def to_dict(self) -> dict[str, Any]:
-        return {"predefined": self.name, "blocks": list(self.blocks), "C": self.C}
+        return {"predefined": "resnet50", "blocks": list(self.blocks), "C": self.C}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ResNet:

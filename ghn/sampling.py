@@ -117,16 +117,16 @@ def training_widths(
         draw: two uniform numbers in [0, 1).
     """
     n_cells, used = architecture.n_cells, architecture.genotype.operations
-    choices = len(widths)
+    smallest = None  # of the widths, how many may be drawn: all
     if num_parameters > 800_000 or not architecture.glob_avg or used & LARGE_KERNELS or n_cells > 12:
-        choices = 1
+        smallest = 1
     elif num_parameters > 400_000 or n_cells > 10:
-        choices = 2
+        smallest = 2
     elif num_parameters > 200_000 or n_cells > 8:
-        choices = 3
-    allowed = widths[:choices]
+        smallest = 3
+    allowed = widths[:smallest]
     C = allowed[int(draw[0] * len(allowed))]
-    heads = head_widths if len(allowed) == len(widths) and C <= 64 else head_widths[:4]
+    heads = head_widths if smallest is None and C <= 64 else head_widths[:4]
     return replace(architecture, C=C, fc_dim=heads[int(draw[1] * len(heads))])
 
 

@@ -42,6 +42,14 @@ def test_keys_that_are_no_fields_are_ignored() -> None:
         ("fc_layers", 0),
         ("fc_layers", 3),
         ("fc_dim", 0),
+        ("n_cells", "4"),
+        ("n_cells", 4.0),
+        ("C", None),
+        ("C", 32.0),
+        ("C_mult", True),
+        ("stem_pool", "false"),
+        ("preproc", None),
+        ("glob_avg", 1),
     ],
 )
 def test_an_impossible_field_is_refused_with_its_name_and_value(field: str, value: object) -> None:
@@ -61,6 +69,11 @@ def test_an_impossible_field_is_refused_with_its_name_and_value(field: str, valu
         ({"normal_concat": []}, r"genotype.normal_concat = \[\]"),
         ({"normal_concat": [1]}, r"genotype.normal_concat = \[1\]"),
         ({"reduce_concat": [3]}, r"genotype.reduce_concat = \[3\]"),
+        ({"normal_concat": [2, 2]}, r"genotype.normal_concat = \[2, 2\]"),
+        ({"normal_concat": [2.0]}, "genotype.normal_concat: states must be integers"),
+        ({"normal": [["conv_3x3", 0.7], ["none", 0]]}, "genotype.normal and"),
+        ({"normal": None}, "genotype: must hold pairs"),
+        ({"reduce": ["conv_3x3", "none"]}, "genotype: must hold pairs|too many values"),
     ],
 )
 def test_an_impossible_genotype_is_refused_with_the_cell(cell: dict, message: str) -> None:

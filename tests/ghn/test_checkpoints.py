@@ -60,6 +60,32 @@ def test_an_interrupted_save_leaves_the_checkpoint_before_it(folder: Path, monke
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
+def test_a_save_interrupted_at_the_last_moment_leaves_the_checkpoint_before_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "checkpoint" and target == folder and "before" not in str(path) and path != folder:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_ghn("mlp").save(folder)
+    assert GHN.from_pretrained(folder).config == CONFIG
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_folder_with_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds thesis\.txt"):
+        tiny_ghn().save(tmp_path)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        tiny_ghn().save(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_refused_with_its_name(folder: Path, name: str, share: float) -> None:
@@ -218,6 +244,11 @@ def without(record: dict, key: str) -> dict:
         lambda public: {**public, "state_dict": {**public["state_dict"], "ln.weight": 1.0}},
         lambda public: {**public, "state_dict": {**public["state_dict"], "another": torch.zeros(1)}},
         lambda public: {**public, "state_dict": []},
+        lambda public: {**public, "state_dict": {**public["state_dict"], "norm.weight": torch.zeros(8)}},
+        lambda public: {
+            **public,
+            "state_dict": {**public["state_dict"], "decoder.conv.0.weight": torch.zeros(64, 32, 3, 3)},
+        },
     ],
     ids=[
         "list",
@@ -234,6 +265,8 @@ def without(record: dict, key: str) -> dict:
         "a weight is a number",
         "a weight too many",
         "weights without names",
+        "a weight under two names",
+        "a convolution that is not 1×1",
     ],
 )
 def test_a_public_checkpoint_that_does_not_fit_is_refused_with_its_name(tmp_path: Path, change) -> None:

@@ -69,6 +69,15 @@ class Recording(Architecture):
         return super().program(image_size, num_classes)
 
 
+def test_impossible_sizes_are_refused_and_no_networks_have_no_parameters() -> None:
+    ghn, network = tiny_ghn(), one_operation("conv_3x3")
+    with pytest.raises(ValueError, match="image_size = 0: must be"):
+        ghn.predict_parameters([network], image_size=0)
+    with pytest.raises(ValueError, match="num_classes = 0: must be"):
+        ghn.predict_parameters([network], num_classes=0)
+    assert ghn.predict_parameters([]) == []
+
+
 def test_the_number_of_classes_is_read_off_the_predicted_parameters() -> None:
     several = [Recording(**vars(sample("train", index))) for index in range(8)]
     predictions = tiny_ghn().predict_parameters(several)

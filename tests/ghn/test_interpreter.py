@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghn import Architecture
+from ghn import Architecture, Genotype
 from ghn.interpreter import run_operation, run_program
 from ghn.program import ProgramBuilder
 
@@ -105,6 +105,20 @@ def test_absent_states_are_zeros_in_a_concatenation_and_nothing_in_a_sum() -> No
     assert build.add([None, build.image]) == build.image
     result = run_program(build.finish(build.concat([None, build.image])), {}, images(8))
     assert torch.equal(result, torch.cat([torch.zeros(4, 3, 8, 8), images(8)], 1))
+
+
+def test_squeeze_and_excitation_weighs_the_whole_map_and_then_subsamples() -> None:
+    cell = (("cse", 1), ("none", 0))
+    genotype = Genotype(normal=(("skip_connect", 1), ("none", 0)), normal_concat=(2,), reduce=cell, reduce_concat=(2,))
+    architecture = Architecture(genotype, n_cells=2, C=8, preproc=False, norm=None)  # the second cell reduces
+    p = random_parameters(architecture.compile(8, CLASSES))
+    fc1, fc2 = ((p[f"cells.1._ops.0.{fc}.weight"], p[f"cells.1._ops.0.{fc}.bias"]) for fc in ("fc1", "fc2"))
+    x = torch.nn.functional.conv2d(images(8), p["stem.0.weight"], padding=1)
+    hidden = torch.nn.functional.linear(x.mean((2, 3)), *fc1).relu()
+    gate = torch.nn.functional.hardswish(torch.nn.functional.linear(hidden, *fc2))
+    pooled = (x * gate[:, :, None, None])[:, :, ::2, ::2].mean((2, 3))
+    logits = torch.nn.functional.linear(pooled, p["classifier.weight"], p["classifier.bias"])
+    torch.testing.assert_close(architecture.forward(p, images(8)), logits, rtol=1e-4, atol=1e-3)
 
 
 def test_squeeze_and_excitation_scales_channels() -> None:

@@ -48,6 +48,15 @@ def test_a_module_drops_out_in_training_only() -> None:
     assert torch.equal(module(images(8)), module(images(8)))
 
 
+def test_a_replaced_layer_is_used_and_trained() -> None:
+    module = one_operation("conv_3x3").module(8, CLASSES)
+    module.classifier = torch.nn.Linear(module.classifier.in_features, 5)
+    logits = module(images(8))
+    assert logits.shape == (4, 5)
+    logits.sum().backward()
+    assert module.classifier.weight.grad is not None
+
+
 def test_a_copy_has_parameters_of_its_own() -> None:
     module = sample("train", 0).module(8, CLASSES).eval()
     before = module(images(8))

@@ -29,7 +29,7 @@ PINNED = {
     (1, "train", 0): "e48392f9f9b79d1852a26184",
     (0, "val", 0): "cc6ccefdfad54a42286a4fd7",
     (0, "test", 0): "1fb4e62eacd82eaa514488c6",
-    (0, "test", 499): "d4bbab1ed53859c505dc73e0",
+    (0, "test", 499): "888ea24ebf2b8052f628a402",
     (0, "deep", 0): "7570953fcaa65bbcb2257929",
     (0, "dense", 0): "3a74aeff85583ace05bf8592",
     (0, "bn_free", 0): "15cfb2cf3883139f3a8fef77",
@@ -201,6 +201,12 @@ def all_widths(architecture: Architecture, parameters: int) -> dict[int, set[int
             assert drawn == replace(architecture, C=drawn.C, fc_dim=drawn.fc_dim)
             result.setdefault(drawn.C, set()).add(drawn.fc_dim)
     return result
+
+
+def test_a_short_list_of_widths_does_not_lift_the_limit_of_the_head() -> None:
+    small, large = (one_operation("conv_3x3"), 100_000), (one_operation("conv_3x3"), 900_000)
+    assert training_widths(*small, [32], HEADS, (0, 0.99)).fc_dim == HEADS[-1]
+    assert training_widths(*large, [32], HEADS, (0, 0.99)).fc_dim == HEADS[3]
 
 
 @pytest.mark.parametrize(
