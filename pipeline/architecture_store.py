@@ -136,21 +136,21 @@ def _read_shard(place: str, sha256: str) -> pa.Table:
 class ArchitectureStore:
     """All splits that the manifest names (`splits`, by name), and `predefined`.
 
-    Raises UserError if the manifest is missing or damaged.
+    `manifest` is its path, or its content where that is not at hand: on other nodes.
+    Raises UserError if it is missing or damaged.
     """
 
-    def __init__(self, storage: str, manifest: str | Path = MANIFEST):
-        path = Path(manifest)
-        if not path.is_file():
-            raise UserError(f"{path} not found: stage generate writes it, run `dvc repro generate`")
+    def __init__(self, storage: str, manifest: str | Path | dict[str, Any] = MANIFEST):
+        if not isinstance(manifest, dict) and not Path(manifest).is_file():
+            raise UserError(f"{manifest} not found: stage generate writes it, run `dvc repro generate`")
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            self.manifest = manifest if isinstance(manifest, dict) else json.loads(Path(manifest).read_text())
             self.splits = {
                 name: Split(name, storage_url(storage, entry["folder"]), [Shard(**s) for s in entry["shards"]])
                 for name, entry in self.manifest["splits"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: `dvc repro --force generate` writes it again") from error
+            raise UserError(f"{manifest} is damaged: `dvc repro --force generate` writes it again") from error
 
     @property
     def digest(self) -> str:

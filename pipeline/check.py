@@ -1,7 +1,8 @@
 """Stage `check`: the settings are possible, and the places that they name can be used.
 
 DVC removes a stage's outputs before it runs the stage, and looks at no key of `params.yaml` that no stage reads. So a
-wrong or misspelt setting has to be noticed by a stage of its own, before all others.
+wrong or misspelt setting has to be noticed by a stage of its own. All others depend on the file that it writes. It is
+there or it is not, but never differs: settings that change and stay valid make no stage run by this alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import fsspec
 from pipeline.errors import UserError
 from pipeline.image_sets import find_image_set
 from pipeline.params import Params
-from pipeline.results import image_cache, storage_url, write_bytes
+from pipeline.results import image_cache, results_folder, storage_url, write_bytes
+
+PASSED = b"The settings are possible, and the places that they name can be used.\n"
 
 
 def check(params: Params) -> None:
@@ -24,6 +27,7 @@ def check(params: Params) -> None:
     require_writable(params.storage)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
         find_image_set(dataset, params.images.folder, downloads=image_cache(params.storage) / "downloads")
+    write_bytes(results_folder("check") / "passed", PASSED)
 
 
 def require_writable(storage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -22,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+NOT_OUR_FAULT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that is full or may not be written."""
+
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
 
@@ -34,6 +38,11 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in NOT_OUR_FAULT:
+                raise
+            print(f"error: {error}\nmake room, or give the right to write there, and run it again", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)

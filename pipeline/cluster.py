@@ -118,10 +118,13 @@ def _require_answer(address: str) -> None:
         raise UserError(f"Ray cluster address {address!r}: must be host:port, auto or local\n{hint}") from error
 
 
-def gpus_available() -> int:
-    """The number of GPUs that tasks can have: those of the cluster now or, if more, after it has grown."""
-    now = int(ray.cluster_resources().get("GPU", 0))
-    return max(now, sum(count * int(size.get("GPU", 0)) for count, size in _node_types()))
+def capacity() -> dict[str, int]:
+    """How many CPU and GPU the cluster has now or, if more, after it has grown."""
+    now, later = ray.cluster_resources(), _node_types()
+    return {
+        name: int(max(now.get(name, 0), sum(count * size.get(name, 0) for count, size in later)))
+        for name in ("CPU", "GPU")
+    }
 
 
 def nodes_at_most() -> int:

@@ -26,7 +26,7 @@ from ghn.hypernetwork import GHN
 from ghn.predefined import PREDEFINED
 from ghn.program import LARGE_IMAGE
 from pipeline.architecture_store import ArchitectureStore
-from pipeline.cluster import gpus_available, ray_cluster
+from pipeline.cluster import capacity, ray_cluster
 from pipeline.errors import UserError
 from pipeline.images import Images, LabelledImages, evaluation_batches, load_images
 from pipeline.params import EvaluateSettings, Params, fingerprint
@@ -34,6 +34,7 @@ from pipeline.results import (
     CHECKPOINT,
     finish_tasks,
     finished_folder,
+    forget_finished,
     image_cache,
     percent,
     print_table,
@@ -116,6 +117,7 @@ def evaluate(params: Params) -> None:
         run.summary({f"{row.split}_top1": row.predicted_top1 for row in summary.itertuples()})
         run.log_metrics({f"{row.split}_random_top1": row.random_top1 for row in summary.itertuples()})
         run.log_metrics({f"{row.split}_nonfinite": row.nonfinite for row in summary.itertuples()})
+    forget_finished(folder)
     _print_summary(summary)
 
 
@@ -204,7 +206,7 @@ def measure_all(
         description="evaluate",
         unit="architecture",
         amounts=[len(group) for group in groups],
-        num_gpus=GPU_SHARE if gpus_available() else 0,
+        num_gpus=GPU_SHARE if capacity()["GPU"] else 0,
     )
     for _, rows in finished:
         done |= {_key_of(row): row for row in rows}

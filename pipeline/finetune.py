@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ghn.architectures import Network
 from ghn.hypernetwork import GHN
 from pipeline.architecture_store import ArchitectureStore
-from pipeline.cluster import gpus_available, ray_cluster
+from pipeline.cluster import capacity, ray_cluster
 from pipeline.errors import UserError
 from pipeline.evaluate import GPU_SHARE, at_width, digest, fresh_module, in_memory, score, seed_of
 from pipeline.images import (
@@ -44,6 +44,7 @@ from pipeline.params import FinetuneSettings, Params, fingerprint
 from pipeline.results import (
     finish_tasks,
     finished_folder,
+    forget_finished,
     image_cache,
     percent,
     print_table,
@@ -123,6 +124,7 @@ def finetune(params: Params) -> None:
         run.log_table(curves, "curves")
         run.log_table(summary, "summary")
         run.summary({f"{row.dataset}_{row.initialisation}_top1": row.test_top1 for row in summary.itertuples()})
+    forget_finished(folder)
     _print_summary(summary, settings.images_per_class)
 
 
@@ -184,7 +186,7 @@ def train_all(
             for run, name in names.items()
             if name not in finished
         }
-        gpus = GPU_SHARE if gpus_available() else 0
+        gpus = GPU_SHARE if capacity()["GPU"] else 0
         for name, result in finish_tasks(fine_tune, tasks, folder, description=description, unit="run", num_gpus=gpus):
             finished[name] = result
         return {run: finished[name] for run, name in names.items()}

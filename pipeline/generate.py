@@ -10,7 +10,7 @@ import pandas as pd
 from ghn.architectures import Architecture
 from ghn.program import LARGE_IMAGE
 from ghn.sampling import sample_architecture, widen
-from pipeline.architecture_store import Shard, find_shard, row, write_manifest, write_shard
+from pipeline.architecture_store import Shard, Split, find_shard, row, write_manifest, write_shard
 from pipeline.cluster import ray_cluster, run_tasks
 from pipeline.params import SPLITS, Params, fingerprint
 from pipeline.results import MANIFEST, print_table, storage_url
@@ -19,21 +19,25 @@ from pipeline.tracking import stage_run
 FORMAT = 1
 """Part of every shard's address: raise it when the same settings would give other rows."""
 
-Task = tuple[str, str, int, int, int, bool]
+DRAWN = tuple(split for split in SPLITS if split != "wide")
+
+Task = tuple[str, str, int, int, int]
 
 
 def generate(params: Params) -> None:
     """Writes the shards that are missing and then the manifest."""
-    tasks = [task for split in SPLITS for task in _tasks(params, split)]
+    tasks = [task for split in DRAWN for task in _tasks(params, split)]
     with stage_run("generate", params.model_dump(), experiment=params.tracking.experiment) as run:
         with ray_cluster(params.cluster.address, params.cluster.cpus):
-            amounts = [last - first for _, _, _, first, last, _ in tasks]
+            amounts = [last - first for _, _, _, first, last in tasks]
             done = run_tasks(make_shard, tasks, description="generate", unit="architecture", amounts=amounts)
             made = dict(done)
-        by_split: dict[str, list[tuple[Task, Shard, list[str]]]] = {split: [] for split in SPLITS}
+        by_split: dict[str, list[tuple[Task, Shard, list[str]]]] = {split: [] for split in DRAWN}
         for index, task in enumerate(tasks):
             by_split[task[1]].append((task, *made[index]))
-        splits = {split: (_folder(params, split), _distinct(by_split[split])) for split in SPLITS}
+        shards_of = {split: _distinct(by_split[split]) for split in DRAWN}
+        shards_of["wide"] = _widened(params, shards_of["test"])
+        splits = {split: (_folder(params, split), shards_of[split]) for split in SPLITS}
         write_manifest(MANIFEST, splits)
         rows = [
             {
@@ -64,25 +68,18 @@ def _folder(params: Params, split: str) -> str:
 def _tasks(params: Params, split: str) -> list[Task]:
     count, rows = getattr(params.generate, split), params.generate.shard_rows
     folder = storage_url(params.storage, _folder(params, split))
-    large = params.images.size >= LARGE_IMAGE
-    return [(folder, split, params.seed, first, min(first + rows, count), large) for first in range(0, count, rows)]
+    return [(folder, split, params.seed, first, min(first + rows, count)) for first in range(0, count, rows)]
 
 
 def make_shard(
-    folder: str,
-    split: str,
-    seed: int,
-    first: int,
-    last: int,
-    large: bool,
-    taken: dict[int, set[str]] | None = None,
+    folder: str, split: str, seed: int, first: int, last: int, taken: dict[int, set[str]] | None = None
 ) -> tuple[Shard, list[str]]:
     """Writes one shard unless it is there, and returns it with the identities of its rows.
 
     Args:
         taken: for rows that must be drawn again, the identities that they may not have.
     """
-    place = f"{folder}/{first:08d}-{last:08d}.parquet"
+    place = _place(folder, first, last)
     found = find_shard(place, last - first)
     if found is not None and not taken:
         shard, table = found
@@ -94,16 +91,28 @@ def make_shard(
         if index in records and not (taken and index in taken):
             architecture = Architecture.from_dict(json.loads(records[index]))
         else:
-            architecture = _draw(seed, split, index, identities | (taken or {}).get(index, set()), large)
+            architecture = sample_architecture(seed, split, index, identities | (taken or {}).get(index, set()))
         rows.append(row(index, architecture))
         identities.add(rows[-1]["identity"])
     return write_shard(place, rows), [r["identity"] for r in rows]
 
 
-def _draw(seed: int, split: str, index: int, taken: set[str], large: bool) -> Architecture:
-    if split == "wide":
-        return widen(sample_architecture(seed, "test", index), 224 if large else 32)
-    return sample_architecture(seed, split, index, taken)
+def _place(folder: str, first: int, last: int) -> str:
+    return f"{folder}/{first:08d}-{last:08d}.parquet"
+
+
+def _widened(params: Params, test_shards: list[Shard]) -> list[Shard]:
+    """The shards of split wide: the first architectures of split test, widened."""
+    test = Split("test", storage_url(params.storage, _folder(params, "test")), test_shards)
+    shards = []
+    for folder, _, _, first, last in _tasks(params, "wide"):
+        found = find_shard(_place(folder, first, last), last - first)
+        if found is None:
+            rows = [row(index, widen(test.read(index), params.images.size)) for index in range(first, last)]
+            shards.append(write_shard(_place(folder, first, last), rows))
+        else:
+            shards.append(found[0])
+    return shards
 
 
 def _distinct(made: list[tuple[Task, Shard, list[str]]]) -> list[Shard]:

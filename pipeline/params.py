@@ -8,17 +8,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, ValidationError, model_validator
 
 from pipeline.errors import UserError
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Width = Annotated[int, Field(ge=8, multiple_of=8)]
+# Integers are strict, or `true` would be 1. Numbers are not: YAML reads 1e-3 as a text.
+Integer = Annotated[int, Strict()]
+Count = Annotated[Integer, Field(ge=1)]
+Natural = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+Width = Annotated[Integer, Field(ge=8, multiple_of=8)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -31,11 +35,17 @@ class Section(BaseModel):
 
 
 class ImageSettings(Section):
-    size: Annotated[int, Field(ge=8, le=224)]
+    size: Annotated[Integer, Field(ge=8, le=224)]
     folder: str | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     shift: Natural
-    flip: bool
+    flip: StrictBool
+
+    @model_validator(mode="after")
+    def _shifted_images_stay_in_sight(self) -> ImageSettings:
+        if self.shift >= self.size:
+            raise ValueError(f"shift = {self.shift}: must be less than size = {self.size}")
+        return self
 
 
 class GenerateSettings(Section):
@@ -58,13 +68,13 @@ class GenerateSettings(Section):
 class HypernetworkSettings(Section):
     variant: Literal["ghn2", "ghn1", "mlp"]
     hidden: Width
-    kernel: Annotated[int, Field(ge=1, le=16)]
+    kernel: Annotated[Integer, Field(ge=1, le=16)]
     virtual_edges: Count
 
 
 class TrainSettings(Section):
     steps: Count
-    batch: Annotated[int, Field(ge=2)]
+    batch: Annotated[Integer, Field(ge=2)]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     milestones: list[Share]
@@ -78,7 +88,7 @@ class TrainSettings(Section):
     slices: Count
     workers: Count
     cpus_per_worker: Count
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)]
+    gpus_per_worker: Annotated[Integer, Field(ge=0, le=1)]
     precision: Literal["fp32", "bf16"]
     log_every: Count
     checkpoint_every: Count
@@ -100,7 +110,7 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    batch: Annotated[int, Field(ge=2)]
+    batch: Annotated[Integer, Field(ge=2)]
     width: Width
     head_width: Count
 
@@ -111,7 +121,7 @@ class FinetuneSettings(Section):
     images_per_class: Count
     seeds: Count
     steps: Count
-    batch: Annotated[int, Field(ge=2)]
+    batch: Annotated[Integer, Field(ge=2)]
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
     evaluate_every: Count
 
@@ -128,7 +138,7 @@ class TrackingSettings(Section):
 class Params(Section):
     """All settings; the fields and sections of `params.yaml`, where each is described."""
 
-    seed: Natural
+    seed: Seed
     dataset: str
     meta_batch: Count
     storage: Annotated[str, Field(min_length=1)]
@@ -140,6 +150,21 @@ class Params(Section):
     finetune: FinetuneSettings
     cluster: ClusterSettings
     tracking: TrackingSettings
+
+    @model_validator(mode="after")
+    def _storage_is_a_folder_or_a_bucket(self) -> Params:
+        if ":" in self.storage and not re.match(r"s3://[^/]+", self.storage):
+            raise ValueError(f"storage = {self.storage}: must be a folder, or s3://bucket/prefix")
+        return self
+
+    @model_validator(mode="after")
+    def _architectures_to_finetune_exist(self) -> Params:
+        if self.finetune.architectures > self.generate.test:
+            raise ValueError(
+                f"finetune.architectures = {self.finetune.architectures}: must be at most generate.test = "
+                f"{self.generate.test}"
+            )
+        return self
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -153,7 +178,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path} not found: run from the project's folder, or give the file with --params")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings: must be `key: value` lines, as in params.yaml")
@@ -185,10 +210,12 @@ def _line(problem: Any, path: Path) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing in {path}"
     if problem["type"] == "value_error":
-        return f"{name}.{problem['ctx']['error']} (in {path})"
+        section = f"{name}." if name else ""  # the error names the key
+        return f"{section}{problem['ctx']['error']} (in {path})"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return f"{name} = {json.dumps(value, default=str)} in {path}: must be {message}"
+    shown = json.dumps(value) if isinstance(value, str | int | float | None) else str(value)
+    return f"{name} = {shown[:100]} in {path}: must be {message}"
 
 
 def _suggestion(keys: list[str]) -> str:

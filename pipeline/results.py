@@ -132,6 +132,13 @@ def read_finished(folder: str) -> dict[str, Any]:
     return finished
 
 
+def forget_finished(folder: str) -> None:
+    """Removes the results of the tasks that are finished, once the stage is: asked for again, it does all again."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
 def finish_tasks(
     function: Callable[..., Any], tasks: Mapping[str, tuple], folder: str, **options: Any
 ) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -29,8 +29,8 @@ class StepLog:
         return rows
 
 
-def follow(log: Any, steps: int, run: StageRun, stop: threading.Event) -> None:
-    """Shows a progress bar and logs every step, until `stop` is set and all rows are through.
+def follow(log: Any, steps: int, run: StageRun, training: Future) -> None:
+    """Shows a progress bar and logs every step, until `training` is done and all rows are through.
 
     After a restart from a checkpoint the steps since then come again, with the same values: they are logged once.
     """
@@ -38,7 +38,7 @@ def follow(log: Any, steps: int, run: StageRun, stop: threading.Event) -> None:
     logged = 0
     with tqdm(total=steps, desc="train", unit="step", mininterval=interval, dynamic_ncols=True, smoothing=0.05) as bar:
         while True:
-            last = stop.wait(POLL_SECONDS)
+            last = bool(wait([training], POLL_SECONDS).done)
             rows = [row for row in ray.get(log.take.remote()) if row["step"] > logged]
             if rows:
                 run.log_history([{name: v for name, v in row.items() if v == v} for row in rows])

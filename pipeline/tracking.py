@@ -228,7 +228,7 @@ def _open_store() -> MlflowClient:
     try:
         client = MlflowClient(uri, registry_uri=uri)
         client.search_experiments(max_results=1)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"MLflow cannot use its store (MLFLOW_TRACKING_URI) {uri}:\n{reason}") from error
     return client

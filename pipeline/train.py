@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file, save_file
 
 from ghn.hypernetwork import GHN, GHNConfig
@@ -44,11 +45,11 @@ from ghn.training import (
     share_out,
 )
 from pipeline.architecture_store import ArchitectureStore, Split
-from pipeline.cluster import ray_cluster
+from pipeline.cluster import capacity, ray_cluster
 from pipeline.errors import UserError
-from pipeline.images import Augmentation, Images, load_images, training_batch
+from pipeline.images import Augmentation, Images, list_datasets, load_images, training_batch
 from pipeline.params import Params, fingerprint
-from pipeline.results import MANIFEST, image_cache, results_folder, storage_url, write_csv, write_json
+from pipeline.results import image_cache, results_folder, storage_url, write_csv, write_json
 from pipeline.step_log import StepLog, follow
 from pipeline.tracking import StageRun, stage_run
 
@@ -71,19 +72,21 @@ def train(params: Params) -> None:
         _require_resources(params)
         run.log_data("architectures", store.digest)
         run.log_data(images.name, images.fingerprint)
-        with run_folder(params, store) as (folder, filesystem, path):
-            result = _fit(params, run, folder, filesystem, path)
+        with run_folder(params, store, images) as (folder, filesystem, path):
+            result = _fit(params, store, run, folder, filesystem, path)
             with result.checkpoint.as_directory() as checkpoint:
                 _finish(params, run, Path(checkpoint), len(images.train), time.perf_counter() - started)
 
 
-def _fit(params: Params, run: StageRun, folder: str, filesystem: Any, path: str) -> ray.train.Result:
+def _fit(
+    params: Params, store: ArchitectureStore, run: StageRun, folder: str, filesystem: Any, path: str
+) -> ray.train.Result:
     settings, log_name = params.train, f"steps-{folder.rpartition('/')[2]}"
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
-            "params": params.model_dump(),
-            "manifest": str(MANIFEST.resolve()),
+            "params": with_absolute_paths(params).model_dump(),
+            "manifest": store.manifest,
             "storage": storage_url(params.storage, ""),
             "image_cache": str(image_cache(params.storage)),
             "step_log": log_name,
@@ -102,22 +105,23 @@ def _fit(params: Params, run: StageRun, folder: str, filesystem: Any, path: str)
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    log = StepLog.options(name=log_name, num_cpus=0).remote()
-    stop = threading.Event()
-    follower = threading.Thread(target=follow, args=(log, settings.steps, run, stop))
-    follower.start()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    log = StepLog.options(name=log_name, num_cpus=0, scheduling_strategy=here).remote()
+    # In the main thread Ray Train would take Ctrl-C for itself and exit with status 0.
+    pool = ThreadPoolExecutor(1)
     try:
-        return trainer.fit()
+        fitting = pool.submit(trainer.fit)
+        follow(log, settings.steps, run, fitting)
+        return fitting.result()
     except ray.train.TrainingFailedError as error:
         raise UserError(_explain(error, settings.max_failures)) from error
     finally:
-        stop.set()
-        follower.join()
+        pool.shutdown(wait=False)
         ray.kill(log)
 
 
 @contextmanager
-def run_folder(params: Params, store: ArchitectureStore) -> Iterator[tuple[str, Any, str]]:
+def run_folder(params: Params, store: ArchitectureStore, images: Images) -> Iterator[tuple[str, Any, str]]:
     """Where Ray Train keeps this run's checkpoints: below the storage, keyed by all that the run depends on.
 
     The folder is removed once its block ends well, so that training is repeated when it is asked for again.
@@ -126,12 +130,24 @@ def run_folder(params: Params, store: ArchitectureStore) -> Iterator[tuple[str, 
     # These may change between a crash and the next attempt: the run stays the same.
     for key in ("workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "checkpoint_every"):
         del everything["train"][key]
-    folder = storage_url(params.storage, f"training/{fingerprint([everything, store.manifest['splits']['train']])}")
+    data = [store.manifest["splits"]["train"], images.fingerprint]
+    folder = storage_url(params.storage, f"training/{fingerprint([everything, data])}")
     filesystem, path = fsspec.core.url_to_fs(folder)
     is_local = "file" in filesystem.protocol
     arrow = pyarrow.fs.LocalFileSystem() if is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
     yield folder, arrow, path
     filesystem.rm(path, recursive=True)
+
+
+def with_absolute_paths(params: Params) -> Params:
+    """The settings with the paths of images as workers, which may run in another folder, find them."""
+    dataset, folder = params.dataset, params.images.folder
+    if dataset not in list_datasets():
+        dataset = str(Path(dataset).expanduser().absolute())
+    if folder is not None:
+        folder = str(Path(folder).expanduser().absolute())
+    images = params.images.model_copy(update={"folder": folder})
+    return params.model_copy(update={"dataset": dataset, "images": images})
 
 
 def read_images(params: Params, cache: str | Path | None = None) -> Images:
@@ -203,7 +219,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         row["images_per_second"] = settings.batch * params.meta_batch / row["step_seconds"]
         row["architectures_per_second"] = params.meta_batch / row["step_seconds"]
 
-        logged = state.finish_step(row, settings.log_every)
+        logged = state.finish_step(row, settings.log_every, settings.steps)
         if logged is not None and rank == 0:
             step_log.add.remote([logged])
         diverged = sum(state.dropped) > MOST_DROPPED * state.dropped.maxlen * params.meta_batch
@@ -248,12 +264,12 @@ class TrainingState:
         self.optimizer.step()
         return norm.item()
 
-    def finish_step(self, row: Row, log_every: int) -> Row | None:
-        """Counts a step; returns the row that the history got, if one is complete."""
+    def finish_step(self, row: Row, log_every: int, steps: int) -> Row | None:
+        """Counts a step; returns the row that the history got, if one is complete or the last step is done."""
         self.step += 1
         self.dropped.append(int(row["dropped"]))
         self.pending.append(row)
-        if self.step % log_every:
+        if self.step % log_every and self.step < steps:
             return None
         means = pd.DataFrame(self.pending).mean().to_dict()  # without what is not a number
         self.history.append(means | {"step": self.step, "dropped": sum(r["dropped"] for r in self.pending)})
@@ -355,16 +371,15 @@ def _training_set(split: Split) -> TrainingSet:
 
 
 def _require_resources(params: Params) -> None:
-    settings = params.train
-    have = ray.cluster_resources()
+    settings, have = params.train, capacity()
     needs = {
         "CPU": settings.workers * settings.cpus_per_worker,
         "GPU": settings.workers * settings.gpus_per_worker,
     }
     for name, need in needs.items():
-        if need > have.get(name, 0):
+        if need > have[name]:
             raise UserError(
-                f"train.workers = {settings.workers} need {need} {name}s, the cluster has {have.get(name, 0):g}: "
+                f"train.workers = {settings.workers} need {need} {name}s, the cluster has {have[name]}: "
                 "use fewer workers or a larger cluster"
             )
 

@@ -19,8 +19,9 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import WorkerCrashedError
 
 from pipeline import submit
-from pipeline.cluster import MAX_RETRIES, gpus_available, nodes_at_most, ray_cluster, run_tasks
+from pipeline.cluster import MAX_RETRIES, capacity, nodes_at_most, ray_cluster, run_tasks
 from pipeline.errors import UserError
+from pipeline.params import load_params
 
 ROOT = Path(__file__).parents[2]
 # Workers cannot import a test module: what it defines travels with the task.
@@ -216,13 +217,13 @@ def test_a_task_that_no_node_can_hold_is_refused_rather_than_waited_for(two_node
 def test_nodes_that_the_autoscaler_may_launch_count_as_available(
     two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (gpus_available(), nodes_at_most()) == (0, 2)
+    assert (capacity()["GPU"], nodes_at_most()) == (0, 2)
     # `ray up` leaves the prepared configuration in the home directory of the head.
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(prepared_configuration()))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert (gpus_available(), nodes_at_most()) == (0, 2)  # no: this process did not ask for that cluster
+    assert (capacity()["GPU"], nodes_at_most()) == (0, 2)  # no: this process did not ask for that cluster
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert (gpus_available(), nodes_at_most()) == (4, 5)
+    assert (capacity()["GPU"], nodes_at_most()) == (4, 5)
 
 
 def wait_until_idle(cpus: int, seconds: float = 20.0) -> None:
@@ -250,6 +251,19 @@ def test_the_nodes_run_the_ray_and_the_python_that_are_tested_here() -> None:
     docker = yaml.safe_load((ROOT / "cluster.yaml").read_text())["docker"]
     tag = f"rayproject/ray:{ray.__version__}-py{sys.version_info.major}{sys.version_info.minor}"
     assert (docker["head_image"], docker["worker_image"]) == (tag, f"{tag}-gpu")
+
+
+def test_the_nodes_get_all_that_the_stages_import() -> None:
+    (install,) = yaml.safe_load((ROOT / "cluster.yaml").read_text())["setup_commands"]
+    assert install.endswith('-c constraints.txt -e ".[pipeline]"')
+
+
+@pytest.mark.parametrize("file", ["cifar10", "imagenet"])
+def test_the_ready_settings_fit_on_the_cluster(file: str) -> None:
+    settings = load_params(ROOT / f"params/{file}.yaml").train
+    worker = prepared_configuration()["available_node_types"]["gpu"]
+    assert settings.workers * settings.gpus_per_worker <= worker["max_workers"] * worker["resources"]["GPU"]
+    assert settings.cpus_per_worker <= worker["resources"]["CPU"]
 
 
 def test_the_nodes_get_the_repository_where_the_submitted_script_expects_it() -> None:

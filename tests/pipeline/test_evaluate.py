@@ -301,7 +301,8 @@ def test_the_stage_writes_its_tables_and_never_mixes_two_checkpoints(project: Pa
 
     make_ghn(0).save(CHECKPOINT)
     evaluate(project)
-    pd.testing.assert_frame_equal(pd.read_parquet(results / "architectures.parquet"), first)
+    again = pd.read_parquet(results / "architectures.parquet")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), first.drop(columns="seconds"))
 
 
 @pytest.mark.slow
@@ -317,8 +318,9 @@ def test_an_interrupted_stage_goes_on_where_it_was(project: Params) -> None:
     _, output = process.communicate(timeout=60)
     assert process.returncode != 0
     assert b"goes on from there" in output
-    before = {file: file.stat().st_mtime_ns for file in kept.glob("*/*.json")}
+    before = [row for file in kept.glob("*/*.json") for row in json.loads(file.read_text())]
     evaluate(project)
-    assert {file: file.stat().st_mtime_ns for file in before} == before
-    rows = [row for file in kept.glob("*/*.json") for row in json.loads(file.read_text())]
-    assert len(rows) == len(pd.read_parquet("results/evaluate/architectures.parquet")) == 12
+    rows = pd.read_parquet("results/evaluate/architectures.parquet")
+    assert len(rows) == 12
+    assert {row["seconds"] for row in before} <= set(rows["seconds"])  # measured before the interruption
+    assert not list(kept.iterdir())  # a stage that ended well measures all anew when it is asked again

@@ -99,7 +99,7 @@ def test_another_seed_gives_other_architectures_beside_the_first(
 
 
 def test_an_architecture_that_is_taken_is_drawn_again_and_the_others_stay(tmp_path: Path) -> None:
-    arguments = (str(tmp_path), "train", 0, 0, 4, False)
+    arguments = (str(tmp_path), "train", 0, 0, 4)
     _, first = make_shard(*arguments)
     assert make_shard(*arguments)[1] == first
     _, second = make_shard(*arguments, {2: {first[2]}})

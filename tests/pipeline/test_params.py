@@ -70,6 +70,17 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"hypernetwork.variant": "ghn3"}, "ghn2"),
         ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
         ({"seed": -1}, "at least 0"),
+        ({"seed": 2**63}, "less than"),
+        ({"meta_batch": True}, "meta_batch = true"),
+        ({"meta_batch": "8"}, 'meta_batch = "8"'),
+        ({"meta_batch": 8.0}, "meta_batch = 8.0"),
+        ({"meta_batch": {1: 2}}, "meta_batch = {1: 2}"),
+        ({"images.flip": "off"}, 'images.flip = "off"'),
+        ({"images.shift": 14}, "images.shift = 14"),
+        ({"finetune.architectures": 101}, "finetune.architectures = 101"),
+        ({"storage": "s4://bucket/prefix"}, "s4://bucket/prefix"),
+        ({"storage": "s3:/bucket"}, "s3:/bucket"),
+        ({"storage": "s3://"}, "s3://bucket/prefix"),
     ],
 )
 def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, change: dict, expected: str) -> None:
@@ -92,6 +103,18 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> 
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(UserError, match=r"params\.yaml is not YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_number_may_have_an_exponent(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 3e-3")
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_params(tmp_path / "params.yaml").train.learning_rate == 0.003
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +87,12 @@ def weights() -> bytes:
     return Path("results/train/checkpoint/model.safetensors").read_bytes()
 
 
+def runs() -> list:
+    from mlflow import MlflowClient
+
+    return MlflowClient("sqlite:///mlflow.db").search_runs(["1"])
+
+
 def in_background() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", TRAIN], start_new_session=True, stderr=subprocess.PIPE)
 
@@ -129,9 +137,9 @@ def test_the_same_settings_give_the_same_bytes(reference: Reference, project) ->
 
 
 def test_rows_can_be_means_of_several_steps(reference: Reference, project) -> None:
-    train(project({"log_every": 4, "checkpoint_every": 10}))
-    means = reference.history.groupby((reference.history["step"] - 1) // 4)[["loss", "top1"]].mean()
-    assert list(history()["step"]) == [4, 8, 12, 16, 20]
+    train(project({"log_every": 8, "checkpoint_every": 10}))
+    means = reference.history.groupby((reference.history["step"] - 1) // 8)[["loss", "top1"]].mean()
+    assert list(history()["step"]) == [8, 16, 20]  # the last row is of what is left
     pd.testing.assert_frame_equal(history()[["loss", "top1"]], means, check_index_type=False, check_names=False)
 
 
@@ -156,6 +164,23 @@ def test_a_killed_worker_is_replaced_and_no_gradient_is_lost(reference: Referenc
     workers[1].kill()
     _, output = process.communicate(timeout=200)
     assert process.returncode == 0, output.decode()
+    pd.testing.assert_frame_equal(history(), reference.history, rtol=1e-6)
+
+
+def test_ctrl_c_is_said_to_be_harmless_and_is(reference: Reference, project) -> None:
+    project({"checkpoint_every": 5})
+    command = [Path(sys.executable).with_name("ghn"), "train"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    wait_for_checkpoint(process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and all that it started
+    _, output = process.communicate(timeout=100)
+    assert process.returncode == 130, output.decode()
+    assert "the same command goes on from what is finished" in output.decode()
+    assert "Traceback" not in output.decode()
+    (run,) = [run for run in runs() if run.info.run_name == "train"]
+    assert run.info.status == "KILLED"
+
+    train(project())
     pd.testing.assert_frame_equal(history(), reference.history, rtol=1e-6)
 
 
