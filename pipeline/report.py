@@ -276,7 +276,7 @@ def training_table(results: Measurements, params: Params) -> Table:
     """What was trained, how long it took, and where it ended."""
     history, training = results.history, results.training
     curves = history[["loss", "top1"]].dropna()
-    last = slice(-plots.smoothing_window(len(history)), None)
+    end = curves.tail(plots.smoothing_window(len(history))).median()  # as the plot shows it
     rows = {
         "hypernetwork": f"{_variant(params)}, {plots.short_count(training['parameters'])} parameters",
         "images": f"{_images(params)}, {results.config.num_classes} classes",
@@ -288,8 +288,8 @@ def training_table(results: Measurements, params: Params) -> Table:
         "time": duration(training["seconds"]),
         "architectures a second": f"{training['architectures_per_second']:.3g}",
         "images a second": f"{history['images_per_second'].median():,.0f}",
-        "loss, first step → end": f"{curves['loss'].iloc[0]:.3g} → {curves['loss'].iloc[last].mean():.3g}",
-        "top-1, first step → end": f"{percent(curves['top1'].iloc[0])}% → {percent(curves['top1'].iloc[last].mean())}%",
+        "loss, first step → end": f"{curves['loss'].iloc[0]:.3g} → {end['loss']:.3g}",
+        "top-1, first step → end": f"{percent(curves['top1'].iloc[0])}% → {percent(end['top1'])}%",
     }
     if dropped := history["dropped"].sum():
         rows["dropped"] = f"{count(dropped, 'architecture')}, whose loss was not finite"
