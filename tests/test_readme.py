@@ -1,0 +1,40 @@
+"""What the README says is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from small_settings import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("table", ["accuracy", "finetuning"])
+def test_its_tables_are_those_that_the_report_wrote(table: str) -> None:
+    assert (ROOT / f"results/report/{table}.md").read_text().strip() in README
+
+
+def test_its_files_are_there() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    files = [link for link in links if "://" not in link]
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_results_beside_it_are_those_of_the_settings() -> None:
+    """DVC noted with which settings each stage was run last."""
+    locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for stage in locked.values():
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            section, _, name = key.rpartition(".")
+            assert (settings[section] if section else settings)[name] == value, key
+
+
+def test_its_python_examples_name_what_exists() -> None:
+    imports = re.findall(r"^from (ghn[\w.]*) import (\w+)$", README, re.MULTILINE)
+    assert imports
+    for module, name in imports:
+        assert hasattr(__import__(module, fromlist=[name]), name)
