@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 from small_settings import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -25,8 +25,9 @@ def test_its_files_are_there() -> None:
 
 def test_the_results_beside_it_are_those_of_the_settings() -> None:
     """DVC noted with which settings each stage was run last."""
-    locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    yaml = YAML(typ="safe")  # like DVC, it reads 1e-05 as a number
+    locked = yaml.load(ROOT / "dvc.lock")["stages"]
+    settings = yaml.load(ROOT / "params.yaml")
     for stage in locked.values():
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             section, _, name = key.rpartition(".")
