@@ -63,6 +63,9 @@ def report(params: Params) -> None:
         folder = results_folder("report")
         page = write_report(results, params, provenance(results, params), folder)
         run.log_artifact(folder)
+        # Stages that had nothing to do logged nothing to this pipeline's run: it shows their results all the same.
+        run.summary({f"{row.split}_top1": row.predicted_top1 for row in results.accuracy.itertuples()})
+        run.summary({f"{r.dataset}_{r.initialisation}_top1": r.test_top1 for r in results.finetuning.itertuples()})
         run.log_table(results.accuracy, "tables/accuracy")
         run.log_table(results.finetuning, "tables/finetuning")
     print(f"{headline(results)}\n{page}")
