@@ -411,8 +411,9 @@ def _finish(params: Params, run: StageRun, checkpoint: Path, num_images: int, se
     write_csv(folder / "history.csv", history)
     recent = history.tail(100)
     metrics = {
-        "loss": float(recent["loss"].mean()),
-        "top1": float(recent["top1"].mean()),
+        # Medians: the loss of one network that explodes would decide a mean.
+        "loss": float(recent["loss"].median()),
+        "top1": float(recent["top1"].median()),
         "steps": state.step,
         "epochs": state.step * params.train.batch / num_images,
         "seconds": seconds,
