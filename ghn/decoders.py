@@ -143,13 +143,14 @@ class ParameterDecoder(nn.Module):
         for (classifies, *_), members, decoded in zip(groups, groups.values(), decoded_groups, strict=True):
             if classifies:
                 decoded = self.weights.classification(decoded)[..., None, None]
-            shapes = _group(range(len(members)), lambda j: batch.nodes[members[j]].parameters[0].shape)  # noqa: B023
-            for shape, rows in shapes.items():
+            targets = _group(range(len(members)), lambda j: batch.nodes[members[j]].parameters[0][1:])  # noqa: B023
+            for rows in targets.values():
                 part = decoded if len(rows) == len(members) else decoded[rows]
-                part = _to_shape(part, shape)
                 node = batch.nodes[members[rows[0]]]
-                if self.normalise and node.primitive != "pos_enc":
-                    part = part * _weight_scale(shape)
+                parameter = node.parameters[0]
+                if self.normalise and parameter.role == "weight":
+                    part = part * _weight_scale(parameter)
+                part = arrange(_to_shape(part, node.shape), parameter)
                 for row, tensor in zip(rows, part.unbind(), strict=True):
                     yield members[row], batch.nodes[members[row]].parameters[0], tensor
 
@@ -159,24 +160,21 @@ class ParameterDecoder(nn.Module):
         return node.classifies, min(out, self.widest), min(inputs, self.widest), *kernel
 
     def _vectors(self, h: Tensor, batch: GraphBatch, indices: list[int]) -> Iterator[tuple[int, Parameter, Tensor]]:
-        groups = _group(indices, lambda i: (batch.nodes[i].classifies, *map(_vector_key, batch.nodes[i].parameters)))
-        for (classifies, *keys), members in groups.items():
+        groups = _group(indices, lambda i: (batch.nodes[i].classifies, *(p[1:] for p in batch.nodes[i].parameters)))
+        for (classifies, *_), members in groups.items():
             rows = self.vectors(h[members])
-            for position, (is_weight, size) in enumerate(keys):
-                values = self.vectors.classification(rows) if classifies else rows[:, 0 if is_weight else 1]
-                values = _tile(values, 1, size)
+            for position, parameter in enumerate(batch.nodes[members[0]].parameters):
+                is_scale = parameter.role == "scale"
+                values = self.vectors.classification(rows) if classifies else rows[:, 0 if is_scale else 1]
                 if self.normalise:
-                    values = 2 * torch.sigmoid(values / 2) if is_weight else torch.tanh(values / 5)
+                    values = 2 * torch.sigmoid(values / 2) if is_scale else torch.tanh(values / 5)
+                values = _tile(values, 1, parameter.size).reshape(-1, *parameter.shape)
                 for i, tensor in zip(members, values.unbind(), strict=True):
                     yield i, batch.nodes[i].parameters[position], tensor
 
 
 def _has_weight(node: Node) -> bool:
-    return bool(node.parameters) and len(node.parameters[0].shape) > 1
-
-
-def _vector_key(parameter: Parameter) -> tuple[bool, int]:
-    return parameter.name.endswith("weight"), parameter.size
+    return bool(node.parameters) and node.parameters[0].role in ("weight", "encoding")
 
 
 def _group(items: Sequence[Item] | range, key) -> dict:
@@ -187,25 +185,58 @@ def _group(items: Sequence[Item] | range, key) -> dict:
     return groups
 
 
-def _weight_scale(shape: tuple[int, ...]) -> float:
+def _weight_scale(parameter: Parameter) -> float:
     """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
-    halved = len(shape) == 4 and (shape[1] == 1 or shape[2] < shape[3])
-    return math.sqrt((1 if halved else 2) / math.prod(shape[1:]))
+    shape = parameter.shape
+    depthwise = len(shape) > 2 and shape[1] == 1 and parameter.layout == "plain"
+    flat = len(shape) == 4 and shape[2] < shape[3]
+    return math.sqrt((1 if depthwise or flat else 2) / fan_in(parameter))
 
 
-def _to_shape(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Decoded weights (n, O, I, Y, X) in the target shape: channels repeated and cut, positions resized.
+def fan_in(parameter: Parameter) -> int:
+    """How many inputs one output channel of a weight adds up."""
+    if parameter.layout == "matrices":
+        return parameter.shape[-2]
+    outputs = parameter.shape[1 if parameter.layout == "transposed" else 0]
+    return parameter.size // outputs
+
+
+def _to_shape(decoded: Tensor, shape: Sizes) -> Tensor:
+    """Decoded weights (n, O, I, Y, X) in a node's shape: positions resized, channels repeated and cut.
 
     Kernels larger than the decoder's largest are resized bilinearly, as is usual for position encodings.
     """
     out, inputs, *kernel = shape
-    decoded = _tile(_tile(decoded, 1, out), 2, inputs)
-    if not kernel:
-        return decoded[..., 0, 0]
-    if tuple(decoded.shape[-2:]) != tuple(kernel):
-        decoded = F.interpolate(decoded.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
-        decoded = decoded.view(-1, out, inputs, *kernel)
-    return decoded
+    if list(decoded.shape[3:]) != kernel:
+        resized = F.interpolate(decoded.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
+        decoded = resized.view(*decoded.shape[:3], *kernel)
+    return _tile(_tile(decoded, 1, out), 2, inputs)
+
+
+def arrange(decoded: Tensor, parameter: Parameter) -> Tensor:
+    """Weights (n, O, I, Y, X) as tensors (n, *shape) of a parameter's shape, by its layout.
+
+    `plain`: (O, I, Y, X) without the axes of length one that it lacks; a third axis of a kernel before Y and X
+    repeats them, divided among its positions. `transposed`: (I, O, Y, X), as transposed convolutions and `x @ W`
+    have it. `matrices`: (…, I/…, O), a matrix for each index of the leading axes. `tokens`: (…, T, O'), position
+    encodings of a Y×X grid of tokens with O' = I channels; further tokens (class tokens) come first and take the
+    mean over the grid. `channels_first`: the same as (…, O', T).
+    """
+    shape = parameter.shape
+    if parameter.layout == "transposed":
+        decoded = decoded.transpose(1, 2)
+    elif parameter.layout == "matrices":
+        *leading, inputs, out = shape
+        decoded = decoded.reshape(len(decoded), out, math.prod(leading), inputs).permute(0, 2, 3, 1)
+    elif parameter.layout in ("tokens", "channels_first"):
+        grid = decoded.flatten(3).squeeze(1)  # (n, C, Y·X)
+        extra = math.prod(shape) // grid.shape[1] - grid.shape[2]
+        if extra > 0:
+            grid = torch.cat([grid.mean(2, keepdim=True).expand(-1, -1, extra), grid], 2)
+        decoded = grid.transpose(1, 2) if parameter.layout == "tokens" else grid
+    elif len(shape) == 5:
+        decoded = decoded.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)
+    return decoded.reshape(-1, *shape)
 
 
 def _tile(x: Tensor, dim: int, size: int) -> Tensor:

@@ -5,8 +5,8 @@ Dimensions: N nodes, E edges, L levels, B graphs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +56,8 @@ class Graph:
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     """Direct edges (from, to), without repetition."""
+    not_predicted: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Parameters that are on no node, by name, with the reason; only traced networks have any."""
 
     @property
     def primitives(self) -> list[str]:
@@ -64,6 +66,17 @@ class Graph:
     @property
     def shapes(self) -> list[Shape | None]:
         return [node.shape for node in self.nodes]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters of all nodes."""
+        return [parameter for node in self.nodes for parameter in node.parameters]
+
+    def without_class_layers(self, reason: str) -> Graph:
+        """The same graph, but the parameters of the last layer are not predicted."""
+        last = [parameter.name for node in self.nodes if node.classifies for parameter in node.parameters]
+        nodes = tuple(replace(node, parameters=()) if node.classifies else node for node in self.nodes)
+        return Graph(nodes, self.edges, {**self.not_predicted, **dict.fromkeys(last, reason)})
 
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:

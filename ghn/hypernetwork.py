@@ -8,10 +8,10 @@ Dimensions: N nodes, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from ghn.architectures import Network
 from ghn.decoders import ParameterDecoder
 from ghn.gnn import GatedGNN
 from ghn.graphs import PRIMITIVES, Graph, GraphBatch
+from ghn.prediction import PredictionReport, predict
+from ghn.tracing import IMAGES, trace
 
 Variant = Literal["ghn2", "ghn1", "mlp"]
 
@@ -138,9 +140,21 @@ class GHN(nn.Module):
         self.norm = nn.Identity() if config.variant == "ghn1" else nn.LayerNorm(H)
         self.decoder = ParameterDecoder(H, config.kernel, config.num_classes, normalise=config.variant != "ghn1")
 
-    def forward(self, batch: GraphBatch) -> list[dict[str, Tensor]]:
-        """For each graph of the batch its predicted parameters by name: tensors that carry gradients to the GHN."""
-        return self.decoder(self.embed(batch), batch)
+    @overload
+    def forward(self, networks: GraphBatch) -> list[dict[str, Tensor]]: ...
+
+    @overload
+    def forward(self, networks: nn.Module) -> nn.Module: ...
+
+    def forward(self, networks: GraphBatch | nn.Module) -> list[dict[str, Tensor]] | nn.Module:
+        """For each graph of a batch its predicted parameters by name: tensors that carry gradients to the GHN.
+
+        A network is filled with predicted parameters in place (see `predict`) and returned.
+        """
+        if isinstance(networks, nn.Module):
+            self.predict(networks)
+            return networks
+        return self.decoder(self.embed(networks), networks)
 
     def embed(self, batch: GraphBatch) -> Tensor:
         """The states (N, H) of all nodes after message passing, in the batch's order."""
@@ -153,20 +167,80 @@ class GHN(nn.Module):
         return GraphBatch.of(graphs, self.config.longest_edge)
 
     def predict_parameters(
-        self, networks: Sequence[Network], image_size: int | None = None, num_classes: int | None = None
+        self,
+        networks: Sequence[Network | nn.Module | Graph],
+        image_size: int | None = None,
+        num_classes: int | None = None,
     ) -> list[dict[str, Tensor]]:
-        """For each network its predicted parameters by name.
+        """For each network its predicted parameters by name: tensors that carry gradients to the GHN.
 
         Args:
-            networks: architectures, or anything else that compiles to a program.
-            image_size: of the target networks, in pixels; by default what the hypernetwork was trained with.
-            num_classes: of the target networks; by default what the hypernetwork was trained with.
+            networks: architectures and whatever else compiles to a program, modules, or graphs.
+            image_size: of the target networks, in pixels; by default what the hypernetwork was trained with (a
+                module: what it takes).
+            num_classes: of the target networks; by default what the hypernetwork was trained with (a module: what
+                it has).
+
+        Raises:
+            TracingError: a module cannot be traced.
         """
-        size = self.config.image_size if image_size is None else image_size
-        classes = self.config.num_classes if num_classes is None else num_classes
+
+        def graph_of(network: Network | nn.Module | Graph) -> Graph:
+            if isinstance(network, Graph):
+                return network
+            if isinstance(network, nn.Module):
+                return self._fitting(trace(network, image_size=image_size))
+            size = self.config.image_size if image_size is None else image_size
+            return network.graph(size, self.config.num_classes if num_classes is None else num_classes)
+
         if not networks:
             return []
-        return self(self.batch([network.graph(size, classes) for network in networks]))
+        return self(self.batch([graph_of(network) for network in networks]))
+
+    def graph(
+        self, model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, image_size: int | None = None
+    ) -> Graph:
+        """What the hypernetwork sees of any network: see `ghn.tracing.trace`."""
+        return trace(model, inputs, image_size)
+
+    def predict(
+        self,
+        model: nn.Module,
+        inputs: Tensor | Sequence[Tensor] | None = None,
+        image_size: int | None = None,
+        predict_class_layers: bool = True,
+        calibration_images: Tensor | Iterable | None = None,
+    ) -> PredictionReport:
+        """Fills any network with predicted parameters, in place.
+
+        Each parameter is predicted or named in the report with the reason. Norm layers that keep running statistics
+        use those of each batch from then on, as published, unless there are images to estimate new ones from.
+
+        Args:
+            inputs, image_size: what the network is traced with (see `ghn.tracing.trace`), in case it does not say.
+            predict_class_layers: whether to predict the classification layer too; not, if the classes are others
+                than those that the hypernetwork was trained on. A layer with another number of classes never is.
+            calibration_images: (N, C, S, S), or batches of them, normalised as the network is to have them: the
+                running statistics are estimated from them.
+
+        Raises:
+            TracingError: the network cannot be traced.
+        """
+        if inputs is None and image_size is None and isinstance(calibration_images, Tensor):
+            inputs = calibration_images[:IMAGES]
+        graph = self._fitting(trace(model, inputs, image_size))
+        if not predict_class_layers:
+            graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
+        return predict(self, model, graph, calibration_images)
+
+    def _fitting(self, graph: Graph) -> Graph:
+        """A traced graph without its classification layer if that has another number of classes."""
+        classes = {node.shape[0] for node in graph.nodes if node.classifies and node.primitive == "conv"}
+        if classes <= {self.config.num_classes}:
+            return graph
+        return graph.without_class_layers(
+            f"classification layer of {max(classes)} classes, this hypernetwork predicts {self.config.num_classes}"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder that `from_pretrained` reads: weights in safetensors, the configuration in JSON."""

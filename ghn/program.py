@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from ghn.graphs import Graph
@@ -27,11 +27,21 @@ class InvalidArchitecture(ValueError):
     """The architecture has no output: every path from the image ends in `none`."""
 
 
+Role = Literal["weight", "scale", "bias", "encoding"]
+"""What a parameter does to the images' features: multiply them as a matrix or a kernel, scale each channel, be added
+to each channel (a bias), or be a value of its own that joins them (a position encoding, a class token)."""
+
+Layout = Literal["plain", "transposed", "matrices", "tokens", "channels_first"]
+"""How the axes of a parameter come from those of its node's shape: see `ghn.decoders.arrange`."""
+
+
 class Parameter(NamedTuple):
-    """One tensor of a target network: its name in `named_parameters()` and its shape."""
+    """One tensor of a target network: its name in `named_parameters()`, its shape and what it is for."""
 
     name: str
     shape: tuple[int, ...]
+    role: Role = "weight"
+    layout: Layout = "plain"
 
     @property
     def size(self) -> int:
@@ -177,19 +187,19 @@ class ProgramBuilder:
 
     def batch_norm(self, x: int, name: str) -> int:
         shape = self.operations[x].shape
-        parameters = (Parameter(f"{name}.weight", shape[:1]), Parameter(f"{name}.bias", shape[:1]))
+        parameters = (Parameter(f"{name}.weight", shape[:1], "scale"), Parameter(f"{name}.bias", shape[:1], "bias"))
         return self.emit("batch_norm", (x,), shape, parameters)
 
     def layer_norm(self, x: int, name: str) -> int:
         shape = self.operations[x].shape
-        parameters = (Parameter(f"{name}.weight", shape[-1:]), Parameter(f"{name}.bias", shape[-1:]))
+        parameters = (Parameter(f"{name}.weight", shape[-1:], "scale"), Parameter(f"{name}.bias", shape[-1:], "bias"))
         return self.emit("layer_norm", (x,), shape, parameters)
 
     def linear(self, x: int, out: int, name: str, bias: bool = True) -> int:
         shape = self.operations[x].shape
         parameters = [Parameter(f"{name}.weight", (out, shape[-1]))]
         if bias:
-            parameters.append(Parameter(f"{name}.bias", (out,)))
+            parameters.append(Parameter(f"{name}.bias", (out,), "bias"))
         return self.emit("linear", (x,), (*shape[:-1], out), tuple(parameters))
 
     def pool(self, kind: str, x: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> int:
@@ -228,7 +238,7 @@ class ProgramBuilder:
     def position_encoding(self, x: int, name: str) -> int:
         """Adds a learned tensor of shape (1, C, P, P), P the side of `x`."""
         shape = self.operations[x].shape
-        encoding = self.emit("position_encoding", (), shape, (Parameter(f"{name}.weight", (1, *shape)),))
+        encoding = self.emit("position_encoding", (), shape, (Parameter(f"{name}.weight", (1, *shape), "encoding"),))
         return self.emit("add", (x, encoding), shape)
 
     def global_pool(self, x: int) -> int:

@@ -22,15 +22,17 @@ def decoder(normalise: bool) -> ParameterDecoder:
 
 def weight(name: str, shape: tuple[int, ...], primitive: str = "conv", classifies: bool = False) -> Node:
     four = (*shape, *(1,) * (4 - len(shape)))
-    return Node(primitive, four, (Parameter(f"{name}.weight", shape),), classifies)
+    role = "encoding" if primitive == "pos_enc" else "weight"
+    return Node(primitive, four, (Parameter(f"{name}.weight", shape, role),), classifies)
 
 
 def bias(name: str, size: int, classifies: bool = False) -> Node:
-    return Node("bias", (size, 1, 1, 1), (Parameter(f"{name}.bias", (size,)),), classifies)
+    return Node("bias", (size, 1, 1, 1), (Parameter(f"{name}.bias", (size,), "bias"),), classifies)
 
 
 def norm(name: str, size: int) -> Node:
-    return Node("bn", (size, 1, 1, 1), (Parameter(f"{name}.weight", (size,)), Parameter(f"{name}.bias", (size,))))
+    parameters = (Parameter(f"{name}.weight", (size,), "scale"), Parameter(f"{name}.bias", (size,), "bias"))
+    return Node("bn", (size, 1, 1, 1), parameters)
 
 
 NODES = (

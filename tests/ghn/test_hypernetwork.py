@@ -20,7 +20,7 @@ VARIANTS = ("ghn2", "ghn1", "mlp")
 def test_every_parameter_is_predicted_in_its_shape(architecture: Architecture, variant: str, size: int) -> None:
     with torch.no_grad():
         (predicted,) = tiny_ghn(variant).predict_parameters([architecture], image_size=size)
-    expected = dict(architecture.program(size, CLASSES).parameters())
+    expected = {p.name: p.shape for p in architecture.program(size, CLASSES).parameters()}
     assert {name: tuple(tensor.shape) for name, tensor in predicted.items()} == expected
     assert all(tensor.isfinite().all() for tensor in predicted.values())
 

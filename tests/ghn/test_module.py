@@ -28,7 +28,9 @@ def test_a_module_and_the_functional_view_agree(architecture: Architecture, size
 def test_a_module_has_the_parameters_of_the_program_and_nothing_else(architecture: Architecture, size: int) -> None:
     module = architecture.module(size, CLASSES)
     program = architecture.program(size, CLASSES)
-    assert {name: tuple(x.shape) for name, x in module.state_dict().items()} == dict(program.parameters())
+    assert {name: tuple(x.shape) for name, x in module.state_dict().items()} == {
+        p.name: p.shape for p in program.parameters()
+    }
     assert sum(x.numel() for x in module.parameters()) == architecture.num_parameters(size, CLASSES)
 
 

@@ -1,0 +1,158 @@
+"""Tracing: the graph of any `nn.Module`, from one forward pass that computes nothing.
+
+The network runs on PyTorch's meta device, where tensors have shapes but no numbers, so it takes milliseconds and no
+memory whatever the size. Autograd records the functions, and `ghn.primitives` makes primitives of them. A network
+that needs numbers to run (a branch on a value, tensors that are not registered) runs on the CPU instead: the record
+is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ghn.graphs import Graph
+from ghn.primitives import CONSTANT, GraphRecorder, Value
+from ghn.stand_ins import stand_ins
+
+IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
+"""What a network is tried with, in pixels, if it does not say which images it takes."""
+
+IMAGES = 2
+"""How many images are in the traced batch: norms with batch statistics need more than one."""
+
+
+class TracingError(ValueError):
+    """The network cannot be run, or its output does not depend on its parameters; the message says what was tried."""
+
+
+def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, image_size: int | None = None) -> Graph:
+    """The graph of a network in evaluation mode.
+
+    Each parameter of `model.named_parameters()` is on exactly one node, or in the graph's `not_predicted`.
+
+    Args:
+        inputs: what the network is called with; by default images of as many channels as its first layer takes.
+        image_size: the side of those images, in pixels; by default what the network says (`image_size`, or timm's
+            `default_cfg`), else the first of `IMAGE_SIZES` that it takes.
+
+    Raises:
+        TracingError: the network does not run on these inputs.
+    """
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise TracingError("the network has lazy layers: run it once on an image before it is traced")
+    error: Exception | None = None
+    for tensors, is_meta in _attempts(model, inputs, image_size):
+        try:
+            return _record(model, tensors, is_meta)
+        except Exception as failure:  # a network may fail in any way on images of a size that is not its own
+            error = error or failure
+    tried = [inputs] if isinstance(inputs, Tensor) else inputs or _images(model, image_size)
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tried)
+    reason = next(iter(str(error).splitlines()), "")
+    raise TracingError(
+        f"{type(model).__name__} does not run on inputs of {shapes} ({type(error).__name__}: {reason}): "
+        "give `inputs` or `image_size`"
+    ) from error
+
+
+def _attempts(
+    model: nn.Module, inputs: Tensor | Sequence[Tensor] | None, image_size: int | None
+) -> Iterator[tuple[list[Tensor], bool]]:
+    """Inputs to try, on the meta device first and then, if the network has numbers, on the CPU."""
+    if inputs is None:
+        candidates = [[images] for images in _images(model, image_size)]
+    else:
+        candidates = [[inputs] if isinstance(inputs, Tensor) else list(inputs)]
+    for tensors in candidates:
+        yield [tensor.to("meta") for tensor in tensors], True
+    if not any(p.is_meta for p in model.parameters()):
+        for tensors in candidates[:3]:
+            yield [torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.cpu() for t in tensors], False
+
+
+def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
+    """Batches without numbers that the network may take."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    declared = _declared_shape(model)
+    if image_size is None and declared is not None:
+        shapes = [declared]
+    else:
+        sizes = IMAGE_SIZES if image_size is None else (image_size,)
+        channels = None if declared is None else declared[0]
+        shapes = [_shape_for(model, size, channels) for size in sizes]
+        shapes += [(3, size, size) for size in sizes if (3, size, size) not in shapes]
+    return [torch.empty(IMAGES, *shape, dtype=dtype, device="meta") for shape in shapes]
+
+
+def _declared_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The shape of the images that a network says that it takes: (channels, height, width)."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        settings = getattr(model, name, None)
+        if isinstance(settings, Mapping) and settings.get("input_size"):
+            return tuple(settings["input_size"])
+    size = getattr(model, "image_size", None)
+    return (3, size, size) if isinstance(size, int) else None
+
+
+def _shape_for(model: nn.Module, size: int, channels: int | None) -> tuple[int, ...]:
+    """The shape of an image of a size, with as many channels as the first layer with weights takes."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    first = next((layer for layer in model.modules() if isinstance(layer, kinds)), None)
+    if channels is not None or first is None:
+        return channels or 3, size, size
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    sides = {nn.Conv1d: (size,), nn.Conv2d: (size, size), nn.Conv3d: (16, size, size)}
+    return first.in_channels, *next(side for kind, side in sides.items() if isinstance(first, kind))
+
+
+def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Graph:
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
+        arguments = [t.clone() for t in leaves]  # a network may write into its inputs
+        with stand_ins(model, is_meta) as parameters, torch.device("meta" if is_meta else "cpu"):
+            results = model(*arguments)
+    outputs = [t for t in _tensors(results) if t.grad_fn is not None]
+    if not outputs:
+        raise TracingError("no output of the network depends on its input or its parameters")
+    recorder = GraphRecorder({name: tuple(p.shape) for name, p in parameters.items()})
+    values: dict[int, Value] = {id(t): recorder.image() for t in leaves if t.requires_grad}
+    values |= {id(p): recorder.parameter(name) for name, p in parameters.items()}
+    ends = _replay(recorder, [t.grad_fn for t in outputs], values)
+    return recorder.finish(ends, classifies=all(t.dim() == 2 for t in outputs))
+
+
+def _replay(recorder: GraphRecorder, ends: Sequence[Any], leaves: Mapping[int, Value]) -> list[Value]:
+    """Tells the recorder of all functions that lead to `ends`, in the order in which they were called."""
+    functions: dict[Any, list[Any]] = {}
+    waiting = list(ends)
+    while waiting:
+        function = waiting.pop()
+        if function not in functions:
+            functions[function] = [source for source, _ in function.next_functions]
+            waiting += [source for source in functions[function] if source is not None]
+    values: dict[Any, Value] = {None: CONSTANT}
+
+    def value_of(function: Any) -> Value:
+        if function not in values:
+            inputs = [value_of(source) for source in functions[function]]
+            leaf = getattr(function, "variable", None)
+            values[function] = recorder.apply(function, inputs) if leaf is None else leaves.get(id(leaf), CONSTANT)
+        return values[function]
+
+    for function in sorted(functions, key=lambda function: function._sequence_nr()):
+        value_of(function)
+    return [value_of(function) for function in ends]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """All tensors in what a network returns."""
+    if dataclasses.is_dataclass(outputs):
+        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
