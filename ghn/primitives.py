@@ -299,7 +299,7 @@ class GraphRecorder:
 
 def operation_name(function: Any) -> str:
     """`Convolution` for a function that calls itself `ConvolutionBackward0`."""
-    return function.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+    return function.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward").lstrip("_")
 
 
 def is_vector(shape: Sizes) -> bool:
@@ -442,6 +442,8 @@ RULES: dict[str, Rule] = {
     "Linear": GraphRecorder.linear,
     "Mm": GraphRecorder.matrix_product,
     "Mv": GraphRecorder.matrix_product,
+    "BatchNorm": GraphRecorder.norm,
+    "LayerNorm": GraphRecorder.norm,
     "NativeBatchNorm": GraphRecorder.norm,
     "CudnnBatchNorm": GraphRecorder.norm,
     "NativeLayerNorm": GraphRecorder.norm,

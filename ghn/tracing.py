@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ghn.graphs import Graph
 from ghn.primitives import CONSTANT, GraphRecorder, Value
-from ghn.stand_ins import stand_ins
+from ghn.stand_ins import RecordOnly, stand_ins
 
 IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
 """What a network is tried with, in pixels, if it does not say which images it takes."""
@@ -116,7 +117,8 @@ def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Graph:
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
         arguments = [t.clone() for t in leaves]  # a network may write into its inputs
-        with stand_ins(model, is_meta) as parameters, torch.device("meta" if is_meta else "cpu"):
+        device = torch.device("meta" if is_meta else "cpu")
+        with stand_ins(model, is_meta) as parameters, device, RecordOnly() if is_meta else nullcontext():
             results = model(*arguments)
     outputs = [t for t in _tensors(results) if t.grad_fn is not None]
     if not outputs:
