@@ -266,6 +266,16 @@ class GHN(nn.Module):
         Raises:
             CheckpointError: the file is missing, damaged or does not fit.
         """
-        from ghn.checkpoints import load_public_checkpoint
+        from ghn.public_checkpoints import load_public_checkpoint
 
         return load_public_checkpoint(path)
+
+    def to_public_checkpoint(self, path: str | Path, epoch: int = 0) -> None:
+        """Writes a file in the published format, which `from_public_checkpoint` reads.
+
+        Raises:
+            CheckpointError: the format has no place for `config.virtual_edges`.
+        """
+        from ghn.public_checkpoints import save_public_checkpoint
+
+        save_public_checkpoint(self, path, epoch)

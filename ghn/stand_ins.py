@@ -1,16 +1,14 @@
-"""A network that is run only to be recorded: stand-ins for its parameters, buffers and some of its layers."""
+"""A network that is run only to be recorded: stand-ins for its parameters, buffers and recurrent layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -54,57 +52,6 @@ def _stand_in(tensor: Tensor, is_meta: bool) -> Tensor:
         return tensor.to("meta") if is_meta else tensor.detach().cpu().clone()
     numbers = torch.empty_like(tensor, device="meta") if is_meta else tensor.detach().cpu()
     return nn.Parameter(numbers, requires_grad=tensor.is_floating_point())
-
-
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return torch.empty_like(x)
-
-
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return torch.empty_like(x)
-
-
-class _ScaledDotProductAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return query.new_empty(*query.shape[:-1], value.shape[-1])
-
-
-def _batch_norm(
-    input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
-) -> Tensor:
-    return _BatchNorm.apply(input, weight, bias)
-
-
-def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
-) -> Tensor:
-    return _LayerNorm.apply(input, weight, bias)
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> Tensor:
-    return _ScaledDotProductAttention.apply(query, key, value, attn_mask)
-
-
-RECORDED: dict[Callable, Callable[..., Tensor]] = {
-    F.batch_norm: _batch_norm,
-    F.layer_norm: _layer_norm,
-    F.scaled_dot_product_attention: _attention,
-}
-"""What takes PyTorch longer than a convolution on the meta device is only recorded there."""
-
-
-class RecordOnly(TorchFunctionMode):
-    """In this context the functions of `RECORDED` give tensors of the right shape and compute nothing."""
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return RECORDED.get(func, func)(*args, **(kwargs or {}))
 
 
 def one_step(layer: nn.RNNBase, x: Tensor, state: object = None) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from ghn.graphs import Graph
 from ghn.primitives import CONSTANT, GraphRecorder, Value
-from ghn.stand_ins import RecordOnly, stand_ins
+from ghn.record_only import RecordOnly
+from ghn.stand_ins import stand_ins
 
 IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
 """What a network is tried with, in pixels, if it does not say which images it takes."""
@@ -50,9 +51,11 @@ def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, ima
     error: Exception | None = None
     for tensors, is_meta in _attempts(model, inputs, image_size):
         try:
-            return _record(model, tensors, is_meta)
+            run = _run(model, tensors, is_meta)
         except Exception as failure:  # a network may fail in any way on images of a size that is not its own
             error = error or failure
+        else:
+            return _graph_of(run)
     tried = [inputs] if isinstance(inputs, Tensor) else inputs or _images(model, image_size)
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tried)
     reason = next(iter(str(error).splitlines()), "")
@@ -113,21 +116,32 @@ def _shape_for(model: nn.Module, size: int, channels: int | None) -> tuple[int, 
     return first.in_channels, *next(side for kind, side in sides.items() if isinstance(first, kind))
 
 
-def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Graph:
+class Run(NamedTuple):
+    """A recorded forward pass: the stand-ins of the parameters by name, what went in and what came out."""
+
+    parameters: Mapping[str, Tensor]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+
+
+def _run(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Run:
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
         arguments = [t.clone() for t in leaves]  # a network may write into its inputs
         device = torch.device("meta" if is_meta else "cpu")
         with stand_ins(model, is_meta) as parameters, device, RecordOnly() if is_meta else nullcontext():
-            results = model(*arguments)
-    outputs = [t for t in _tensors(results) if t.grad_fn is not None]
+            return Run(parameters, leaves, _tensors(model(*arguments)))
+
+
+def _graph_of(run: Run) -> Graph:
+    outputs = [tensor for tensor in run.outputs if tensor.grad_fn is not None]
     if not outputs:
         raise TracingError("no output of the network depends on its input or its parameters")
-    recorder = GraphRecorder({name: tuple(p.shape) for name, p in parameters.items()})
-    values: dict[int, Value] = {id(t): recorder.image() for t in leaves if t.requires_grad}
-    values |= {id(p): recorder.parameter(name) for name, p in parameters.items()}
-    ends = _replay(recorder, [t.grad_fn for t in outputs], values)
-    return recorder.finish(ends, classifies=all(t.dim() == 2 for t in outputs))
+    recorder = GraphRecorder({name: tuple(p.shape) for name, p in run.parameters.items()})
+    values: dict[int, Value] = {id(t): recorder.image() for t in run.inputs if t.requires_grad}
+    values |= {id(p): recorder.parameter(name) for name, p in run.parameters.items()}
+    ends = _replay(recorder, [tensor.grad_fn for tensor in outputs], values)
+    return recorder.finish(ends, classifies=all(tensor.dim() == 2 for tensor in outputs))
 
 
 def _replay(recorder: GraphRecorder, ends: Sequence[Any], leaves: Mapping[int, Value]) -> list[Value]:

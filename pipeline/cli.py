@@ -1,4 +1,4 @@
-"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them."""
+"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them, and what else one does with a GHN."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.params import load_params
 
 app = typer.Typer(
-    help="Graph hypernetworks: predict all parameters of networks never seen. Stages run in this order.",
+    help="Graph hypernetworks: predict all parameters of networks never seen.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +25,10 @@ app = typer.Typer(
 
 NOT_OUR_FAULT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What a disk says that is full or may not be written."""
+
+STAGES = "Stages of the pipeline, in this order"
+NETWORKS = "Any network"
+FILES = "Published files"
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
@@ -59,7 +63,7 @@ def run_stage(stage: str, file: Path) -> None:
     getattr(import_module(f"pipeline.{stage}"), stage)(params)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def check(params: ParamsFile = Path("params.yaml")) -> None:
     """Check the settings, the storage and the images that they name."""
@@ -67,39 +71,118 @@ def check(params: ParamsFile = Path("params.yaml")) -> None:
     print(f"{params} is valid")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def generate(params: ParamsFile = Path("params.yaml")) -> None:
     """Sample the architectures of all splits into sharded Parquet."""
     run_stage("generate", params)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def train(params: ParamsFile = Path("params.yaml")) -> None:
     """Train a hypernetwork on the training architectures and images."""
     run_stage("train", params)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def evaluate(params: ParamsFile = Path("params.yaml")) -> None:
     """Score predicted parameters on every split, beside random ones."""
     run_stage("evaluate", params)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def finetune(params: ParamsFile = Path("params.yaml")) -> None:
     """Transfer to other data sets, from predicted and from random parameters."""
     run_stage("finetune", params)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @explained
 def report(params: ParamsFile = Path("params.yaml")) -> None:
     """Draw the plots and tables and write one page of all results."""
     run_stage("report", params)
+
+
+Architecture = Annotated[str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split draws.")]
+Classes = Annotated[int | None, typer.Option("--classes", min=1, help="Of the network.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In pixels; by default what it takes.")]
+
+
+@app.command("list", rich_help_panel=NETWORKS)
+@explained
+def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'.")] = "*") -> None:
+    """List the architectures that have a name: torchvision's, timm's (if installed) and the predefined ones."""
+    from ghn import list_architectures
+
+    names = list_architectures(pattern)
+    if not names:
+        raise UserError(f"no architecture is called {pattern!r}")
+    print("\n".join(names))
+
+
+@app.command(rich_help_panel=NETWORKS)
+@explained
+def predict(
+    architecture: Architecture,
+    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")],
+    out: Annotated[Path, typer.Option(help="Where to write the parameters, in safetensors.")],
+    classes: Classes = None,
+    image_size: ImageSize = None,
+    class_layers: Annotated[bool, typer.Option(help="Predict the classification layer too.")] = True,
+    images: Annotated[
+        str | None, typer.Option(help="Data set or folder of class folders to estimate running statistics from.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
+) -> None:
+    """Predict the parameters of a network and write them to a file."""
+    from pipeline.networks import predict_network
+
+    predict_network(architecture, checkpoint, out, classes, image_size, class_layers, images, cache)
+
+
+@app.command(rich_help_panel=NETWORKS)
+@explained
+def graph(
+    architecture: Architecture,
+    out: Annotated[Path, typer.Option(help="Where to draw it: .svg, .pdf or .png.")],
+    classes: Classes = 1000,
+    image_size: ImageSize = None,
+    virtual_edges: Annotated[bool, typer.Option(help="Draw them too.")] = False,
+) -> None:
+    """Draw the graph of a network, as a GHN sees it."""
+    from pipeline.graph_plot import save_graph
+
+    from pipeline.networks import named_graph
+
+    save_graph(named_graph(architecture, classes, image_size), out, architecture, virtual_edges)
+    print(f"written to {out}")
+
+
+@app.command("import-ghn", rich_help_panel=FILES)
+@explained
+def import_ghn(
+    file: Annotated[Path, typer.Argument(help="A GHN in the published format.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
+) -> None:
+    """Import a published GHN; nothing in the file is executed."""
+    from pipeline.networks import convert_hypernetwork
+
+    convert_hypernetwork(file, out, to_public=False)
+
+
+@app.command("export-ghn", rich_help_panel=FILES)
+@explained
+def export_ghn(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+) -> None:
+    """Export a GHN to the published format."""
+    from pipeline.networks import convert_hypernetwork
+
+    convert_hypernetwork(checkpoint, out, to_public=True)
 
 
 if __name__ == "__main__":
