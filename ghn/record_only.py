@@ -43,6 +43,7 @@ class _LayerNorm(_Recorded):
 class _Linear(_Recorded):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        _require(x.shape[-1], weight.shape[1], "features")
         return x.new_empty(*x.shape[:-1], len(weight))
 
 
@@ -50,6 +51,12 @@ class _ScaledDotProductAttention(_Recorded):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _require(have: Any, expected: Any, what: str) -> None:
+    """What the function itself would refuse: the image size may be wrong."""
+    if have != expected:
+        raise RuntimeError(f"the input has {have} {what}, expected {expected}")
 
 
 def _activation(input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -63,12 +70,15 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _batch_norm(
     input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
 ) -> Tensor:
+    if weight is not None:
+        _require(input.shape[1], len(weight), "channels")
     return _BatchNorm.of(input, weight, bias)
 
 
 def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
 ) -> Tensor:
+    _require(tuple(input.shape[-len(normalized_shape) :]), tuple(normalized_shape), "features")
     return _LayerNorm.of(input, weight, bias)
 
 

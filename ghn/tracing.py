@@ -126,7 +126,7 @@ class Run(NamedTuple):
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Run:
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
+        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
         arguments = [t.clone() for t in leaves]  # a network may write into its inputs
         device = torch.device("meta" if is_meta else "cpu")
         with stand_ins(model, is_meta) as parameters, device, RecordOnly() if is_meta else nullcontext():

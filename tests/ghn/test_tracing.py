@@ -1,0 +1,415 @@
+"""Tracing: what becomes of each kind of layer, and of networks that are hard to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from examples import CLASSES, architectures, images, tiny_ghn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ghn import Architecture, Graph, TracingError, trace
+from ghn.predefined import PREDEFINED
+from ghn.program import Parameter
+
+
+class Calls(nn.Module):
+    """A network that is a function of its layers and of an image."""
+
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module | nn.Parameter):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def named(graph: Graph) -> dict[str, tuple[str, Parameter]]:
+    """For each parameter its primitive and what is known of it."""
+    return {p.name: (node.primitive, p) for node in graph.nodes for p in node.parameters}
+
+
+def edges(graph: Graph) -> set[tuple[str, str]]:
+    """The edges between primitives, which must be told apart by their names."""
+    assert len(set(graph.primitives)) == len(graph.primitives)
+    return {(graph.primitives[u], graph.primitives[v]) for u, v in graph.edges}
+
+
+@given(architectures(), st.sampled_from([8, 16, 32, 224]))
+def test_our_own_modules_are_traced_to_the_graph_of_their_program(architecture: Architecture, size: int) -> None:
+    with torch.device("meta"):
+        module = architecture.module(size, CLASSES)
+    assert trace(module, image_size=size) == architecture.graph(size, CLASSES)
+
+
+@pytest.mark.parametrize("name", PREDEFINED)
+@pytest.mark.parametrize("size", [32, 224])
+def test_the_predefined_networks_are_traced_to_the_graph_of_their_program(name: str, size: int) -> None:
+    with torch.device("meta"):
+        module = PREDEFINED[name].module(size, 10)
+    assert trace(module, image_size=size) == PREDEFINED[name].graph(size, 10)
+
+
+@given(architectures())
+def test_a_module_that_runs_with_numbers_is_traced_to_the_same_graph(architecture: Architecture) -> None:
+    """A branch on a value is impossible on the meta device."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = architecture.module(16, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x) if x.sum() < 1 else x
+
+    expected = architecture.graph(16, CLASSES)
+    graph = trace(Branches(), image_size=16)
+    assert graph.primitives == expected.primitives and graph.edges == expected.edges
+    assert [p.name for p in graph.parameters] == [f"network.{p.name}" for p in expected.parameters]
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], str, tuple[int, ...], str]] = {
+    "conv": (nn.Conv2d(6, 8, (3, 5)), (6, 9, 9), "conv", (8, 6, 3, 5), "plain"),
+    "grouped": (nn.Conv2d(6, 8, 3, groups=2), (6, 9, 9), "sep_conv", (8, 3, 3, 3), "plain"),
+    "dilated": (nn.Conv2d(6, 8, 3, dilation=2), (6, 9, 9), "conv", (8, 6, 3, 3), "plain"),
+    "dilated groups": (nn.Conv2d(6, 6, 3, dilation=2, groups=6), (6, 9, 9), "dil_conv", (6, 1, 3, 3), "plain"),
+    "transposed": (nn.ConvTranspose2d(6, 8, 3), (6, 9, 9), "conv", (8, 6, 3, 3), "transposed"),
+    "transposed groups": (nn.ConvTranspose2d(6, 8, 3, groups=2), (6, 9, 9), "sep_conv", (6, 4, 3, 3), "plain"),
+    "1-d": (nn.Conv1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "plain"),
+    "1-d transposed": (nn.ConvTranspose1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "transposed"),
+    "3-d": (nn.Conv3d(6, 8, (2, 3, 5)), (6, 9, 9, 9), "conv", (8, 6, 3, 5), "plain"),
+    "linear": (nn.Linear(6, 8), (5, 6), "conv", (8, 6, 1, 1), "plain"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_kind_of_layer_with_weights_has_its_primitive_and_shape(name: str) -> None:
+    layer, shape, primitive, four, layout = LAYERS[name]
+    graph = trace(layer, torch.zeros(2, *shape))
+    assert graph.primitives == ["input", primitive, "bias"] and graph.edges == ((0, 1), (1, 2))
+    assert graph.shapes == [None, four, (8 if name != "dilated groups" else 6, 1, 1, 1)]
+    kind, weight = named(graph)["weight"]
+    assert (kind, weight.role, weight.layout) == (primitive, "weight", layout)
+    assert named(graph)["bias"][1].role == "bias"
+    assert_predicted(layer, graph)
+
+
+def assert_predicted(module: nn.Module, graph: Graph) -> None:
+    """All parameters on nodes are predicted in their shapes, and finite."""
+    (predicted,) = tiny_ghn().predict_parameters([graph])
+    shapes = {name: p.shape for name, p in module.named_parameters() if name not in graph.not_predicted}
+    assert {name: tensor.shape for name, tensor in predicted.items()} == shapes
+    assert all(tensor.isfinite().all() for tensor in predicted.values())
+
+
+@pytest.mark.parametrize(
+    ("norm", "primitive"),
+    [
+        (nn.BatchNorm2d(6), "bn"),
+        (nn.GroupNorm(2, 6), "ln"),
+        (nn.LayerNorm([6, 4, 4]), "ln"),
+        (nn.InstanceNorm2d(6, affine=True), "bn"),
+        (nn.SyncBatchNorm(6), "bn"),
+    ],
+)
+def test_every_norm_has_its_weight_and_bias_on_one_node(norm: nn.Module, primitive: str) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), norm), torch.zeros(2, 3, 4, 4))
+    assert graph.primitives == ["input", "conv", primitive]
+    assert [p.role for p in graph.nodes[2].parameters] == ["scale", "bias"]
+
+
+def test_attention_is_one_node_between_its_projections() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    network = Calls(lambda self, x: self.mix(x, x, x)[0], mix=attention)
+    graph = trace(network, torch.zeros(2, 5, 8))
+    assert graph.primitives == ["input", "conv", "bias", "msa", "conv", "bias"]
+    assert graph.edges == ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
+    assert named(graph)["mix.in_proj_weight"][0] == "conv" and named(graph)["mix.in_proj_bias"][0] == "bias"
+
+
+def test_attention_with_a_position_table_sums_it_into_the_first_product() -> None:
+    """As in Swin: a table of relative positions is looked up and added before the softmax."""
+    index = torch.randint(9, (4, 4))
+
+    def mix(self: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-2, -1) + self.table[index.to(x.device)].permute(2, 0, 1)
+        return logits.softmax(-1) @ v
+
+    network = Calls(mix, qkv=nn.Linear(8, 24, bias=False), table=parameter(9, 2))
+    graph = trace(network, torch.zeros(1, 4, 8))
+    assert edges(graph) == {("input", "conv"), ("conv", "sum"), ("pos_enc", "sum"), ("sum", "msa"), ("conv", "msa")}
+    assert graph.shapes[graph.primitives.index("pos_enc")] == (1, 2, 3, 3)
+
+
+def test_a_class_token_and_a_position_encoding_are_nodes_without_incoming_edges() -> None:
+    def embed(self: nn.Module, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        return self.head(tokens[:, 0])
+
+    network = Calls(
+        embed,
+        patches=nn.Conv2d(3, 8, 4, 4),
+        token=parameter(1, 1, 8),
+        positions=parameter(1, 10, 8),
+        head=nn.Linear(8, 3),
+    )
+    graph = trace(network, image_size=12)
+    assert graph.primitives == ["input", "conv", "bias", "pos_enc", "concat", "pos_enc", "sum", "conv", "bias"]
+    assert graph.edges == ((0, 1), (1, 2), (3, 4), (2, 4), (4, 6), (5, 6), (6, 7), (7, 8))
+    token, positions = (graph.nodes[n] for n in (3, 5))
+    assert token.shape == (1, 8, 1, 1) and token.parameters[0].role == "encoding"
+    assert positions.shape == (1, 8, 3, 3) and positions.parameters[0].layout == "tokens"
+    assert_predicted(network, graph)
+
+
+def test_a_layer_scale_is_a_norm_without_a_norm() -> None:
+    network = Calls(
+        lambda self, x: x + self.scale * self.conv(x), conv=nn.Conv2d(3, 3, 1, bias=False), scale=parameter(3, 1, 1)
+    )
+    graph = trace(network, image_size=8)
+    assert edges(graph) == {("input", "conv"), ("conv", "ln"), ("ln", "sum"), ("input", "sum")}
+    assert named(graph)["scale"][1].role == "scale"
+    assert_predicted(network, graph)
+
+
+def test_the_squeeze_of_a_channel_attention_is_no_node_but_the_global_pool_is() -> None:
+    def squeeze(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        return F.adaptive_avg_pool2d(x * gate, 1).flatten(1)
+
+    layers = {"stem": nn.Conv2d(3, 8, 3, bias=False), "down": nn.Conv2d(8, 2, 1, bias=False)}
+    graph = trace(Calls(squeeze, **layers, up=nn.Conv2d(2, 8, 1, bias=False)), image_size=8)
+    assert graph.primitives == ["input", "conv", "conv", "conv", "cse", "glob_avg"]
+    assert graph.edges == ((0, 1), (1, 2), (2, 3), (1, 4), (3, 4), (4, 5))
+
+
+def test_means_over_channels_are_statistics_and_no_pools() -> None:
+    def normalise(self: nn.Module, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        return self.weight[:, None, None] * (x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt())
+
+    graph = trace(Calls(normalise, weight=parameter(3)), image_size=8)
+    assert graph.primitives == ["input", "ln"] and graph.edges == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+    ("pool", "primitive", "shape"),
+    [
+        (nn.MaxPool2d(3, 2), "max_pool", (1, 1, 3, 3)),
+        (nn.AvgPool2d((2, 4)), "avg_pool", (1, 1, 2, 4)),
+        (nn.AdaptiveAvgPool2d(1), "glob_avg", None),
+        (nn.AdaptiveAvgPool2d(2), "avg_pool", (1, 1, 4, 4)),
+        (nn.AdaptiveMaxPool2d(4), "max_pool", (1, 1, 2, 2)),
+    ],
+)
+def test_every_pool_has_its_primitive(pool: nn.Module, primitive: str, shape: tuple[int, ...] | None) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), pool), image_size=8)
+    assert graph.primitives == ["input", "conv", primitive] and graph.shapes[2] == shape
+
+
+def test_a_pool_that_changes_nothing_is_no_node() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(8))
+    assert trace(network, image_size=8).primitives == ["input", "conv"]
+
+
+def test_activations_dropout_and_reshapes_are_no_nodes() -> None:
+    activations = [
+        nn.ReLU(),
+        nn.GELU(),
+        nn.SiLU(),
+        nn.Hardswish(),
+        nn.Tanh(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Identity(),
+    ]
+    assert trace(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), *activations), image_size=8).primitives == [
+        "input",
+        "conv",
+    ]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_recurrent_layer_is_one_step_of_its_recurrence(kind: type[nn.RNNBase], bidirectional: bool) -> None:
+    layer = kind(6, 4, num_layers=2, bidirectional=bidirectional, batch_first=True)
+    network = Calls(
+        lambda self, x: self.head(self.layer(x)[0]), layer=layer, head=nn.Linear(8 if bidirectional else 4, 3)
+    )
+    graph = trace(network, torch.zeros(2, 50, 6))
+    assert not graph.not_predicted and len(graph.nodes) < 50
+    assert_predicted(network, graph)
+    assert network(torch.zeros(2, 50, 6)).shape == (2, 50, 3)  # it runs as before
+
+
+def test_a_layer_that_is_used_twice_has_its_parameters_on_its_first_node() -> None:
+    network = Calls(lambda self, x: self.conv(self.conv(x)), conv=nn.Conv2d(3, 3, 3, padding=1))
+    graph = trace(network, image_size=8)
+    assert graph.primitives == ["input", "conv", "bias", "conv", "bias"]
+    assert [len(node.parameters) for node in graph.nodes] == [0, 1, 1, 0, 0]
+    assert graph.shapes[3] == graph.shapes[1]
+
+
+def test_tied_parameters_are_one() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network[2].weight = network[0].weight
+    graph = trace(network)
+    assert [p.name for p in graph.parameters] == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_a_standardised_weight_is_the_weight_of_its_convolution_and_its_gain_scales_it() -> None:
+    def standardised(self: nn.Module, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight * self.gain)
+
+    network = Calls(standardised, weight=parameter(4, 3, 3, 3), gain=parameter(4, 1, 1, 1))
+    graph = trace(network, image_size=8)
+    assert graph.primitives == ["input", "conv", "ln"]
+    assert named(graph)["weight"][1].role == "weight" and named(graph)["gain"][1].role == "scale"
+    assert_predicted(network, graph)
+
+
+def test_a_matrix_on_either_side_knows_its_inputs() -> None:
+    right = trace(Calls(lambda self, x: x @ self.weight, weight=parameter(6, 4)), torch.zeros(2, 5, 6))
+    left = trace(Calls(lambda self, x: self.weight @ x, weight=parameter(4, 6)), torch.zeros(2, 6, 5))
+    assert right.shapes == left.shapes == [None, (4, 6, 1, 1)]
+    assert right.parameters[0].layout == "transposed" and left.parameters[0].layout == "plain"
+
+
+def test_what_cannot_be_predicted_is_listed_with_the_reason() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.conv(torch.atan2(x, self.odd))
+
+    network = Calls(forward, conv=nn.Conv2d(3, 4, 1), odd=parameter(3, 8, 8), unused=nn.Linear(2, 2))
+    graph = trace(network, image_size=8)
+    assert set(named(graph)) == {"conv.weight", "conv.bias"}
+    assert graph.not_predicted["odd"] == "it meets the features in Atan2, which has no primitive"
+    for name in ("unused.weight", "unused.bias"):
+        assert graph.not_predicted[name] == "the forward pass (in evaluation mode) does not use it"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_last_layer_classifies(depth: int) -> None:
+    head = [nn.Linear(8, 8), nn.ReLU()] * (depth - 1) + [nn.Linear(8, 3)]
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head), image_size=8)
+    assert [node.classifies for node in graph.nodes[-2:]] == [True, True]
+    assert sum(node.classifies for node in graph.nodes) == 2
+
+
+def test_a_convolution_before_the_global_pool_can_be_the_last_layer() -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), image_size=8)
+    assert [node.classifies for node in graph.nodes] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Conv2d(3, 3, 1),  # gives a map
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()),  # features
+    ],
+)
+def test_a_network_without_a_head_has_no_layer_that_classifies(network: nn.Module) -> None:
+    assert not any(node.classifies for node in trace(network, image_size=8).nodes)
+
+
+def test_a_network_is_as_it_was_after_it_was_traced() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.seen = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), None
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.norm(self.conv(x))
+            self.count += 1
+            return self.seen
+
+    network = Remembers().train()
+    network.conv.eval()
+    before = {name: (tensor, tensor.clone()) for name, tensor in network.state_dict(keep_vars=True).items()}
+    trace(network)
+    assert network.training and network.norm.training and not network.conv.training and network.seen is None
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_network_can_be_traced_where_gradients_are_off(context: Callable) -> None:
+    with context():
+        assert trace(nn.Conv2d(3, 4, 1), image_size=8).primitives == ["input", "conv", "bias"]
+
+
+def test_frozen_parameters_are_traced_too() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    assert len(trace(network, image_size=8).parameters) == 4
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_other_number_types_are_traced(dtype: torch.dtype) -> None:
+    assert trace(nn.Conv2d(3, 4, 1).to(dtype)).primitives == ["input", "conv", "bias"]
+
+
+def test_the_image_size_is_found_by_trying() -> None:
+    """LeNet for 28×28 gray images; it says so nowhere."""
+    network = nn.Sequential(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 12 * 12, 10))
+    assert trace(network).primitives == ["input", "conv", "bias", "max_pool", "conv", "bias"]
+
+
+def test_several_inputs_and_outputs_are_traced() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, list[Tensor]]:
+            left, right = self.left(x), self.right(y)
+            return {"both": [left + right], "one": [left]}
+
+    graph = trace(Two(), (torch.zeros(2, 4), torch.zeros(2, 5)))
+    assert sorted(graph.primitives) == ["bias", "bias", "conv", "conv", "input", "input", "sum"]
+
+
+def test_images_that_the_network_does_not_take_are_an_error_that_says_so() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 6, 5), nn.Flatten(), nn.Linear(10, 10))
+    with pytest.raises(TracingError, match=r"Sequential does not run on inputs of \(2, 3, 64, 64\).*give `inputs`"):
+        trace(network, image_size=64)
+    with pytest.raises(TracingError, match="does not run on inputs of"):
+        trace(network)
+
+
+def test_an_output_that_depends_on_nothing_is_an_error() -> None:
+    with pytest.raises(TracingError, match="no output"):
+        trace(Calls(lambda self, x: torch.zeros(3), layer=nn.Linear(2, 2)))
+
+
+def test_lazy_layers_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(TracingError, match="run it once"):
+        trace(nn.LazyConv2d(4, 1))
+
+
+def test_a_traced_network_has_the_features_of_its_images() -> None:
+    """The recorded pass and the real one are of one network: the predicted parameters give finite logits."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, CLASSES)
+    )
+    tiny_ghn().predict(network, image_size=16)
+    assert network.eval()(images(16)).isfinite().all()
