@@ -228,8 +228,10 @@ class GHN(nn.Module):
         """
         if inputs is None and image_size is None and isinstance(calibration_images, Tensor):
             inputs = calibration_images[:IMAGES]
-        graph = self._fitting(trace(model, inputs, image_size))
-        if not predict_class_layers:
+        graph = trace(model, inputs, image_size)
+        if predict_class_layers:
+            graph = self._fitting(graph)
+        else:
             graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
         return predict(self, model, graph, calibration_images)
 

@@ -32,6 +32,7 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program):
         super().__init__()
         self.program = program
+        self.image_size = program.image_size
         for operation in program.operations:
             if operation.parameters:
                 _place(self, _path(operation), LAYERS[operation.kind](operation))
