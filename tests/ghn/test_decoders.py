@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from ghn.decoders import ParameterDecoder
+from ghn.decoders import ParameterDecoder, Sizes, VectorDecoder, WeightDecoder, arrange, fan_in
 from ghn.graphs import Graph, GraphBatch, Node
 from ghn.program import Parameter
 
@@ -169,3 +172,104 @@ def test_norm_weights_and_biases_are_squashed() -> None:
     torch.testing.assert_close(normalised["wide_norm.bias"], torch.tanh(biases / 5))
     torch.testing.assert_close(normalised["classes.bias"], torch.tanh(raw["classes.bias"] / 5))
     torch.testing.assert_close(weights[:WIDEST], weights[WIDEST : 2 * WIDEST])
+
+
+SIZES = [(4, 4, 2, 2), (3, 2, 1, 1), (4, 1, 1, 2)]
+"""Sizes that overlap, so that their gradients are added up in the same weights."""
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape))).requires_grad_()
+
+
+class Applied(nn.Module):
+    """A decoder as a function of its states alone."""
+
+    def __init__(self, decode: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.decode, self.function = decode, function
+
+    def forward(self, *states: Tensor) -> Any:
+        return self.function(*states)
+
+
+def assert_gradients(decode: nn.Module, function: Callable[..., Any], *states: Tensor) -> None:
+    """Numerical and analytical gradients agree, at the states and at all weights."""
+    module = Applied(decode, function)
+    names = [name for name, _ in module.named_parameters()]
+
+    def called(*values: Tensor) -> Any:
+        return functional_call(module, dict(zip(names, values[len(states) :], strict=True)), values[: len(states)])
+
+    assert torch.autograd.gradcheck(called, (*states, *decode.parameters()))
+
+
+def test_the_gradient_of_the_weight_decoder_is_right() -> None:
+    torch.manual_seed(0)
+    decode = WeightDecoder(hidden=2, kernel=2, num_classes=3).double()
+    assert_gradients(decode, lambda *states: tuple(decode(states, SIZES)), leaf(2, 2), leaf(1, 2), leaf(3, 2))
+
+
+def test_the_gradient_of_the_classification_layer_is_right() -> None:
+    torch.manual_seed(0)
+    decode = WeightDecoder(hidden=2, kernel=2, num_classes=3).double()
+    assert_gradients(decode, lambda h: decode.classification(*decode([h], [(4, 3, 1, 1)])), leaf(2, 2))
+
+
+def test_the_gradient_of_the_vector_decoder_is_right() -> None:
+    torch.manual_seed(0)
+    decode = VectorDecoder(hidden=2, num_classes=3).double()
+
+    def both(h: Tensor) -> tuple[Tensor, Tensor]:
+        rows = decode(h)
+        return rows, decode.classification(rows)
+
+    assert_gradients(decode, both, leaf(3, 2))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_gradient_of_all_parameters_of_a_graph_is_right(normalise: bool) -> None:
+    torch.manual_seed(0)
+    decode = ParameterDecoder(2, 2, 3, normalise).double()
+    nodes = (
+        weight("conv", (5, 3, 3, 3)),
+        norm("norm", 5),
+        weight("position", (1, 5, 3, 3), "pos_enc"),
+        weight("fc", (3, 5), classifies=True),
+        bias("fc", 3, classifies=True),
+    )
+    batch = GraphBatch.of([Graph(nodes, ())], 1)
+    assert_gradients(decode, lambda h: tuple(decode(h, batch)[0].values()), leaf(len(nodes), 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "four", "layout"),
+    [
+        ((6, 4), (4, 6, 1, 1), "transposed"),
+        ((6, 4, 3, 2), (4, 6, 3, 2), "transposed"),
+        ((2, 6, 4), (4, 12, 1, 1), "matrices"),
+        ((4, 6, 3), (4, 6, 3, 1), "plain"),
+        ((4, 6, 2, 3, 1), (4, 6, 3, 1), "plain"),
+    ],
+)
+def test_every_layout_keeps_the_channels_apart(shape: tuple[int, ...], four: Sizes, layout: str) -> None:
+    """Each output channel of the decoded weight is one output channel of the parameter."""
+    decoded = torch.arange(four[0], dtype=torch.float64)[None, :, None, None, None].expand(1, *four)
+    arranged = arrange(decoded, Parameter("weight", shape, "weight", layout))[0]
+    axis = {"plain": 0, "transposed": 1, "matrices": 2}[layout]
+    assert arranged.shape == shape
+    assert torch.equal(arranged.movedim(axis, 0).flatten(1).unique(dim=1)[:, 0], torch.arange(four[0]).double())
+    assert fan_in(Parameter("weight", shape, "weight", layout)) == math.prod(shape) // four[0] // (
+        2 if layout == "matrices" else 1
+    )
+
+
+@pytest.mark.parametrize("layout", ["tokens", "channels_first"])
+def test_tokens_lie_on_their_grid_and_class_tokens_come_first(layout: str) -> None:
+    decoded = torch.randn(1, 1, 5, 3, 3)
+    shape = (1, 11, 5) if layout == "tokens" else (1, 5, 11)
+    arranged = arrange(decoded, Parameter("positions", shape, "encoding", layout))[0, 0]
+    tokens = arranged if layout == "tokens" else arranged.T
+    grid = decoded[0, 0].flatten(1).T
+    assert torch.equal(tokens[2:], grid)
+    torch.testing.assert_close(tokens[:2], grid.mean(0).expand(2, -1))

@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from ghn import GHN, GHNConfig
 from pipeline.errors import UserError
@@ -23,20 +20,6 @@ def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     GHN(CONFIG).save(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket/prefix"
-    server.stop()
 
 
 def test_what_is_finished_is_found_again_by_name(tmp_path: Path) -> None:
