@@ -1,0 +1,139 @@
+"""Forward and backward pass of GHN-2 over a meta-batch of training graphs, with the decoder.
+
+    python benchmarks/hypernetwork.py [--meta-batch 8] [--threads 2] [--repeats 7]
+
+Compares one level at a time with the loop over nodes of the published description, which applies the MLPs at each edge,
+on the same graphs and weights, and shows how the time grows with the number of nodes. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from ghn import GHN, GHNConfig
+from ghn.gnn import GatedGNN
+from ghn.graphs import GraphBatch
+from ghn.sampling import sample_architecture, training_widths
+
+CONFIG = GHNConfig(num_classes=10, image_size=32)
+"""The published settings for CIFAR-10."""
+
+LARGEST = 10_000
+"""Nodes up to which the growth is measured."""
+
+
+def meta_batch(ghn: GHN, count: int) -> GraphBatch:
+    """The graphs of the first architectures of the training split, at the widths that training draws."""
+    graphs = []
+    for index in range(count):
+        architecture = sample_architecture(0, "train", index)
+        parameters = architecture.num_parameters(32, 10)
+        draws = torch.rand(2, generator=torch.Generator().manual_seed(index)).numpy()
+        widths, head_widths = (32, 48, 64, 80, 96, 112, 128), (64, 128, 192, 256, 320, 384, 448, 512)
+        graphs.append(training_widths(architecture, parameters, widths, head_widths, draws).graph(32, 10))
+    return ghn.batch(graphs)
+
+
+def loss_of(predicted: list[dict[str, Tensor]]) -> Tensor:
+    return sum(tensor.square().mean() for parameters in predicted for tensor in parameters.values())
+
+
+def timed(ghn: GHN, batch: GraphBatch, repeats: int) -> tuple[float, float]:
+    """Median seconds of the forward and of the backward pass, after a warm-up."""
+    forward, backward = [], []
+    for _ in range(repeats + 1):
+        ghn.zero_grad()
+        started = perf_counter()
+        loss = loss_of(ghn(batch))
+        between = perf_counter()
+        loss.backward()
+        forward.append(between - started)
+        backward.append(perf_counter() - between)
+    return statistics.median(forward[1:]), statistics.median(backward[1:])
+
+
+def node_by_node(gnn: GatedGNN, h_NH: Tensor, batch: GraphBatch) -> Tensor:
+    """The published description, literally: each node in turn, the MLPs at each of its edges."""
+    states = list(h_NH.unbind())
+    for hears, speaks, order in (
+        (batch.targets, batch.sources, range(batch.num_nodes)),
+        (batch.sources, batch.targets, reversed(range(batch.num_nodes))),
+    ):
+        edges: list[list[tuple[int, int]]] = [[] for _ in states]
+        for v, u, distance in zip(hears.tolist(), speaks.tolist(), batch.distances.tolist(), strict=True):
+            edges[v].append((u, distance))
+        for v in order:
+            message = torch.zeros_like(states[v])
+            if edges[v]:
+                heard = torch.stack([states[u] for u, _ in edges[v]])
+                distance = torch.tensor([d for _, d in edges[v]])
+                message = (gnn.mlp_virtual(heard) / distance[:, None]).sum(0) + gnn.mlp(heard[distance == 1]).sum(0)
+            states[v] = gnn.gru(message[None], states[v][None])[0]
+    return torch.stack(states)
+
+
+def seconds(function: Callable[[], Tensor]) -> float:
+    """Seconds of a forward and backward pass."""
+    started = perf_counter()
+    function().square().mean().backward()
+    return perf_counter() - started
+
+
+def main(
+    meta_batch_size: Annotated[int, typer.Option("--meta-batch", help="Architectures.")] = 8,
+    threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 7,
+) -> None:
+    """Time the hypernetwork."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    ghn = GHN(CONFIG)
+    batch = meta_batch(ghn, meta_batch_size)
+    forward, backward = timed(ghn, batch, repeats)
+    print(f"{platform.processor() or platform.machine()}, {threads} threads, fp32, PyTorch {torch.__version__}")
+    print(f"{meta_batch_size} graphs, {batch.num_nodes} nodes, {len(batch.sources)} edges, {levels(batch)} levels")
+    print(f"forward {forward:.3f} s, backward {backward:.3f} s, together {forward + backward:.3f} s")
+
+    h_NH = ghn.encoder(batch).detach()
+    by_level = statistics.median(seconds(lambda: ghn.gnn(h_NH, batch)) for _ in range(repeats))
+    by_node = seconds(lambda: node_by_node(ghn.gnn, h_NH, batch))
+    torch.testing.assert_close(node_by_node(ghn.gnn, h_NH, batch), ghn.gnn(h_NH, batch), atol=1e-5, rtol=1e-4)
+    print(f"GNN alone, forward and backward: by level {by_level:.3f} s, node by node {by_node:.2f} s, ")
+    print(f"  {by_node / by_level:.0f} times as fast, the same states")
+
+    growth = []
+    count = meta_batch_size
+    while not growth or growth[-1]["nodes"] < LARGEST:
+        larger = meta_batch(ghn, count)
+        total = sum(timed(ghn, larger, 3))
+        growth.append({"nodes": larger.num_nodes, "seconds": round(total, 4)})
+        print(f"{larger.num_nodes:6d} nodes {total:.3f} s, {1e3 * total / larger.num_nodes:.3f} ms a node")
+        count *= 2
+    print(
+        json.dumps(
+            {
+                "forward_seconds": round(forward, 4),
+                "backward_seconds": round(backward, 4),
+                "nodes": batch.num_nodes,
+                "node_by_node_ratio": round(by_node / by_level, 1),
+                "growth": growth,
+            }
+        )
+    )
+
+
+def levels(batch: GraphBatch) -> int:
+    return len(batch.level_bounds) - 1
+
+
+if __name__ == "__main__":
+    typer.run(main)
