@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn.graphs import GraphBatch, Node
+from ghn.layouts import arrange, fan_in
 from ghn.program import Parameter
 
 Item = TypeVar("Item")
@@ -188,17 +189,9 @@ def _group(items: Sequence[Item] | range, key) -> dict:
 def _weight_scale(parameter: Parameter) -> float:
     """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
     shape = parameter.shape
-    depthwise = len(shape) > 2 and shape[1] == 1 and parameter.layout == "plain"
+    depthwise = len(shape) > 2 and shape[1] == 1 and parameter.layout in ("plain", "volume")
     flat = len(shape) == 4 and shape[2] < shape[3]
     return math.sqrt((1 if depthwise or flat else 2) / fan_in(parameter))
-
-
-def fan_in(parameter: Parameter) -> int:
-    """How many inputs one output channel of a weight adds up."""
-    if parameter.layout == "matrices":
-        return parameter.shape[-2]
-    outputs = parameter.shape[1 if parameter.layout == "transposed" else 0]
-    return parameter.size // outputs
 
 
 def _to_shape(decoded: Tensor, shape: Sizes) -> Tensor:
@@ -211,32 +204,6 @@ def _to_shape(decoded: Tensor, shape: Sizes) -> Tensor:
         resized = F.interpolate(decoded.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
         decoded = resized.view(*decoded.shape[:3], *kernel)
     return _tile(_tile(decoded, 1, out), 2, inputs)
-
-
-def arrange(decoded: Tensor, parameter: Parameter) -> Tensor:
-    """Weights (n, O, I, Y, X) as tensors (n, *shape) of a parameter's shape, by its layout.
-
-    `plain`: (O, I, Y, X) without the axes of length one that it lacks; a third axis of a kernel before Y and X
-    repeats them, divided among its positions. `transposed`: (I, O, Y, X), as transposed convolutions and `x @ W`
-    have it. `matrices`: (…, I/…, O), a matrix for each index of the leading axes. `tokens`: (…, T, O'), position
-    encodings of a Y×X grid of tokens with O' = I channels; further tokens (class tokens) come first and take the
-    mean over the grid. `channels_first`: the same as (…, O', T).
-    """
-    shape = parameter.shape
-    if parameter.layout == "transposed":
-        decoded = decoded.transpose(1, 2)
-    elif parameter.layout == "matrices":
-        *leading, inputs, out = shape
-        decoded = decoded.reshape(len(decoded), out, math.prod(leading), inputs).permute(0, 2, 3, 1)
-    elif parameter.layout in ("tokens", "channels_first"):
-        grid = decoded.flatten(3).squeeze(1)  # (n, C, Y·X)
-        extra = math.prod(shape) // grid.shape[1] - grid.shape[2]
-        if extra > 0:
-            grid = torch.cat([grid.mean(2, keepdim=True).expand(-1, -1, extra), grid], 2)
-        decoded = grid.transpose(1, 2) if parameter.layout == "tokens" else grid
-    elif len(shape) == 5:
-        decoded = decoded.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)
-    return decoded.reshape(-1, *shape)
 
 
 def _tile(x: Tensor, dim: int, size: int) -> Tensor:

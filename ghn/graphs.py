@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ghn.layouts import Shape
 from ghn.program import Operation, Parameter, Program
 
 PRIMITIVES = (
@@ -31,8 +32,6 @@ PRIMITIVES = (
     "glob_avg",
 )
 """In the order of the hypernetwork's embedding."""
-
-Shape = tuple[int, int, int, int]
 
 UNREACHABLE = 10_000
 """Stands for an infinite distance; larger than any path."""

@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from ghn.graphs import Graph, Node, Shape
-from ghn.program import Layout, Parameter, Role
-
-Sizes = tuple[int, ...]
+from ghn.graphs import Graph, Node
+from ghn.layouts import Sizes, encoding_shape, is_vector, weight_shape
+from ghn.program import Parameter, Role
 
 
 class Value(NamedTuple):
@@ -105,13 +104,11 @@ class GraphRecorder:
 
     def _encoding(self, value: Value) -> Value:
         """Nodes without incoming edges for the parameters of a value."""
-        sources: list[int] = []
-        for name in value.parameters:
-            if name not in self._node_of:
-                shape, layout = encoding_shape(self.shapes[name])
-                self._append(Node("pos_enc", shape, (Parameter(name, self.shapes[name], "encoding", layout),)), ())
-            sources.append(self._node_of[name])
-        return Value(tuple(dict.fromkeys(sources)))
+        for name in self._unplaced(value.parameters):
+            shape, layout = encoding_shape(self.shapes[name])
+            self._append(Node("pos_enc", shape, (Parameter(name, self.shapes[name], "encoding", layout),)), ())
+        nodes = [self._node_of[name] for name in value.parameters if name in self._node_of]
+        return Value(tuple(dict.fromkeys(nodes)))
 
     def _vectors(self, x: Value, names: Sequence[str], role: Role, primitive: str) -> Value:
         """A node that scales or shifts each channel of `x`."""
@@ -300,57 +297,6 @@ class GraphRecorder:
 def operation_name(function: Any) -> str:
     """`Convolution` for a function that calls itself `ConvolutionBackward0`."""
     return function.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward").lstrip("_")
-
-
-def is_vector(shape: Sizes) -> bool:
-    """Whether at most one axis is longer than one."""
-    return sum(size > 1 for size in shape) <= 1
-
-
-def weight_shape(shape: Sizes, is_conv: bool, transposed: bool) -> tuple[Shape, Layout]:
-    """The 4-d shape of a weight's node, (out, in, kh, kw), and how the weight is laid out.
-
-    `transposed`: the weight has its inputs first, as transposed convolutions and `x @ W` have.
-    """
-    if is_conv:
-        out, inputs, *kernel = shape
-        kernel = [*kernel[-2:], 1, 1][:2]  # a 1-d kernel counts as k×1; a 3-d one repeats one of 2-d
-        return (inputs, out, *kernel) if transposed else (out, inputs, *kernel), "transposed" if transposed else "plain"
-    if len(shape) == 1:
-        return (1, shape[0], 1, 1), "plain"
-    if len(shape) == 2:
-        out, inputs = shape[::-1] if transposed else shape
-        return (out, inputs, 1, 1), "transposed" if transposed else "plain"
-    return (shape[-1], math.prod(shape[:-1]), 1, 1), "matrices"
-
-
-def encoding_shape(shape: Sizes) -> tuple[Shape, Layout]:
-    """The 4-d shape of an encoding's node, (1, C, Y, X), and how the encoding is laid out.
-
-    Tokens lie on a square grid; those that it has no place for (class tokens) come first. Of (T, C) and (C, T) the
-    second is meant if only then the tokens fill a square.
-    """
-    if is_vector(shape):
-        return (1, math.prod(shape), 1, 1), "plain"
-    if len(shape) == 4 and shape[0] == 1:
-        _, first, second, third = shape
-        if first == second != third:
-            return (1, third, first, second), "tokens"
-        return (1, first, second, third), "plain"
-    sizes = [size for size in shape if size > 1]
-    if len(sizes) > 2:
-        return (1, math.prod(sizes[:-2]), *sizes[-2:]), "plain"
-    tokens, channels = sizes
-    layout: Layout = "tokens"
-    if len(shape) == 2 and _is_square(channels) and channels > tokens and not _is_square(tokens - 1):
-        tokens, channels, layout = channels, tokens, "channels_first"
-    side = math.isqrt(tokens)
-    columns = tokens // side  # one more where the tokens would fill another column
-    return (1, channels, side, columns), layout
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
 
 
 def _sources(values: Any) -> tuple[int, ...]:

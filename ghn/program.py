@@ -31,8 +31,8 @@ Role = Literal["weight", "scale", "bias", "encoding"]
 """What a parameter does to the images' features: multiply them as a matrix or a kernel, scale each channel, be added
 to each channel (a bias), or be a value of its own that joins them (a position encoding, a class token)."""
 
-Layout = Literal["plain", "transposed", "matrices", "tokens", "channels_first"]
-"""How the axes of a parameter come from those of its node's shape: see `ghn.decoders.arrange`."""
+Layout = Literal["plain", "transposed", "volume", "matrices", "tokens", "channels_first"]
+"""How the axes of a parameter come from those of its node's shape: see `ghn.layouts.arrange`."""
 
 
 class Parameter(NamedTuple):

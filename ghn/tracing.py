@@ -138,6 +138,9 @@ def _graph_of(run: Run) -> Graph:
     if not outputs:
         raise TracingError("no output of the network depends on its input or its parameters")
     recorder = GraphRecorder({name: tuple(p.shape) for name, p in run.parameters.items()})
+    for name, parameter in run.parameters.items():
+        if not parameter.is_floating_point():
+            recorder.not_predicted[name] = f"its elements are {parameter.dtype}, not real numbers"
     values: dict[int, Value] = {id(t): recorder.image() for t in run.inputs if t.requires_grad}
     values |= {id(p): recorder.parameter(name) for name, p in run.parameters.items()}
     ends = _replay(recorder, [tensor.grad_fn for tensor in outputs], values)

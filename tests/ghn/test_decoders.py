@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ghn.decoders import ParameterDecoder, Sizes, VectorDecoder, WeightDecoder, arrange, fan_in
+from ghn.decoders import ParameterDecoder, VectorDecoder, WeightDecoder
 from ghn.graphs import Graph, GraphBatch, Node
 from ghn.program import Parameter
 
@@ -240,36 +240,3 @@ def test_the_gradient_of_all_parameters_of_a_graph_is_right(normalise: bool) -> 
     )
     batch = GraphBatch.of([Graph(nodes, ())], 1)
     assert_gradients(decode, lambda h: tuple(decode(h, batch)[0].values()), leaf(len(nodes), 2))
-
-
-@pytest.mark.parametrize(
-    ("shape", "four", "layout"),
-    [
-        ((6, 4), (4, 6, 1, 1), "transposed"),
-        ((6, 4, 3, 2), (4, 6, 3, 2), "transposed"),
-        ((2, 6, 4), (4, 12, 1, 1), "matrices"),
-        ((4, 6, 3), (4, 6, 3, 1), "plain"),
-        ((4, 6, 2, 3, 1), (4, 6, 3, 1), "plain"),
-    ],
-)
-def test_every_layout_keeps_the_channels_apart(shape: tuple[int, ...], four: Sizes, layout: str) -> None:
-    """Each output channel of the decoded weight is one output channel of the parameter."""
-    decoded = torch.arange(four[0], dtype=torch.float64)[None, :, None, None, None].expand(1, *four)
-    arranged = arrange(decoded, Parameter("weight", shape, "weight", layout))[0]
-    axis = {"plain": 0, "transposed": 1, "matrices": 2}[layout]
-    assert arranged.shape == shape
-    assert torch.equal(arranged.movedim(axis, 0).flatten(1).unique(dim=1)[:, 0], torch.arange(four[0]).double())
-    assert fan_in(Parameter("weight", shape, "weight", layout)) == math.prod(shape) // four[0] // (
-        2 if layout == "matrices" else 1
-    )
-
-
-@pytest.mark.parametrize("layout", ["tokens", "channels_first"])
-def test_tokens_lie_on_their_grid_and_class_tokens_come_first(layout: str) -> None:
-    decoded = torch.randn(1, 1, 5, 3, 3)
-    shape = (1, 11, 5) if layout == "tokens" else (1, 5, 11)
-    arranged = arrange(decoded, Parameter("positions", shape, "encoding", layout))[0, 0]
-    tokens = arranged if layout == "tokens" else arranged.T
-    grid = decoded[0, 0].flatten(1).T
-    assert torch.equal(tokens[2:], grid)
-    torch.testing.assert_close(tokens[:2], grid.mean(0).expand(2, -1))

@@ -91,7 +91,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], str, tuple[int, ...], str]] 
     "transposed groups": (nn.ConvTranspose2d(6, 8, 3, groups=2), (6, 9, 9), "sep_conv", (6, 4, 3, 3), "plain"),
     "1-d": (nn.Conv1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "plain"),
     "1-d transposed": (nn.ConvTranspose1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "transposed"),
-    "3-d": (nn.Conv3d(6, 8, (2, 3, 5)), (6, 9, 9, 9), "conv", (8, 6, 3, 5), "plain"),
+    "3-d": (nn.Conv3d(6, 8, (2, 3, 5)), (6, 9, 9, 9), "conv", (8, 6, 3, 5), "volume"),
     "linear": (nn.Linear(6, 8), (5, 6), "conv", (8, 6, 1, 1), "plain"),
 }
 
