@@ -153,12 +153,9 @@ def graph(
     virtual_edges: Annotated[bool, typer.Option(help="Draw them too.")] = False,
 ) -> None:
     """Draw the graph of a network, as a GHN sees it."""
-    from pipeline.graph_plot import save_graph
+    from pipeline.networks import draw_network
 
-    from pipeline.networks import named_graph
-
-    save_graph(named_graph(architecture, classes, image_size), out, architecture, virtual_edges)
-    print(f"written to {out}")
+    draw_network(architecture, out, classes, image_size, virtual_edges)
 
 
 @app.command("import-ghn", rich_help_panel=FILES)

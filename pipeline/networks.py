@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ghn import GHN, Graph, TracingError, load, trace
 from ghn.checkpoints import CheckpointError
 from ghn.zoo import find_network
+from pipeline.drawing.plot import FORMATS, draw_graph, save
 from pipeline.errors import UserError
 from pipeline.images import Images, evaluation_batches, load_images
 
@@ -55,6 +56,16 @@ def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
         return trace(_load(name, num_classes, image_size), image_size=image_size)
     except TracingError as error:
         raise UserError(str(error)) from error
+
+
+def draw_network(name: str, out: Path, num_classes: int, image_size: int | None, virtual_edges: bool) -> None:
+    """Draws the graph of a network; the suffix of `out` says how, .svg, .pdf or .png."""
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"{out} is not the name of a picture: must end in {', '.join(FORMATS)}")
+    graph = named_graph(name, num_classes, image_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(draw_graph(graph, name, virtual_edges), out)
+    print(f"{len(graph.nodes)} nodes, written to {out}")
 
 
 def predict_network(
