@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ghn.architectures import Architecture, Network
 from ghn.predefined import PREDEFINED
+from ghn.program import Program
 from pipeline.errors import UserError
 from pipeline.params import fingerprint
 from pipeline.results import MANIFEST, storage_url, write_bytes
@@ -52,9 +53,14 @@ class Shard:
     sha256: str
 
 
-def row(index: int, architecture: Architecture) -> dict[str, Any]:
-    """The row of one architecture, in the columns of `SCHEMA`."""
-    program = architecture.compile(32, 10)
+def programs_of_row(architecture: Architecture) -> tuple[Program, Program]:
+    """What a row counts in: the program for 32×32 images, 10 classes, and the one for 224×224 images, 1000 classes."""
+    return architecture.compile(32, 10), architecture.compile(224, 1000)
+
+
+def row(index: int, architecture: Architecture, programs: tuple[Program, Program] | None = None) -> dict[str, Any]:
+    """The row of one architecture, in the columns of `SCHEMA`; `programs` are `programs_of_row`, if at hand."""
+    program, large = programs or programs_of_row(architecture)
     graph = program.graph
     return {
         "index": index,
@@ -65,7 +71,7 @@ def row(index: int, architecture: Architecture) -> dict[str, Any]:
         "edges": len(graph.edges),
         "depth": int(graph.levels.max()),
         "parameters": program.num_parameters,
-        "parameters_large": architecture.compile(224, 1000).num_parameters,
+        "parameters_large": large.num_parameters,
         "flops": program.flops,
     }
 
@@ -136,19 +142,19 @@ def _read_shard(place: str, sha256: str) -> pa.Table:
 class ArchitectureStore:
     """All splits that the manifest names (`splits`, by name), and `predefined`.
 
-    `manifest` is its path, or its content where that is not at hand: on other nodes.
+    `manifest` is its place, or its content where that is not at hand: on other nodes.
     Raises UserError if it is missing or damaged.
     """
 
     def __init__(self, storage: str, manifest: str | Path | dict[str, Any] = MANIFEST):
-        if not isinstance(manifest, dict) and not Path(manifest).is_file():
-            raise UserError(f"{manifest} not found: stage generate writes it, run `dvc repro generate`")
         try:
-            self.manifest = manifest if isinstance(manifest, dict) else json.loads(Path(manifest).read_text())
+            self.manifest = manifest if isinstance(manifest, dict) else read_manifest(manifest)
             self.splits = {
                 name: Split(name, storage_url(storage, entry["folder"]), [Shard(**s) for s in entry["shards"]])
                 for name, entry in self.manifest["splits"].items()
             }
+        except FileNotFoundError as error:
+            raise UserError(f"{manifest} not found: stage generate writes it, run `dvc repro generate`") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{manifest} is damaged: `dvc repro --force generate` writes it again") from error
 
@@ -180,8 +186,16 @@ def digest_of(manifest: dict[str, Any]) -> str:
     return fingerprint([shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]])
 
 
-def write_manifest(place: Path, splits: dict[str, tuple[str, list[Shard]]]) -> None:
-    """Writes the manifest: for each split its folder below the storage and its shards."""
+def read_manifest(place: str | Path) -> dict[str, Any]:
+    """A manifest's content. Raises FileNotFoundError if there is none, ValueError if it is no JSON."""
+    filesystem, path = fsspec.core.url_to_fs(str(place))
+    if not filesystem.isfile(path):
+        raise FileNotFoundError(place)
+    return json.loads(filesystem.cat_file(path))
+
+
+def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[Shard]]]) -> None:
+    """Writes a manifest: for each split its folder below the storage and its shards."""
     entries = {
         name: {
             "folder": folder,

@@ -13,6 +13,7 @@ import fsspec
 
 from pipeline.errors import UserError
 from pipeline.image_sets import find_image_set
+from pipeline.imported_splits import find_imported_splits
 from pipeline.params import Params
 from pipeline.results import image_cache, results_folder, storage_url, write_bytes
 
@@ -20,11 +21,13 @@ PASSED = b"The settings are possible, and the places that they name can be used.
 
 
 def check(params: Params) -> None:
-    """Writes to the storage and looks for all image sets; the settings themselves were validated when they were read.
+    """Writes to the storage and looks for imported architectures and all image sets.
 
-    Raises UserError if the storage cannot be written, a set is unknown or its folder does not hold what it needs.
+    The settings themselves were validated when they were read. Raises UserError if the storage cannot be written, an
+    import is not there, a set is unknown or its folder does not hold what it needs.
     """
     require_writable(params.storage)
+    find_imported_splits(params)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
         find_image_set(dataset, params.images.folder, downloads=image_cache(params.storage) / "downloads")
     write_bytes(results_folder("check") / "passed", PASSED)

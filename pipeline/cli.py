@@ -182,5 +182,20 @@ def export_ghn(
     convert_hypernetwork(checkpoint, out, to_public=True)
 
 
+@app.command("import-deepnets", rich_help_panel=FILES)
+@explained
+def import_architectures(
+    hdf5: Annotated[Path, typer.Argument(help="The graphs, such as deepnets1m_train.hdf5.")],
+    metadata: Annotated[Path, typer.Argument(help="The records, such as deepnets1m_train_meta.json.")],
+    split: Annotated[str, typer.Option(help="Where they belong.")] = "train",
+    storage: Annotated[str, typer.Option(help="A folder, or s3://bucket/prefix.")] = "storage",
+    keep_disagreeing: Annotated[bool, typer.Option(help="Import rows too whose graph is not their record's.")] = False,
+) -> None:
+    """Import published architectures of DeepNets-1M; every row is checked."""
+    from pipeline.deepnets.importing import import_deepnets
+
+    import_deepnets(hdf5, metadata, split, storage, keep_disagreeing)
+
+
 if __name__ == "__main__":
     app()

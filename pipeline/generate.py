@@ -1,8 +1,12 @@
-"""Stage `generate`: architectures of all splits, as sharded Parquet in the storage and a manifest in results/."""
+"""Stage `generate`: architectures of all splits, as sharded Parquet in the storage and a manifest in results/.
+
+Splits are drawn, but for those that `generate.imported` names: of these the manifest takes the shards as they are.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pandas as pd
@@ -12,32 +16,36 @@ from ghn.program import LARGE_IMAGE
 from ghn.sampling import sample_architecture, widen
 from pipeline.architecture_store import Shard, Split, find_shard, row, write_manifest, write_shard
 from pipeline.cluster import ray_cluster, run_tasks
-from pipeline.params import SPLITS, Params, fingerprint
+from pipeline.imported_splits import find_imported_splits
+from pipeline.params import DRAWN, SPLITS, Params, fingerprint
 from pipeline.results import MANIFEST, print_table, storage_url
 from pipeline.tracking import stage_run
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 """Part of every shard's address: raise it when the same settings would give other rows."""
-
-DRAWN = tuple(split for split in SPLITS if split != "wide")
 
 Task = tuple[str, str, int, int, int]
 
 
 def generate(params: Params) -> None:
     """Writes the shards that are missing and then the manifest."""
-    tasks = [task for split in DRAWN for task in _tasks(params, split)]
+    splits = find_imported_splits(params)
+    imported, drawn = list(splits), [split for split in DRAWN if split not in splits]
+    tasks = [task for split in drawn for task in _tasks(params, split)]
     with stage_run("generate", params.model_dump(), experiment=params.tracking.experiment) as run:
         with ray_cluster(params.cluster.address, params.cluster.cpus):
             amounts = [last - first for _, _, _, first, last in tasks]
             done = run_tasks(make_shard, tasks, description="generate", unit="architecture", amounts=amounts)
             made = dict(done)
-        by_split: dict[str, list[tuple[Task, Shard, list[str]]]] = {split: [] for split in DRAWN}
+        by_split: dict[str, list[tuple[Task, Shard, list[str]]]] = {split: [] for split in drawn}
         for index, task in enumerate(tasks):
             by_split[task[1]].append((task, *made[index]))
-        shards_of = {split: _distinct(by_split[split]) for split in DRAWN}
-        shards_of["wide"] = _widened(params, shards_of["test"])
-        splits = {split: (_folder(params, split), shards_of[split]) for split in SPLITS}
+        splits |= {split: (_folder(params, split), _distinct(by_split[split])) for split in drawn}
+        splits["wide"] = (_folder(params, "wide"), _widened(params, *splits["test"]))
+        splits = {split: splits[split] for split in SPLITS}
+        _warn_of_repetitions(params.storage, splits, imported)
         write_manifest(MANIFEST, splits)
         rows = [
             {
@@ -62,6 +70,8 @@ def _folder(params: Params, split: str) -> str:
     }
     if split == "wide":
         settings["large"] = params.images.size >= LARGE_IMAGE
+        if "test" in params.generate.imported:
+            settings["test"] = params.generate.imported["test"]  # an address that changes with the content
     return f"architectures/{split}/{fingerprint(settings)}"
 
 
@@ -101,9 +111,9 @@ def _place(folder: str, first: int, last: int) -> str:
     return f"{folder}/{first:08d}-{last:08d}.parquet"
 
 
-def _widened(params: Params, test_shards: list[Shard]) -> list[Shard]:
+def _widened(params: Params, test_folder: str, test_shards: list[Shard]) -> list[Shard]:
     """The shards of split wide: the first architectures of split test, widened."""
-    test = Split("test", storage_url(params.storage, _folder(params, "test")), test_shards)
+    test = Split("test", storage_url(params.storage, test_folder), test_shards)
     shards = []
     for folder, _, _, first, last in _tasks(params, "wide"):
         found = find_shard(_place(folder, first, last), last - first)
@@ -132,3 +142,17 @@ def _distinct(made: list[tuple[Task, Shard, list[str]]]) -> list[Shard]:
         seen.update(identities)
         shards.append(shard)
     return shards
+
+
+def _warn_of_repetitions(storage: str, splits: dict[str, tuple[str, list[Shard]]], imported: list[str]) -> None:
+    """Says how many architectures an imported split has in common with others: drawn ones have none with each other."""
+
+    def identities(split: str) -> set[str]:
+        folder, shards = splits[split]
+        return set(Split(split, storage_url(storage, folder), shards).columns("identity")["identity"])
+
+    for position, split in enumerate(imported):
+        own = identities(split)
+        for other in splits:
+            if other not in imported[: position + 1] and (shared := own & identities(other)):
+                log.warning("%d architectures of split %s, which is imported, are in %s too", len(shared), split, other)

@@ -29,6 +29,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
 """The sampled splits; `predefined` is added to the evaluation as it is."""
 
+DRAWN = tuple(split for split in SPLITS if split != "wide")
+"""Those that are drawn or imported; `wide` is made from `test`."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -57,10 +60,18 @@ class GenerateSettings(Section):
     dense: Count
     bn_free: Count
     shard_rows: Count
+    imported: dict[str, Annotated[str, Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _imported_splits_exist(self) -> GenerateSettings:
+        for split in self.imported:
+            if split not in DRAWN:
+                raise ValueError(f"imported names split {split}: must be one of {', '.join(DRAWN)}")
+        return self
 
     @model_validator(mode="after")
     def _wide_comes_from_test(self) -> GenerateSettings:
-        if self.wide > self.test:
+        if "test" not in self.imported and self.wide > self.test:
             raise ValueError(f"wide = {self.wide} is more than test = {self.test}: must be at most as many")
         return self
 
@@ -159,7 +170,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _architectures_to_finetune_exist(self) -> Params:
-        if self.finetune.architectures > self.generate.test:
+        if "test" not in self.generate.imported and self.finetune.architectures > self.generate.test:
             raise ValueError(
                 f"finetune.architectures = {self.finetune.architectures}: must be at most generate.test = "
                 f"{self.generate.test}"

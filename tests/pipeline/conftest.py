@@ -26,7 +26,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty storage in a bucket."""
     import boto3
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
+    S3FileSystem.clear_instance_cache()  # one that an earlier test has left knows the address of another server
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()

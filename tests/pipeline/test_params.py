@@ -69,6 +69,12 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"train.precision": "fp16"}, "fp32"),
         ({"hypernetwork.variant": "ghn3"}, "ghn2"),
         ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
+        (
+            {"generate.imported": {"wide": "a/manifest.json"}},
+            "generate.imported names split wide: must be one of train",
+        ),
+        ({"generate.imported": {"train": ""}}, 'generate.imported.train = ""'),
+        ({"generate.imported": None}, "generate.imported = null"),
         ({"seed": -1}, "at least 0"),
         ({"seed": 2**63}, "less than"),
         ({"meta_batch": True}, "meta_batch = true"),

@@ -1,0 +1,1 @@
+"""DeepNets-1M as published: its files, their checks and their import."""

@@ -1,0 +1,60 @@
+"""The splits that are not drawn: the setting `generate.imported` names a manifest for each."""
+
+from __future__ import annotations
+
+import fsspec
+
+from pipeline.architecture_store import Shard, read_manifest
+from pipeline.errors import UserError
+from pipeline.params import DRAWN, Params
+from pipeline.results import storage_url
+
+AGAIN = "`ghn import-deepnets` writes it, to the storage that it is given, and prints the address for params.yaml"
+
+
+def find_imported_splits(params: Params) -> dict[str, tuple[str, list[Shard]]]:
+    """For each imported split its folder below the storage and its shards.
+
+    Raises:
+        UserError: a manifest is missing, damaged or of other splits, a shard is not there or not whole, or split test
+            has fewer architectures than other settings need.
+    """
+    addresses = params.generate.imported
+    splits = {split: _find_split(params.storage, split, addresses[split]) for split in DRAWN if split in addresses}
+    if "test" in splits:
+        rows = sum(shard.rows for shard in splits["test"][1])
+        for name, needed in (
+            ("generate.wide", params.generate.wide),
+            ("finetune.architectures", params.finetune.architectures),
+        ):
+            if needed > rows:
+                raise UserError(f"{name} = {needed}: must be at most {rows}, as split test is imported with that many")
+    return splits
+
+
+def _find_split(storage: str, split: str, address: str) -> tuple[str, list[Shard]]:
+    setting = f"generate.imported.{split} = {address}"
+    place = storage_url(storage, address)
+    try:
+        manifest = read_manifest(place)
+        entry = manifest["splits"].get(split)
+        if entry is None:
+            raise UserError(f"{setting}: its splits are {', '.join(manifest['splits'])}; must be an import of {split}")
+        folder, shards = entry["folder"], [Shard(**shard) for shard in entry["shards"]]
+    except FileNotFoundError as error:
+        raise UserError(f"{setting}: there is no {place}\n{AGAIN}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{setting} is damaged\n{AGAIN}") from error
+    _require_shards(storage_url(storage, folder), shards)
+    return folder, shards
+
+
+def _require_shards(folder: str, shards: list[Shard]) -> None:
+    """Makes sure that the files are there, and are as large as they were; who reads them checks what they hold."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem.invalidate_cache()  # another process may have written since it was last listed
+    files = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
+    sizes = {file["name"].rpartition("/")[2]: file["size"] for file in files}
+    for shard in shards:
+        if sizes.get(shard.file) != shard.bytes:
+            raise UserError(f"shard {folder}/{shard.file} of an import is missing or not whole\n{AGAIN}")
