@@ -150,7 +150,7 @@ class ParameterDecoder(nn.Module):
                 node = batch.nodes[members[rows[0]]]
                 parameter = node.parameters[0]
                 if self.normalise and parameter.role == "weight":
-                    part = part * _weight_scale(parameter)
+                    part = part * _weight_scale(parameter, node.shape)
                 part = arrange(_to_shape(part, node.shape), parameter)
                 for row, tensor in zip(rows, part.unbind(), strict=True):
                     yield members[row], batch.nodes[members[row]].parameters[0], tensor
@@ -166,7 +166,9 @@ class ParameterDecoder(nn.Module):
             rows = self.vectors(h[members])
             for position, parameter in enumerate(batch.nodes[members[0]].parameters):
                 is_scale = parameter.role == "scale"
-                values = self.vectors.classification(rows) if classifies else rows[:, 0 if is_scale else 1]
+                values = rows[:, 0 if is_scale else 1]
+                if classifies and not is_scale:
+                    values = self.vectors.classification(rows)
                 if self.normalise:
                     values = 2 * torch.sigmoid(values / 2) if is_scale else torch.tanh(values / 5)
                 values = _tile(values, 1, parameter.size).reshape(-1, *parameter.shape)
@@ -186,12 +188,11 @@ def _group(items: Sequence[Item] | range, key) -> dict:
     return groups
 
 
-def _weight_scale(parameter: Parameter) -> float:
+def _weight_scale(parameter: Parameter, shape: Sizes) -> float:
     """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
-    shape = parameter.shape
-    depthwise = len(shape) > 2 and shape[1] == 1 and parameter.layout in ("plain", "volume")
-    flat = len(shape) == 4 and shape[2] < shape[3]
-    return math.sqrt((1 if depthwise or flat else 2) / fan_in(parameter))
+    is_conv = len(parameter.shape) > 2 and parameter.layout in ("plain", "transposed", "volume")
+    flat = len(parameter.shape) == 4 and shape[2] < shape[3]
+    return math.sqrt((1 if is_conv and (shape[1] == 1 or flat) else 2) / fan_in(parameter, shape))
 
 
 def _to_shape(decoded: Tensor, shape: Sizes) -> Tensor:

@@ -71,11 +71,19 @@ class Graph:
         """All parameters of all nodes."""
         return [parameter for node in self.nodes for parameter in node.parameters]
 
-    def without_class_layers(self, reason: str) -> Graph:
-        """The same graph, but the parameters of the last layer are not predicted."""
-        last = [parameter.name for node in self.nodes if node.classifies for parameter in node.parameters]
-        nodes = tuple(replace(node, parameters=()) if node.classifies else node for node in self.nodes)
-        return Graph(nodes, self.edges, {**self.not_predicted, **dict.fromkeys(last, reason)})
+    def without_class_layers(self, reason: str, of_other_than: int | None = None) -> Graph:
+        """The same graph, but the parameters of classification layers are not predicted.
+
+        `of_other_than`: only those with another number of classes. `reason` may name the `{classes}` of each.
+        """
+        nodes, not_predicted = [], dict(self.not_predicted)
+        for node in self.nodes:
+            if node.classifies and node.shape[0] != of_other_than:
+                why = reason.format(classes=node.shape[0])
+                not_predicted |= dict.fromkeys((parameter.name for parameter in node.parameters), why)
+                node = replace(node, parameters=())
+            nodes.append(node)
+        return Graph(tuple(nodes), self.edges, not_predicted)
 
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:

@@ -218,8 +218,9 @@ class GHN(nn.Module):
 
         Args:
             inputs, image_size: what the network is traced with (see `ghn.tracing.trace`), in case it does not say.
-            predict_class_layers: whether to predict the classification layer too; not, if the classes are others
-                than those that the hypernetwork was trained on. A layer with another number of classes never is.
+            predict_class_layers: whether to predict the layers that give the logits (B, classes) too; not, if the
+                classes are others than those that the hypernetwork was trained on. A layer with another number of
+                classes never is.
             calibration_images: (N, C, S, S), or batches of them, normalised as the network is to have them: the
                 running statistics are estimated from them.
 
@@ -227,7 +228,7 @@ class GHN(nn.Module):
             TracingError: the network cannot be traced.
         """
         if inputs is None and image_size is None and isinstance(calibration_images, Tensor):
-            inputs = calibration_images[:IMAGES]
+            inputs = calibration_images[:IMAGES].to(next(model.parameters()).dtype)
         graph = trace(model, inputs, image_size)
         if predict_class_layers:
             graph = self._fitting(graph)
@@ -236,13 +237,10 @@ class GHN(nn.Module):
         return predict(self, model, graph, calibration_images)
 
     def _fitting(self, graph: Graph) -> Graph:
-        """A traced graph without its classification layer if that has another number of classes."""
-        classes = {node.shape[0] for node in graph.nodes if node.classifies and node.primitive == "conv"}
-        if classes <= {self.config.num_classes}:
-            return graph
-        return graph.without_class_layers(
-            f"classification layer of {max(classes)} classes, this hypernetwork predicts {self.config.num_classes}"
-        )
+        """A traced graph without the classification layers that have another number of classes."""
+        classes = self.config.num_classes
+        reason = f"classification layer of {{classes}} classes, this hypernetwork predicts {classes}"
+        return graph.without_class_layers(reason, of_other_than=classes)
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder that `from_pretrained` reads: weights in safetensors, the configuration in JSON."""

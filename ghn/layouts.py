@@ -28,22 +28,44 @@ def is_vector(shape: Sizes) -> bool:
     return sum(size > 1 for size in shape) <= 1
 
 
-def weight_shape(shape: Sizes, is_conv: bool, transposed: bool) -> tuple[Shape, Layout]:
-    """The 4-d shape of a weight's node, (out, in, kh, kw), and how the weight is laid out.
+def kernel_shape(shape: Sizes, transposed: bool = False, groups: int = 1) -> tuple[Shape, Layout]:
+    """The 4-d shape of a convolution's node, (out, in, kh, kw), and how its weight is laid out.
 
-    `transposed`: the weight has its inputs first, as transposed convolutions and `x @ W` have.
+    Args:
+        shape: (out, in a group, kernel), or (in, out a group, kernel) of a transposed convolution; the kernel has any
+            number of axes. One axis counts as 1×k; of three the first repeats the others.
     """
     if len(shape) < 2:
         return (1, math.prod(shape), 1, 1), "plain"
-    if is_conv:
-        out, inputs, *kernel = shape
-        layout: Layout = "volume" if len(kernel) == 3 else "transposed" if transposed else "plain"
-        kernel = [*kernel[-2:], 1, 1][:2]  # a 1-d kernel counts as k×1
-        return (inputs, out, *kernel) if layout == "transposed" else (out, inputs, *kernel), layout
-    if len(shape) == 2:
-        out, inputs = shape[::-1] if transposed else shape
-        return (out, inputs, 1, 1), "transposed" if transposed else "plain"
-    return (shape[-1], math.prod(shape[:-1]), 1, 1), "matrices"
+    out, inputs, *kernel = shape
+    kernel = [1, 1, *kernel][-2:]
+    if transposed:
+        return (inputs * groups, out // groups, *kernel), "transposed"
+    return (out, inputs, *kernel), "volume" if len(shape) == 5 else "plain"
+
+
+def matrix_shape(shape: Sizes, summed: int | None, inputs_first: bool) -> tuple[Shape, Layout]:
+    """The 4-d shape of a matrix's node, (out, in, 1, 1), and how the matrix is laid out.
+
+    Args:
+        summed: the length of the axis that the product sums over, which tells inputs from outputs; the parameter may
+            have several axes for either.
+        inputs_first: whether the inputs come first, where the lengths do not tell.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2:
+        return (1, size, 1, 1), "plain"
+    if len(shape) == 2 and summed not in shape:
+        summed = shape[0] if inputs_first else shape[1]
+    cuts = range(1, len(shape))
+    lengths = {
+        "transposed": [math.prod(shape[:cut]) for cut in cuts],  # of the inputs
+        "plain": [math.prod(shape[cut:]) for cut in cuts],
+    }
+    for layout in ("transposed", "plain") if inputs_first else ("plain", "transposed"):
+        if summed in lengths[layout]:
+            return (size // summed, summed, 1, 1), layout
+    return (shape[-1], size // shape[-1], 1, 1), "matrices"
 
 
 def encoding_shape(shape: Sizes) -> tuple[Shape, Layout]:
@@ -71,27 +93,26 @@ def encoding_shape(shape: Sizes) -> tuple[Shape, Layout]:
     return (1, channels, side, columns), layout
 
 
-def fan_in(parameter: Parameter) -> int:
-    """How many inputs one output channel of a weight adds up."""
-    if len(parameter.shape) < 2:
-        return parameter.size
-    if parameter.layout == "matrices":
-        return parameter.shape[-2]
-    outputs = parameter.shape[1 if parameter.layout == "transposed" else 0]
-    return parameter.size // outputs
+def fan_in(parameter: Parameter, shape: Shape) -> int:
+    """How many inputs one output channel of a weight adds up; `shape` is its node's."""
+    return parameter.shape[-2] if parameter.layout == "matrices" else parameter.size // shape[0]
 
 
 def arrange(decoded: Tensor, parameter: Parameter) -> Tensor:
     """Weights (n, O, I, Y, X) as tensors (n, *shape) of a parameter's shape, by its layout.
 
-    `plain`: (O, I, Y, X) without the axes of length one that it lacks. `transposed`: (I, O, Y, X), as transposed
-    convolutions and `x @ W` have it. `volume`: (O, I, Z, Y, X), the same for each z. `matrices`: (…, I/…, O), a matrix
-    for each index of the leading axes. `tokens`: (…, T, C), encodings of C = I channels of a Y×X grid of tokens;
-    further tokens (class tokens) come first and take the mean over the grid. `channels_first`: the same as (…, C, T).
+    `plain`: (O, I, Y, X) without the axes of length one that it lacks. `transposed`: (I, O, Y, X), or that for each
+    group, as transposed convolutions and `x @ W` have it. `volume`: (O, I, Z, Y, X), the same for each z. `matrices`:
+    (…, I/…, O), a matrix for each index of the leading axes. `tokens`: (…, T, C), encodings of C = I channels of a Y×X
+    grid of tokens; further tokens (class tokens) come first and take the mean over the grid. `channels_first`: the
+    same as (…, C, T).
     """
     shape = parameter.shape
     if parameter.layout == "transposed":
-        decoded = decoded.transpose(1, 2)
+        groups = max(shape[0] // decoded.shape[2], 1)
+        decoded = decoded.unflatten(1, (groups, -1)).transpose(2, 3)
+        if len(shape) == 5 and decoded.numel() < len(decoded) * parameter.size:  # a kernel of three axes
+            decoded = decoded.unsqueeze(4).expand(-1, -1, -1, -1, shape[2], -1, -1)
     elif parameter.layout == "matrices":
         *leading, inputs, out = shape
         decoded = decoded.reshape(len(decoded), out, math.prod(leading), inputs).permute(0, 2, 3, 1)

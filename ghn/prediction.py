@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 
 from ghn.graphs import Graph
@@ -61,23 +63,21 @@ def predict(ghn: GHN, model: nn.Module, graph: Graph, calibration_images: Tensor
     parameters = dict(model.named_parameters())
     if any(p.is_meta for p in parameters.values()):
         raise ValueError("the network is on the meta device: give it memory first, with `model.to_empty(device=…)`")
+    if any(p.is_inference() for p in parameters.values()):
+        raise ValueError("the network was made under torch.inference_mode, and cannot be changed")
+    batches = None if calibration_images is None else _batches(calibration_images)
     with torch.no_grad():
         (predicted,) = ghn(ghn.batch([graph]))
         for name, tensor in predicted.items():
             parameters[name].copy_(tensor)
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, NormBase) and _has_statistics(layer)]
-    if calibration_images is None:
-        use_batch_statistics(model)
-    else:
-        estimate_statistics(model, calibration_images)
     return PredictionReport(
         graph=graph,
         predicted=tuple(name for name in parameters if name in predicted),
         not_predicted={name: graph.not_predicted[name] for name in parameters if name not in predicted},
         num_predicted=sum(p.numel() for name, p in parameters.items() if name in predicted),
         num_not_predicted=sum(p.numel() for name, p in parameters.items() if name not in predicted),
-        batch_statistics=tuple(layers) if calibration_images is None else (),
-        estimated_statistics=() if calibration_images is None else tuple(layers),
+        batch_statistics=use_batch_statistics(model) if batches is None else (),
+        estimated_statistics=() if batches is None else estimate_statistics(model, batches),
     )
 
 
@@ -85,35 +85,55 @@ def _has_statistics(layer: NormBase) -> bool:
     return layer.running_mean is not None
 
 
-def use_batch_statistics(model: nn.Module) -> None:
+def use_batch_statistics(model: nn.Module) -> tuple[str, ...]:
     """Lets all norm layers with running statistics forget them and normalise with those of each batch, always.
 
     This is how predicted networks are evaluated in the literature: running statistics belong to other parameters.
+    Returns the names of the layers.
     """
-    for layer in model.modules():
-        if isinstance(layer, NormBase) and _has_statistics(layer):
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, NormBase) and _has_statistics(layer)
+    }
+    for layer in layers.values():
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return tuple(layers)
 
 
-def estimate_statistics(model: nn.Module, images: Tensor | Iterable) -> None:
+def estimate_statistics(model: nn.Module, images: Tensor | Iterable) -> tuple[str, ...]:
     """Estimates the running statistics of all batch norms, anew: the mean over batches of images.
 
     Args:
         images: (N, C, S, S), or batches of them, or batches of them with labels, as a data loader gives.
 
+    Returns:
+        The names of the layers.
+
     Raises:
         ValueError: there are no images.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, NormBase)]
-    device = next(model.parameters()).device
-    with _estimating(model, layers), torch.no_grad():
-        batches = 0
-        for batch in images.split(ESTIMATION_BATCH) if isinstance(images, Tensor) else images:
-            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
-            batches += 1
-    if batches == 0:
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, BatchNorm) or (isinstance(layer, NormBase) and _has_statistics(layer))
+    }
+    batches = _batches(images)
+    reference = next(model.parameters())
+    with _estimating(model, list(layers.values())), torch.no_grad():
+        for batch in batches:
+            model(batch.to(reference.device, reference.dtype))
+    return tuple(layers)
+
+
+def _batches(images: Tensor | Iterable) -> Iterator[Tensor]:
+    """The images alone, batch by batch. Raises ValueError at once if there are none."""
+    batches = iter(images.split(ESTIMATION_BATCH) if isinstance(images, Tensor) else images)
+    first = next(batches, None)
+    if first is None or len(first) == 0:
         raise ValueError("no images to estimate the running statistics from")
+    if not isinstance(first, Tensor) and not (isinstance(first, Sequence) and isinstance(first[0], Tensor)):
+        raise ValueError(f"images to estimate from must be tensors, or pairs of images and labels, not {type(first)}")
+    return (batch if isinstance(batch, Tensor) else batch[0] for batch in chain([first], batches))
 
 
 @contextmanager

@@ -16,9 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
 from ghn.graphs import Graph, Node
-from ghn.layouts import Sizes, encoding_shape, is_vector, weight_shape
-from ghn.program import Parameter, Role
+from ghn.layouts import Shape, Sizes, encoding_shape, is_vector, kernel_shape, matrix_shape
+from ghn.program import Layout, Parameter, Role
+from ghn.record_only import Recorded
 
 
 class Value(NamedTuple):
@@ -36,6 +40,11 @@ class Value(NamedTuple):
 
 CONSTANT = Value()
 
+LayOut = Callable[[Sizes], tuple[Shape, Layout]]
+"""From the shape of a weight to the shape of its node, and its layout."""
+
+UNUSED = "the output does not depend on it (in evaluation mode, and as far as gradients flow)"
+
 
 @dataclass
 class GraphRecorder:
@@ -49,6 +58,7 @@ class GraphRecorder:
     edges: list[tuple[int, int]] = field(default_factory=list)
     not_predicted: dict[str, str] = field(default_factory=dict)
     _node_of: dict[str, int] = field(default_factory=dict)
+    _scales: set[int] = field(default_factory=set)  # nodes that only scale: `ln` without a norm
 
     def image(self) -> Value:
         """An input of the network."""
@@ -60,6 +70,8 @@ class GraphRecorder:
     def apply(self, function: Any, inputs: Sequence[Value]) -> Value:
         """The result of a recorded autograd function of the given inputs."""
         name = operation_name(function)
+        if isinstance(function, BackwardCFunction) and not issubclass(function._forward_cls, Recorded):
+            return self._unknown(f"the custom function {name}", inputs)
         rule = RULES.get(name)
         if rule is not None:
             return rule(self, function, inputs)
@@ -75,10 +87,11 @@ class GraphRecorder:
         ends = {node for value in outputs for node in self.as_features(value).sources}
         for name in self.shapes:
             if name not in self._node_of and name not in self.not_predicted:
-                self.not_predicted[name] = "the forward pass (in evaluation mode) does not use it"
+                self.not_predicted[name] = UNUSED
         nodes, edges, place = _without_squeezes(self.nodes, self.edges, ends)
         if classifies:
-            nodes = _with_class_layers(nodes, edges, {place[end] for end in ends if end in place})
+            scales = {place[node] for node in self._scales if node in place}
+            nodes = _with_class_layers(nodes, edges, {place[end] for end in ends if end in place}, scales)
         return Graph(tuple(nodes), tuple(edges), self.not_predicted)
 
     # Nodes
@@ -117,13 +130,16 @@ class GraphRecorder:
             self.not_predicted[name] = f"combined with {', '.join(vectors)} before it meets the features"
         parameters = tuple(Parameter(name, self.shapes[name], role) for name in self._unplaced(vectors))
         shape = (math.prod(self.shapes[vectors[0]]), 1, 1, 1)
-        return self._append(Node(primitive, shape, parameters), x.sources)._replace(is_product=x.is_product)
+        value = self._append(Node(primitive, shape, parameters), x.sources)
+        if role == "scale":
+            self._scales.update(value.sources)
+        return value._replace(is_product=x.is_product)
 
-    def _weight(self, x: Value, weight: Value, primitive: str, is_conv: bool, transposed: bool) -> Value:
+    def _weight(self, x: Value, weight: Value, primitive: str, laid_out: LayOut) -> Value:
         """A node that multiplies `x` with a weight; scales of the weight follow it, since they scale its outputs."""
         x = self.as_features(x)
         main = max(weight.parameters, key=lambda name: math.prod(self.shapes[name]))
-        shape, layout = weight_shape(self.shapes[main], is_conv, transposed)
+        shape, layout = laid_out(self.shapes[main])
         parameters = tuple(Parameter(name, self.shapes[name], "weight", layout) for name in self._unplaced([main]))
         value = self._append(Node(primitive, shape, parameters), x.sources)
         for name in self._unplaced(weight.parameters):
@@ -140,8 +156,8 @@ class GraphRecorder:
         groups, dilation = function._saved_groups, function._saved_dilation
         primitive = "conv" if groups == 1 else "sep_conv" if max(dilation) == 1 else "dil_conv"
         if weight.parameters:
-            transposed = function._saved_transposed and groups == 1
-            value = self._weight(x, weight, primitive, is_conv=True, transposed=transposed)
+            transposed = function._saved_transposed
+            value = self._weight(x, weight, primitive, lambda shape: kernel_shape(shape, transposed, groups))
         elif weight.sources:  # kernels that the network computes itself
             value = self._append(Node(primitive), _sources(map(self.as_features, (x, weight))))
         else:  # a fixed filter
@@ -150,17 +166,18 @@ class GraphRecorder:
 
     def _shift(self, x: Value, bias: Value) -> Value:
         """`x` plus a bias."""
-        if any(is_vector(self.shapes[name]) for name in bias.parameters):
+        if bias.parameters and all(map(is_vector, self._shapes(bias))):
             return self._vectors(x, bias.parameters, "bias", "bias")
         return self._join([x, bias], "sum") if bias != CONSTANT else x
 
     def matrix_product(self, function: Any, inputs: Sequence[Value]) -> Value:
         """`[shift,] left, right`; one of them may be a weight, and two that depend on the images are attention."""
         *shift, left, right = inputs
-        if right.parameters and (left.sources or left.parameters or right.transposed):
-            value = self._weight(left, right, "conv", is_conv=False, transposed=not right.transposed)
+        summed = _summed_axis(function)
+        if right.parameters and (left.sources or right.transposed):
+            value = self._weight(left, right, "conv", lambda shape: matrix_shape(shape, summed, not right.transposed))
         elif left.parameters and right.sources:
-            value = self._weight(right, left, "conv", is_conv=False, transposed=left.transposed)
+            value = self._weight(right, left, "conv", lambda shape: matrix_shape(shape, summed, left.transposed))
         elif left.sources and right.sources:
             value = self._product([left, right])
         else:
@@ -169,7 +186,7 @@ class GraphRecorder:
 
     def linear(self, function: Any, inputs: Sequence[Value]) -> Value:
         x, weight, bias = inputs
-        return self.matrix_product(function, [bias, x, weight._replace(transposed=True)])
+        return self.matrix_product(function, [bias, x, weight._replace(transposed=not weight.transposed)])
 
     def _product(self, factors: Sequence[Value]) -> Value:
         """The first product of an attention is no node; the second one is the attention."""
@@ -265,7 +282,7 @@ class GraphRecorder:
         if function.name() == "MeanBackward0":
             return x
         axes = len(function._saved_self_sym_sizes)
-        over = {axis if axis < axes else axis - 2**64 + axes for axis in map(int, function._saved_dim)}
+        over = {_axis(number, axes) for number in function._saved_dim}
         if x.sources and over in GLOBAL_POOLS.get(axes, ()):
             return self._global_pool(x)
         return x
@@ -316,10 +333,23 @@ def _exchanges_last_axes(function: Any, axes: int) -> bool:
     if name == "T":
         return True
     if name == "Transpose":
-        exchanged = {function._saved_dim0 % 2**64, function._saved_dim1 % 2**64}
-        return {axis if axis < axes else axis - 2**64 + axes for axis in exchanged} == {axes - 2, axes - 1}
-    order = [axis if axis < axes else axis - 2**64 + axes for axis in function._saved_dims]
-    return order[-2:] == [axes - 1, axes - 2]
+        return {_axis(number, axes) for number in (function._saved_dim0, function._saved_dim1)} == {axes - 2, axes - 1}
+    return [_axis(number, axes) for number in function._saved_dims][-2:] == [axes - 1, axes - 2]
+
+
+def _axis(number: int, axes: int) -> int:
+    """One of `axes` axes; autograd keeps negative ones as unsigned numbers of 64 bits."""
+    number = int(number) % 2**64
+    return number if number < axes else number - 2**64 + axes
+
+
+def _summed_axis(function: Any) -> int | None:
+    """How long the axis is that a matrix product sums over, if autograd has kept it."""
+    for name in ("_saved_mat2_sym_sizes", "_saved_mat2", "_saved_batch2"):
+        kept = getattr(function, name, None)
+        if kept is not None:
+            return int((kept.shape if isinstance(kept, Tensor) else kept)[-2])
+    return None
 
 
 def _without_squeezes(
@@ -350,24 +380,37 @@ def _without_squeezes(
     return [node for n, node in enumerate(nodes) if n not in squeezes], list(kept), place
 
 
-def _with_class_layers(nodes: list[Node], edges: list[tuple[int, int]], ends: set[int]) -> list[Node]:
+def _with_class_layers(nodes: list[Node], edges: list[tuple[int, int]], ends: set[int], scales: set[int]) -> list[Node]:
     """Marks the weights that give the output, linear layers or 1×1 convolutions with no other after them, and their
-    biases."""
+    biases and scales."""
     predecessors: list[list[int]] = [[] for _ in nodes]
     for source, target in edges:
         predecessors[target].append(source)
-    layers: set[int] = set()
+    found: set[int] = set()
     waiting, reached = list(ends), set(ends)
     while waiting:
         number = waiting.pop()
-        primitive, shape = nodes[number].primitive, nodes[number].shape
-        if primitive == "conv" and shape is not None and shape[2:] == (1, 1):
-            layers.add(number)
-        elif primitive in ("bias", "glob_avg", "avg_pool", "max_pool", "sum", "concat"):
+        node = nodes[number]
+        if node.primitive == "conv" and node.shape is not None and node.shape[2:] == (1, 1):
+            found.add(number)
+        elif node.primitive in ("bias", "glob_avg", "avg_pool", "max_pool", "sum", "concat") or number in scales:
             new = [source for source in predecessors[number] if source not in reached]
             reached.update(new)
             waiting += new
-    layers |= {n for n in reached if nodes[n].primitive == "bias" and layers.issuperset(predecessors[n])}
+    after = [False] * len(nodes)  # whether a node comes before another layer that was found
+    for number in reversed(range(len(nodes))):
+        if after[number] or number in found:
+            for source in predecessors[number]:
+                after[source] = True
+    layers = {number for number in found if not after[number]}
+    classes = {nodes[number].shape[0] for number in layers}
+    following = set(layers)
+    for number in sorted(reached):  # in topological order: a bias may follow a scale
+        is_vector_node = nodes[number].primitive == "bias" or number in scales
+        if is_vector_node and following.issuperset(predecessors[number]):
+            following.add(number)
+            if nodes[number].shape[0] in classes:  # not a temperature
+                layers.add(number)
     return [replace(node, classifies=True) if n in layers else node for n, node in enumerate(nodes)]
 
 

@@ -34,11 +34,13 @@ def load_public_checkpoint(path: str | Path) -> GHN:
     if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
         raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
     state = contents["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
     try:
-        config = _our_config(contents["config"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        ghn = GHN(_our_config(contents["config"]))
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
@@ -49,7 +51,7 @@ def load_public_checkpoint(path: str | Path) -> GHN:
         if _our_name(name) in weights:
             raise CheckpointError(f"{path}: {name} is there twice, under another name too")
         weights[_our_name(name)] = tensor
-    return with_weights(GHN(config), weights, path)
+    return with_weights(ghn, weights, path)
 
 
 def save_public_checkpoint(ghn: GHN, path: str | Path, epoch: int = 0) -> None:

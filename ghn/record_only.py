@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class _Recorded(torch.autograd.Function):
-    """A function whose result has the shape of its first argument."""
+class Recorded(torch.autograd.Function):
+    """A function whose result has the shape of its first argument; the name of its class tells which one it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
@@ -28,26 +28,26 @@ class _Recorded(torch.autograd.Function):
         return cls.apply(x, *(x.new_empty(0) if tensor is None else tensor for tensor in others))
 
 
-class _Activation(_Recorded):
+class _Activation(Recorded):
     pass
 
 
-class _BatchNorm(_Recorded):
+class _BatchNorm(Recorded):
     pass
 
 
-class _LayerNorm(_Recorded):
+class _LayerNorm(Recorded):
     pass
 
 
-class _Linear(_Recorded):
+class _Linear(Recorded):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         _require(x.shape[-1], weight.shape[1], "features")
         return x.new_empty(*x.shape[:-1], len(weight))
 
 
-class _ScaledDotProductAttention(_Recorded):
+class _ScaledDotProductAttention(Recorded):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return query.new_empty(*query.shape[:-1], value.shape[-1])

@@ -30,12 +30,12 @@ def stand_ins(model: nn.Module, is_meta: bool) -> Iterator[dict[str, nn.Paramete
 
     names = {name: in_place_of(parameter) for name, parameter in model.named_parameters()}
     try:
-        model.eval()
         for layer, _, parameters, buffers in before:
             layer._parameters.update({name: in_place_of(t) for name, t in parameters.items() if t is not None})
             layer._buffers.update({name: in_place_of(t) for name, t in buffers.items() if t is not None})
             if isinstance(layer, nn.RNNBase):
                 layer.__dict__["forward"] = partial(one_step, layer)
+        model.eval()  # only now: a layer may merge weights when its mode changes
         yield names
     finally:
         for layer, attributes, parameters, buffers in before:
@@ -50,7 +50,7 @@ def stand_ins(model: nn.Module, is_meta: bool) -> Iterator[dict[str, nn.Paramete
 def _stand_in(tensor: Tensor, is_meta: bool) -> Tensor:
     if not isinstance(tensor, nn.Parameter):
         return tensor.to("meta") if is_meta else tensor.detach().cpu().clone()
-    numbers = torch.empty_like(tensor, device="meta") if is_meta else tensor.detach().cpu()
+    numbers = torch.empty_like(tensor, device="meta") if is_meta else tensor.detach().cpu().clone()
     return nn.Parameter(numbers, requires_grad=tensor.is_floating_point())
 
 

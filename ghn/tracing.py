@@ -9,13 +9,12 @@ is the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ghn.graphs import Graph
 from ghn.primitives import CONSTANT, GraphRecorder, Value
@@ -27,6 +26,10 @@ IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448,
 
 IMAGES = 2
 """How many images are in the traced batch: norms with batch statistics need more than one."""
+
+
+CPU_ATTEMPTS = 3
+"""How many of them are tried on the CPU, where a pass takes as long as the network does."""
 
 
 class TracingError(ValueError):
@@ -48,16 +51,21 @@ def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, ima
     """
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         raise TracingError("the network has lazy layers: run it once on an image before it is traced")
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):
+        raise TracingError("the network is scripted, or a part of it: give the module that it was made from")
+    tensors = [inputs] if isinstance(inputs, Tensor) else inputs
+    if tensors is not None and not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TracingError("inputs must be a tensor, or a sequence of tensors")
     error: Exception | None = None
-    for tensors, is_meta in _attempts(model, inputs, image_size):
+    for attempt, is_meta in _attempts(model, tensors, image_size):
         try:
-            run = _run(model, tensors, is_meta)
+            run = _run(model, attempt, is_meta)
         except Exception as failure:  # a network may fail in any way on images of a size that is not its own
             error = error or failure
         else:
             return _graph_of(run)
-    tried = [inputs] if isinstance(inputs, Tensor) else inputs or _images(model, image_size)
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tried)
+    tried = [str(tuple(tensor.shape)) for tensor in (_images(model, image_size) if tensors is None else tensors)]
+    shapes = ", ".join(tried[:3]) + (f" or {len(tried) - 3} others" if len(tried) > 3 else "")
     reason = next(iter(str(error).splitlines()), "")
     raise TracingError(
         f"{type(model).__name__} does not run on inputs of {shapes} ({type(error).__name__}: {reason}): "
@@ -66,32 +74,29 @@ def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, ima
 
 
 def _attempts(
-    model: nn.Module, inputs: Tensor | Sequence[Tensor] | None, image_size: int | None
+    model: nn.Module, inputs: Sequence[Tensor] | None, image_size: int | None
 ) -> Iterator[tuple[list[Tensor], bool]]:
     """Inputs to try, on the meta device first and then, if the network has numbers, on the CPU."""
-    if inputs is None:
-        candidates = [[images] for images in _images(model, image_size)]
-    else:
-        candidates = [[inputs] if isinstance(inputs, Tensor) else list(inputs)]
+    candidates = [[images] for images in _images(model, image_size)] if inputs is None else [list(inputs)]
     for tensors in candidates:
         yield [tensor.to("meta") for tensor in tensors], True
     if not any(p.is_meta for p in model.parameters()):
-        for tensors in candidates[:3]:
+        for tensors in candidates[:CPU_ATTEMPTS]:
             yield [torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.cpu() for t in tensors], False
 
 
 def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
-    """Batches without numbers that the network may take."""
+    """Batches without numbers that the network may take, the most likely first."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     declared = _declared_shape(model)
-    if image_size is None and declared is not None:
-        shapes = [declared]
+    if image_size is not None:
+        shapes, sides = [], (image_size,)
+    elif declared is not None:
+        shapes, sides = [declared], (declared[-1], *IMAGE_SIZES)
     else:
-        sizes = IMAGE_SIZES if image_size is None else (image_size,)
-        channels = None if declared is None else declared[0]
-        shapes = [_shape_for(model, size, channels) for size in sizes]
-        shapes += [(3, size, size) for size in sizes if (3, size, size) not in shapes]
-    return [torch.empty(IMAGES, *shape, dtype=dtype, device="meta") for shape in shapes]
+        shapes, sides = [], IMAGE_SIZES
+    shapes += [_shape_for(model, side) for side in sides] + [(3, side, side) for side in sides]
+    return [torch.empty(IMAGES, *shape, dtype=dtype, device="meta") for shape in dict.fromkeys(shapes)]
 
 
 def _declared_shape(model: nn.Module) -> tuple[int, ...] | None:
@@ -104,12 +109,12 @@ def _declared_shape(model: nn.Module) -> tuple[int, ...] | None:
     return (3, size, size) if isinstance(size, int) else None
 
 
-def _shape_for(model: nn.Module, size: int, channels: int | None) -> tuple[int, ...]:
+def _shape_for(model: nn.Module, size: int) -> tuple[int, ...]:
     """The shape of an image of a size, with as many channels as the first layer with weights takes."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     first = next((layer for layer in model.modules() if isinstance(layer, kinds)), None)
-    if channels is not None or first is None:
-        return channels or 3, size, size
+    if first is None:
+        return 3, size, size
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     sides = {nn.Conv1d: (size,), nn.Conv2d: (size, size), nn.Conv3d: (16, size, size)}
@@ -117,9 +122,10 @@ def _shape_for(model: nn.Module, size: int, channels: int | None) -> tuple[int, 
 
 
 class Run(NamedTuple):
-    """A recorded forward pass: the stand-ins of the parameters by name, what went in and what came out."""
+    """A recorded forward pass: the parameters by name, stand-ins and originals, what went in and what came out."""
 
     parameters: Mapping[str, Tensor]
+    originals: Mapping[str, Tensor]
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
 
@@ -127,10 +133,11 @@ class Run(NamedTuple):
 def _run(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Run:
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        originals = dict(model.named_parameters())
         arguments = [t.clone() for t in leaves]  # a network may write into its inputs
         device = torch.device("meta" if is_meta else "cpu")
         with stand_ins(model, is_meta) as parameters, device, RecordOnly() if is_meta else nullcontext():
-            return Run(parameters, leaves, _tensors(model(*arguments)))
+            return Run(parameters, originals, leaves, list(_tensors(model(*arguments))))
 
 
 def _graph_of(run: Run) -> Graph:
@@ -142,7 +149,8 @@ def _graph_of(run: Run) -> Graph:
         if not parameter.is_floating_point():
             recorder.not_predicted[name] = f"its elements are {parameter.dtype}, not real numbers"
     values: dict[int, Value] = {id(t): recorder.image() for t in run.inputs if t.requires_grad}
-    values |= {id(p): recorder.parameter(name) for name, p in run.parameters.items()}
+    for parameters in (run.originals, run.parameters):  # a network may keep the originals elsewhere too
+        values |= {id(p): recorder.parameter(name) for name, p in parameters.items()}
     ends = _replay(recorder, [tensor.grad_fn for tensor in outputs], values)
     return recorder.finish(ends, classifies=all(tensor.dim() == 2 for tensor in outputs))
 
@@ -170,8 +178,14 @@ def _replay(recorder: GraphRecorder, ends: Sequence[Any], leaves: Mapping[int, V
     return [value_of(function) for function in ends]
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def _tensors(outputs: Any) -> Iterator[Tensor]:
     """All tensors in what a network returns."""
-    if dataclasses.is_dataclass(outputs):
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    elif dataclasses.is_dataclass(outputs):
         outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if isinstance(outputs, (list, tuple, ValuesView)):
+        for output in outputs:
+            yield from _tensors(output)

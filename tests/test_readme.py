@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 from small_settings import ROOT
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.networks import draw_network
 
 README = (ROOT / "README.md").read_text()
 
@@ -39,3 +44,16 @@ def test_its_python_examples_name_what_exists() -> None:
     assert imports
     for module, name in imports:
         assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_its_picture_is_what_its_command_draws(tmp_path: Path) -> None:
+    draw_network("resnet18", tmp_path / "resnet18.svg", num_classes=1000, image_size=None, virtual_edges=False)
+    assert (tmp_path / "resnet18.svg").read_bytes() == (ROOT / "docs/resnet18.svg").read_bytes()
+
+
+def test_its_commands_are_there_with_the_options_that_it_names() -> None:
+    commands = re.findall(r"^ghn ([\w-]+)(.*?)(?:#.*)?$", README, re.MULTILINE)
+    assert len(commands) >= 6
+    for command, arguments in commands:
+        help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        assert all(option in help_text for option in re.findall(r"--[\w-]+", arguments)), command

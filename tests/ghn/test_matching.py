@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ghn.graphs import PRIMITIVES, Graph
@@ -27,7 +27,6 @@ def is_matching(p: np.ndarray | None, labels, distances, other_labels, other_dis
     )
 
 
-@settings(max_examples=30, deadline=None)
 @given(ARCHITECTURES, RANDOM, st.booleans())
 def test_a_graph_is_found_again_in_any_order(architecture, random: np.random.Generator, labelled: bool) -> None:
     graph = architecture.graph(32, 10)
@@ -37,7 +36,6 @@ def test_a_graph_is_found_again_in_any_order(architecture, random: np.random.Gen
     assert is_matching(find_matching(labels, distances, *shuffled), labels, distances, *shuffled)
 
 
-@settings(max_examples=30, deadline=None)
 @given(ARCHITECTURES, RANDOM)
 def test_a_graph_with_one_other_label_or_distance_is_another(architecture, random: np.random.Generator) -> None:
     graph = architecture.graph(32, 10)
@@ -53,7 +51,6 @@ def test_a_graph_with_one_other_label_or_distance_is_another(architecture, rando
     assert find_matching(labels, distances, labels[1:], distances[1:, 1:]) is None
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 3), RANDOM)
 def test_small_graphs_match_exactly_if_they_are_isomorphic(N: int, kinds: int, random: np.random.Generator) -> None:
     """Graphs with few nodes and labels have much symmetry, and often only look the same."""

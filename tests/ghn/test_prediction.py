@@ -62,7 +62,7 @@ def test_a_report_counts_and_names() -> None:
     model.forward = lambda x: nn.Sequential(*list(model.children())[:6])(x)
     report = str(tiny_ghn().predict(model))
     assert "predicted 6 parameters (267 elements) from a graph of 7 nodes" in report
-    assert "does not use it: unused.weight, unused.bias" in report
+    assert "as far as gradients flow): unused.weight, unused.bias" in report
     assert "1 norm layers use the statistics of each batch" in report
 
 
@@ -127,6 +127,48 @@ def test_a_network_without_memory_is_an_error_that_says_what_to_do() -> None:
     assert len(tiny_ghn().graph(model).parameters) == 6
     with pytest.raises(ValueError, match="to_empty"):
         tiny_ghn().predict(model)
+
+
+def test_only_the_heads_of_other_classes_are_left() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, CLASSES), nn.Linear(4, 7)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.one(x), self.other(x)
+
+    report = tiny_ghn().predict(Heads())
+    assert report.predicted == ("one.weight", "one.bias")
+    assert all("of 7 classes" in reason for reason in report.not_predicted.values())
+
+
+def test_instance_norms_without_statistics_get_none() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.BatchNorm2d(8))
+    report = tiny_ghn().predict(model, calibration_images=images(16))
+    assert report.estimated_statistics == ("2",)
+    assert model[1].running_mean is None and not model[1].track_running_stats
+
+
+@pytest.mark.parametrize("wrong", [[], torch.zeros(0, 3, 16, 16), [{"image": torch.zeros(2, 3, 16, 16)}]])
+def test_images_that_cannot_be_used_are_refused_before_anything_is_overwritten(wrong: object) -> None:
+    model = network()
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match="images"):
+        tiny_ghn().predict(model, image_size=16, calibration_images=wrong)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_network_made_under_inference_mode_is_an_error_that_says_so() -> None:
+    with torch.inference_mode():
+        model = network()
+    with pytest.raises(ValueError, match="inference_mode"):
+        tiny_ghn().predict(model)
+
+
+def test_a_network_of_half_precision_is_calibrated_with_ordinary_images() -> None:
+    model = network().to(torch.bfloat16)
+    assert tiny_ghn().predict(model, calibration_images=images(16)).estimated_statistics == ("1",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

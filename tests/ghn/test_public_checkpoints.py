@@ -145,6 +145,8 @@ def without(record: dict, key: str) -> dict:
         lambda public: {**public, "state_dict": {**public["state_dict"], "ln.weight": 1.0}},
         lambda public: {**public, "state_dict": {**public["state_dict"], "another": torch.zeros(1)}},
         lambda public: {**public, "state_dict": []},
+        lambda public: {**public, "state_dict": {**public["state_dict"], 1: torch.zeros(1)}},
+        lambda public: {**public, "config": {**public["config"], "hid": 8_000_000}},
         lambda public: {**public, "state_dict": {**public["state_dict"], "norm.weight": torch.zeros(8)}},
         lambda public: {
             **public,
@@ -166,6 +168,8 @@ def without(record: dict, key: str) -> dict:
         "a weight is a number",
         "a weight too many",
         "weights without names",
+        "a weight whose name is a number",
+        "a width that no memory holds",
         "a weight under two names",
         "a convolution that is not 1×1",
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -88,10 +89,11 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], str, tuple[int, ...], str]] 
     "dilated": (nn.Conv2d(6, 8, 3, dilation=2), (6, 9, 9), "conv", (8, 6, 3, 3), "plain"),
     "dilated groups": (nn.Conv2d(6, 6, 3, dilation=2, groups=6), (6, 9, 9), "dil_conv", (6, 1, 3, 3), "plain"),
     "transposed": (nn.ConvTranspose2d(6, 8, 3), (6, 9, 9), "conv", (8, 6, 3, 3), "transposed"),
-    "transposed groups": (nn.ConvTranspose2d(6, 8, 3, groups=2), (6, 9, 9), "sep_conv", (6, 4, 3, 3), "plain"),
-    "1-d": (nn.Conv1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "plain"),
-    "1-d transposed": (nn.ConvTranspose1d(6, 8, 3), (6, 9), "conv", (8, 6, 3, 1), "transposed"),
+    "transposed groups": (nn.ConvTranspose2d(6, 8, 3, groups=2), (6, 9, 9), "sep_conv", (8, 3, 3, 3), "transposed"),
+    "1-d": (nn.Conv1d(6, 8, 3), (6, 9), "conv", (8, 6, 1, 3), "plain"),
+    "1-d transposed": (nn.ConvTranspose1d(6, 8, 3), (6, 9), "conv", (8, 6, 1, 3), "transposed"),
     "3-d": (nn.Conv3d(6, 8, (2, 3, 5)), (6, 9, 9, 9), "conv", (8, 6, 3, 5), "volume"),
+    "3-d transposed": (nn.ConvTranspose3d(6, 8, (2, 3, 5)), (6, 9, 9, 9), "conv", (8, 6, 3, 5), "transposed"),
     "linear": (nn.Linear(6, 8), (5, 6), "conv", (8, 6, 1, 1), "plain"),
 }
 
@@ -302,7 +304,7 @@ def test_what_cannot_be_predicted_is_listed_with_the_reason() -> None:
     assert set(named(graph)) == {"conv.weight", "conv.bias"}
     assert graph.not_predicted["odd"] == "it meets the features in Atan2, which has no primitive"
     for name in ("unused.weight", "unused.bias"):
-        assert graph.not_predicted[name] == "the forward pass (in evaluation mode) does not use it"
+        assert graph.not_predicted[name].startswith("the output does not depend on it")
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -413,3 +415,158 @@ def test_a_traced_network_has_the_features_of_its_images() -> None:
     )
     tiny_ghn().predict(network, image_size=16)
     assert network.eval()(images(16)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight", "four"),
+    [
+        ("bnc,co->bno", (6, 4), (4, 6, 1, 1)),
+        ("bnc,oc->bno", (4, 6), (4, 6, 1, 1)),
+        ("bnc,chd->bnhd", (6, 2, 5), (10, 6, 1, 1)),
+    ],
+)
+def test_einsum_knows_the_inputs_of_its_weight(equation: str, weight: tuple[int, ...], four: tuple[int, ...]) -> None:
+    network = Calls(lambda self, x: torch.einsum(equation, x, self.weight), weight=parameter(*weight))
+    graph = trace(network, torch.zeros(2, 7, 6))
+    assert graph.shapes == [None, four]
+    assert_predicted(network, graph)
+
+
+def test_a_weight_transposed_before_a_linear_layer_knows_its_inputs() -> None:
+    graph = trace(Calls(lambda self, x: F.linear(x, self.weight.t()), weight=parameter(6, 4)), torch.zeros(2, 5, 6))
+    assert graph.shapes == [None, (4, 6, 1, 1)] and graph.parameters[0].layout == "transposed"
+
+
+def test_a_low_rank_addition_belongs_to_its_weight() -> None:
+    """LoRA: the factors cannot be told apart from the weight that they are added to."""
+    layers = {"weight": parameter(4, 6), "a": parameter(4, 2), "b": parameter(2, 6)}
+    graph = trace(Calls(lambda self, x: F.linear(x, self.weight + self.a @ self.b), **layers), torch.zeros(2, 5, 6))
+    assert graph.primitives == ["input", "conv"] and named(graph).keys() == {"weight"}
+    assert all("combined with weight" in reason for reason in graph.not_predicted.values())
+
+
+def test_class_and_grid_positions_that_are_joined_are_encodings() -> None:
+    def embed(self: nn.Module, x: Tensor) -> Tensor:
+        return x + torch.cat([self.token, self.grid], 1)
+
+    graph = trace(Calls(embed, token=parameter(1, 1, 8), grid=parameter(1, 9, 8)), torch.zeros(2, 10, 8))
+    assert sorted(graph.primitives) == ["input", "pos_enc", "pos_enc", "sum"] and not graph.not_predicted
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [("weight norm", 3), ("temperature", 2)])
+def test_a_scaled_layer_is_the_last_layer_with_what_it_has_for_each_class(kind: str, parameters: int) -> None:
+    head = nn.Linear(8, 3)
+    if kind == "weight norm":
+        network: nn.Module = nn.Sequential(nn.Linear(6, 8), nn.utils.parametrizations.weight_norm(head))
+    else:
+        network = Calls(
+            lambda self, x: self.head(self.body(x)) / self.t, body=nn.Linear(6, 8), head=head, t=parameter()
+        )
+    graph = trace(network, torch.zeros(2, 6))
+    classifying = [p.name for node in graph.nodes if node.classifies for p in node.parameters]
+    assert len(classifying) == parameters == len(graph.without_class_layers("left").not_predicted)
+    assert_predicted(network, graph)
+
+
+def test_layers_of_a_residual_stream_are_not_the_last_one() -> None:
+    def stream(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x + self.b(F.relu(x))
+        return x + self.c(F.relu(x))
+
+    layers = {name: nn.Linear(6, 6, bias=False) for name in "abc"}
+    graph = trace(Calls(stream, **layers), torch.zeros(2, 6))
+    assert [p.name for node in graph.nodes if node.classifies for p in node.parameters] == ["c.weight"]
+
+
+def test_a_layer_that_merges_weights_in_evaluation_mode_keeps_its_own() -> None:
+    class Merges(nn.Linear):
+        def train(self, mode: bool = True) -> nn.Module:
+            if not mode:
+                self.weight.data += 1
+            return super().train(mode)
+
+    layer = Merges(4, 4)
+    before = layer.weight.clone()
+    trace(layer)
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_network_that_runs_with_numbers_and_writes_into_its_weights_keeps_its_own() -> None:
+    class Writes(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() < 1:  # impossible on the meta device
+                self.weight.data.zero_()
+            return super().forward(x)
+
+    layer = Writes(4, 4)
+    before = layer.weight.clone()
+    trace(layer)
+    assert torch.equal(layer.weight, before)
+
+
+def test_parameters_that_are_also_kept_in_a_list_are_found() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = parameter(4, 3, 1, 1)
+            self.weights = [self.weight]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weights[0])
+
+    graph = trace(Keeps(), image_size=8)
+    assert graph.primitives == ["input", "conv"] and not graph.not_predicted
+
+
+def test_the_channels_are_those_of_the_first_layer_whatever_is_declared() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 3))
+    network.image_size = 28
+    assert trace(network).primitives == trace(network, image_size=28).primitives == ["input", *["conv", "bias"] * 2]
+
+
+def test_a_custom_function_with_the_name_of_another_is_none_of_ours() -> None:
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor, weight: Tensor) -> Tensor:
+            return x * weight.sum()
+
+    graph = trace(Calls(lambda self, x: Linear.apply(x, self.weight), weight=parameter(4, 4)), torch.zeros(2, 4))
+    assert graph.primitives == ["input"]
+    assert graph.not_predicted == {
+        "weight": "it meets the features in the custom function Linear, which has no primitive"
+    }
+
+
+def test_outputs_of_any_kind_are_found() -> None:
+    class Output(dict):
+        pass
+
+    @dataclass
+    class Other:
+        logits: Tensor
+        nothing: None = None
+
+    for wrap in (lambda y: Output(logits=y), lambda y: Other(y), lambda y: (None, {"a": [y]})):
+        network = Calls(lambda self, x, wrap=wrap: wrap(self.layer(x)), layer=nn.Linear(4, 3))
+        assert trace(network, torch.zeros(2, 4)).primitives == ["input", "conv", "bias"]
+
+
+def test_scripted_networks_are_an_error_and_stay_as_they_are() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
+    with pytest.raises(TracingError, match="scripted"):
+        trace(network)
+    assert all(layer.training for layer in network.modules())
+
+
+@pytest.mark.parametrize("wrong", ["images", [torch.zeros(2, 4), None], {"x": torch.zeros(2, 4)}])
+def test_inputs_that_are_no_tensors_are_an_error(wrong: object) -> None:
+    with pytest.raises(TracingError, match="inputs must be a tensor, or a sequence of tensors"):
+        trace(nn.Linear(4, 4), wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_parameters_that_are_no_real_numbers_are_listed(dtype: torch.dtype) -> None:
+    odd = nn.Parameter(torch.ones(3, dtype=dtype), requires_grad=False)
+    graph = trace(Calls(lambda self, x: self.layer(x), layer=nn.Linear(4, 3), odd=odd), torch.zeros(2, 4))
+    assert graph.not_predicted == {"odd": f"its elements are {dtype}, not real numbers"}
