@@ -26,11 +26,14 @@ $(READY): constraints.txt pyproject.toml
 repro: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
+# Two processes with one thread each: most tests are too small for a second thread to help.
+PYTEST := OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile
+
 test: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
+	$(PYTEST)
 
 test-fast: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: env
 	$(BIN)/ruff format --check .

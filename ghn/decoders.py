@@ -20,13 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn.graphs import GraphBatch, Node
-from ghn.layouts import arrange, fan_in
+from ghn.layouts import Shape, arrange, fan_in
 from ghn.program import Parameter
 
 Item = TypeVar("Item")
-
-Sizes = tuple[int, int, int, int]
-"""Out channels, in channels, kernel height, kernel width."""
 
 
 class WeightDecoder(nn.Module):
@@ -45,7 +42,7 @@ class WeightDecoder(nn.Module):
         self.channels = nn.Linear(8 * hidden, 2 * hidden * 2 * hidden)
         self.classes = nn.Linear(2 * hidden, num_classes)
 
-    def forward(self, states: Sequence[Tensor], sizes: Sequence[Sizes]) -> list[Tensor]:
+    def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
         """For each group of nodes, with states (n, H), weights (n, out, inputs, kh, kw) of its sizes.
 
         No size may be larger than the largest. Only the needed part is computed.
@@ -188,14 +185,14 @@ def _group(items: Sequence[Item] | range, key) -> dict:
     return groups
 
 
-def _weight_scale(parameter: Parameter, shape: Sizes) -> float:
+def _weight_scale(parameter: Parameter, shape: Shape) -> float:
     """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
     is_conv = len(parameter.shape) > 2 and parameter.layout in ("plain", "transposed", "volume")
     flat = len(parameter.shape) == 4 and shape[2] < shape[3]
     return math.sqrt((1 if is_conv and (shape[1] == 1 or flat) else 2) / fan_in(parameter, shape))
 
 
-def _to_shape(decoded: Tensor, shape: Sizes) -> Tensor:
+def _to_shape(decoded: Tensor, shape: Shape) -> Tensor:
     """Decoded weights (n, O, I, Y, X) in a node's shape: positions resized, channels repeated and cut.
 
     Kernels larger than the decoder's largest are resized bilinearly, as is usual for position encodings.

@@ -16,8 +16,10 @@ from torch import Tensor
 from ghn.program import Layout, Parameter
 
 Sizes = tuple[int, ...]
+"""The lengths of a parameter's axes."""
 
 Shape = tuple[int, int, int, int]
+"""Out channels, in channels, kernel height, kernel width."""
 
 MOST_HEADS = 32
 """More heads than any attention has, fewer tokens than any image."""

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ghn import GHN, GHNConfig, load
 from ghn.prediction import use_batch_statistics
+from pipeline.architecture_store import ArchitectureStore
 from pipeline.cli import app
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -126,3 +127,12 @@ def test_networks_of_timm_are_predicted(checkpoint: Path, tmp_path: Path) -> Non
         "predict", "timm/resnet10t", "--checkpoint", checkpoint, "--out", tmp_path / "out"
     )
     assert load("timm/resnet10t", num_classes=10).state_dict().keys() >= load_file(tmp_path / "out").keys()
+
+
+def test_published_architectures_are_imported_and_the_setting_that_uses_them_is_printed(tmp_path: Path) -> None:
+    files = [GOLDEN / "deepnets1m_train.hdf5", GOLDEN / "deepnets1m_train_meta.json"]
+    printed = run("import-deepnets", *files, "--split", "train", "--storage", tmp_path)
+    assert "generate.imported: {train: architectures/train/imported-" in printed
+    manifest = next(tmp_path.rglob("manifest.json"))
+    assert len(ArchitectureStore(str(tmp_path), manifest)["train"]) == 20
+    assert "has no split val: it has train" in refused("import-deepnets", *files, "--split", "val")
