@@ -84,7 +84,8 @@ def predict_network(
         name: of the network (see `ghn.list_architectures`).
         checkpoint: of the hypernetwork (see `read_hypernetwork`).
         num_classes: by default as many as the hypernetwork knows.
-        image_size: in pixels; by default what the network takes.
+        image_size: in pixels; by default what the network says that it takes, else what the hypernetwork was trained
+            with.
         dataset: images (see `load_images`) to estimate running statistics from, and to classify if the network has
             as many classes.
         cache: a folder for the decoded images.
@@ -93,7 +94,7 @@ def predict_network(
     classes = ghn.config.num_classes if num_classes is None else num_classes
     size = image_size or (ghn.config.image_size if find_network(name) is not None else None)
     model = _load(name, classes, size)
-    images = None if dataset is None else load_images(dataset, size or _image_side(model), cache)
+    images = None if dataset is None else load_images(dataset, size or _image_side(model, ghn), cache)
     try:
         report = ghn.predict(
             model,
@@ -119,10 +120,12 @@ def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def _image_side(model: nn.Module) -> int:
-    """The side in pixels of the images that a network says that it takes; 224 if it does not."""
+def _image_side(model: nn.Module, ghn: GHN) -> int:
+    """The side in pixels of the images that a network says that it takes, else of those of the hypernetwork."""
     settings = getattr(model, "default_cfg", None) or {}
-    return settings["input_size"][-1] if "input_size" in settings else getattr(model, "image_size", 224)
+    return (
+        settings["input_size"][-1] if "input_size" in settings else getattr(model, "image_size", ghn.config.image_size)
+    )
 
 
 def _calibration(images: Images) -> Iterator[Tensor]:
