@@ -3,7 +3,7 @@
 from ghn.architectures import Architecture, Genotype, Network, network_from_dict
 from ghn.graphs import Graph
 from ghn.hypernetwork import GHN, GHNConfig
-from ghn.prediction import PredictionReport
+from ghn.prediction import PredictionReport, estimate_statistics, use_batch_statistics
 from ghn.tracing import TracingError, trace
 from ghn.zoo import list_architectures, load
 
@@ -16,8 +16,10 @@ __all__ = [
     "Network",
     "PredictionReport",
     "TracingError",
+    "estimate_statistics",
     "list_architectures",
     "load",
     "network_from_dict",
     "trace",
+    "use_batch_statistics",
 ]

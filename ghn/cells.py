@@ -1,4 +1,4 @@
-"""How an architecture's cells, stem and head become a program (DESIGN, section 4, "Building a network")."""
+"""How an architecture's cells, stem and head become a program."""
 
 from __future__ import annotations
 

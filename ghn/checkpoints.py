@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def save_checkpoint(ghn: GHN, folder: str | Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in ghn.state_dict().items()}
         save_file(weights, whole / WEIGHTS)
         (whole / CONFIG).write_text(json.dumps(ghn.config.to_dict(), indent=2) + "\n")
+        shutil.copymode(whole / CONFIG, whole / WEIGHTS)  # safetensors lets nobody else read
         _replace(folder, whole, Path(scratch) / "before")
 
 

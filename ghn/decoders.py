@@ -1,4 +1,4 @@
-"""From node states to parameters of the target shapes (DESIGN, section 6).
+"""From node states to parameters of the target shapes.
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, section 3 and
 appendix B.

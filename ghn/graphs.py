@@ -126,7 +126,7 @@ class Graph:
 
 
 def graph_of_program(program: Program) -> Graph:
-    """Keeps the primitives of a program and lets edges pass through everything else (DESIGN, section 5)."""
+    """Keeps the primitives of a program and lets edges pass through everything else."""
     nodes: list[Node] = []
     edges: list[tuple[int, int]] = []
     ends: list[tuple[int, ...]] = []  # for each operation, the nodes that its result comes from

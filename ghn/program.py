@@ -123,7 +123,7 @@ class Program:
 
     @cached_property
     def graph(self) -> Graph:
-        """The computational graph of primitives that the hypernetwork reads (DESIGN, section 5)."""
+        """The computational graph of primitives that the hypernetwork reads."""
         from ghn.graphs import graph_of_program
 
         return graph_of_program(self)

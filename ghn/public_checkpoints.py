@@ -29,8 +29,9 @@ def load_public_checkpoint(path: str | Path) -> GHN:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises is anybody's guess
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} cannot be loaded without executing code, or is damaged: {reason}") from error
+        raise CheckpointError(
+            f"{path} cannot be loaded without executing code, or is no file of torch.save, or damaged"
+        ) from error
     if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
         raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
     state = contents["state_dict"]

@@ -1,4 +1,4 @@
-"""Sampling of architectures: the splits of DeepNets-1M (DESIGN, section 4).
+"""Sampling of architectures: the splits of DeepNets-1M (Knyazev et al., NeurIPS 2021, appendix A).
 
 Stateless: `sample_architecture(seed, split, index)` is a function of its arguments alone. Splits are disjoint by
 construction: a hash of the network's identity says which split it may belong to.
@@ -89,7 +89,7 @@ def widen(architecture: Architecture, image_size: int) -> Architecture:
 
 
 def has_valid_operations(architecture: Architecture) -> bool:
-    """Whether the combination of operations is kept (DESIGN, section 4, "Rejected")."""
+    """Whether the combination of operations is kept."""
     genotype = architecture.genotype
     used = genotype.operations
     if not used & CONVOLUTIONS and ("cse" in used or "msa" not in used):

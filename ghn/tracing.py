@@ -88,7 +88,7 @@ def _attempts(
 def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
     """Batches without numbers that the network may take, the most likely first."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    declared = _declared_shape(model)
+    declared = declared_shape(model)
     if image_size is not None:
         shapes, sides = [], (image_size,)
     elif declared is not None:
@@ -99,7 +99,7 @@ def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
     return [torch.empty(IMAGES, *shape, dtype=dtype, device="meta") for shape in dict.fromkeys(shapes)]
 
 
-def _declared_shape(model: nn.Module) -> tuple[int, ...] | None:
+def declared_shape(model: nn.Module) -> tuple[int, ...] | None:
     """The shape of the images that a network says that it takes: (channels, height, width)."""
     for name in ("pretrained_cfg", "default_cfg"):
         settings = getattr(model, name, None)

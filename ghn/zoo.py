@@ -56,7 +56,8 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
         return network.module(image_size, num_classes)
     if name not in list_architectures():
         close = difflib.get_close_matches(name, list_architectures(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "`ghn list` lists what there is"
+        others = f"must be a name that `ghn list` lists, or {' or '.join(SPLIT_RULES)} with a number, such as deep/7"
+        hint = f"did you mean {', '.join(close)}?" if close else others
         raise ValueError(f"unknown architecture {name!r}: {hint}")
     if name.startswith("timm/"):
         import timm

@@ -107,7 +107,7 @@ def report(params: ParamsFile = Path("params.yaml")) -> None:
 
 
 Architecture = Annotated[str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split draws.")]
-Classes = Annotated[int | None, typer.Option("--classes", min=1, help="Of the network.")]
+Classes = Annotated[int | None, typer.Option("--classes", min=1, help="Of the network; by default those of the GHN.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In pixels; by default what it takes.")]
 
 
@@ -133,14 +133,26 @@ def predict(
     image_size: ImageSize = None,
     class_layers: Annotated[bool, typer.Option(help="Predict the classification layer too.")] = True,
     images: Annotated[
-        str | None, typer.Option(help="Data set or folder of class folders to estimate running statistics from.")
+        str | None,
+        typer.Option(help="Data set, or folder of class folders, for running statistics and a score."),
     ] = None,
+    folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
 ) -> None:
     """Predict the parameters of a network and write them to a file."""
     from pipeline.networks import predict_network
 
-    predict_network(architecture, checkpoint, out, classes, image_size, class_layers, images, cache)
+    predict_network(
+        architecture,
+        checkpoint,
+        out,
+        num_classes=classes,
+        image_size=image_size,
+        class_layers=class_layers,
+        dataset=images,
+        folder=folder,
+        cache=cache,
+    )
 
 
 @app.command(rich_help_panel=NETWORKS)
@@ -148,9 +160,9 @@ def predict(
 def graph(
     architecture: Architecture,
     out: Annotated[Path, typer.Option(help="Where to draw it: .svg, .pdf or .png.")],
-    classes: Classes = 1000,
+    classes: Annotated[int, typer.Option(min=1, help="Of the network.")] = 1000,
     image_size: ImageSize = None,
-    virtual_edges: Annotated[bool, typer.Option(help="Draw them too.")] = False,
+    virtual_edges: Annotated[bool, typer.Option(help="Draw virtual edges too.")] = False,
 ) -> None:
     """Draw the graph of a network, as a GHN sees it."""
     from pipeline.networks import draw_network
@@ -165,9 +177,9 @@ def import_ghn(
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
 ) -> None:
     """Import a published GHN; nothing in the file is executed."""
-    from pipeline.networks import convert_hypernetwork
+    from pipeline.networks import import_hypernetwork
 
-    convert_hypernetwork(file, out, to_public=False)
+    import_hypernetwork(file, out)
 
 
 @app.command("export-ghn", rich_help_panel=FILES)
@@ -177,9 +189,9 @@ def export_ghn(
     out: Annotated[Path, typer.Option(help="The file to write.")],
 ) -> None:
     """Export a GHN to the published format."""
-    from pipeline.networks import convert_hypernetwork
+    from pipeline.networks import export_hypernetwork
 
-    convert_hypernetwork(checkpoint, out, to_public=True)
+    export_hypernetwork(checkpoint, out)
 
 
 @app.command("import-deepnets", rich_help_panel=FILES)
@@ -187,7 +199,7 @@ def export_ghn(
 def import_architectures(
     hdf5: Annotated[Path, typer.Argument(help="The graphs, such as deepnets1m_train.hdf5.")],
     metadata: Annotated[Path, typer.Argument(help="The records, such as deepnets1m_train_meta.json.")],
-    split: Annotated[str, typer.Option(help="Where they belong.")] = "train",
+    split: Annotated[str, typer.Option(help="Where they belong: train, val, test, deep, …")] = "train",
     storage: Annotated[str, typer.Option(help="A folder, or s3://bucket/prefix.")] = "storage",
     keep_disagreeing: Annotated[bool, typer.Option(help="Import rows too whose graph is not their record's.")] = False,
 ) -> None:

@@ -1,9 +1,11 @@
-"""What the commands `ghn predict` and `ghn graph` do with one network."""
+"""What the commands about one network and about files of hypernetworks do."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from ghn import GHN, Graph, TracingError, load, trace
+from ghn import GHN, Graph, PredictionReport, TracingError, load, trace
 from ghn.checkpoints import CheckpointError
+from ghn.tracing import declared_shape
 from ghn.zoo import find_network
 from pipeline.drawing.plot import FORMATS, draw_graph, save
 from pipeline.errors import UserError
@@ -25,26 +28,52 @@ BATCH = 64
 """Images a batch."""
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a user can mend, in our library's words."""
+    try:
+        yield
+    except (CheckpointError, TracingError) as error:
+        raise UserError(str(error)) from error
+
+
+def require_file_name(out: Path) -> None:
+    """Makes the folder that a file is to be written to. Raises UserError if there can be no such file."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: must be the name of a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
 def read_hypernetwork(checkpoint: Path) -> GHN:
     """The hypernetwork of a checkpoint folder, or of a file in the published format."""
-    try:
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} not found: must be a checkpoint folder, or a file in the published format")
+    with _explained():
         return GHN.from_public_checkpoint(checkpoint) if checkpoint.is_file() else GHN.from_pretrained(checkpoint)
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
 
 
-def convert_hypernetwork(checkpoint: Path, out: Path, to_public: bool) -> None:
-    """Writes a hypernetwork to a checkpoint folder, or to a file in the published format."""
-    ghn = read_hypernetwork(checkpoint)
-    try:
-        if to_public:
-            ghn.to_public_checkpoint(out)
-        else:
-            ghn.save(out)
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
-    settings = ", ".join(f"{key} {value}" for key, value in ghn.config.to_dict().items())
-    print(f"{settings}\nwritten to {out}")
+def import_hypernetwork(file: Path, out: Path) -> None:
+    """Writes a hypernetwork in the published format to a checkpoint folder."""
+    with _explained():
+        ghn = GHN.from_public_checkpoint(file)
+        ghn.save(out)
+    print(f"{_settings(ghn)}\nwritten to {out}")
+
+
+def export_hypernetwork(checkpoint: Path, out: Path) -> None:
+    """Writes the hypernetwork of a checkpoint folder to a file in the published format."""
+    require_file_name(out)
+    with _explained():
+        ghn = GHN.from_pretrained(checkpoint)
+        ghn.to_public_checkpoint(out)
+    print(f"{_settings(ghn)}\nwritten to {out}")
+
+
+def _settings(ghn: GHN) -> str:
+    return ", ".join(f"{key} {value}" for key, value in ghn.config.to_dict().items())
 
 
 def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
@@ -52,18 +81,16 @@ def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
     network = find_network(name)
     if network is not None:
         return network.graph(image_size or 224, num_classes)
-    try:
+    with _explained():
         return trace(_load(name, num_classes, image_size), image_size=image_size)
-    except TracingError as error:
-        raise UserError(str(error)) from error
 
 
 def draw_network(name: str, out: Path, num_classes: int, image_size: int | None, virtual_edges: bool) -> None:
     """Draws the graph of a network; the suffix of `out` says how, .svg, .pdf or .png."""
     if out.suffix.lower() not in FORMATS:
         raise UserError(f"{out} is not the name of a picture: must end in {', '.join(FORMATS)}")
+    require_file_name(out)
     graph = named_graph(name, num_classes, image_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save(draw_graph(graph, name, virtual_edges), out)
     print(f"{len(graph.nodes)} nodes, written to {out}")
 
@@ -72,11 +99,12 @@ def predict_network(
     name: str,
     checkpoint: Path,
     out: Path,
-    num_classes: int | None,
-    image_size: int | None,
-    class_layers: bool,
-    dataset: str | None,
-    cache: Path,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    class_layers: bool = True,
+    dataset: str | None = None,
+    folder: str | None = None,
+    cache: Path = Path("storage/images"),
 ) -> None:
     """Predicts the parameters of a network and writes its state to `out` in safetensors.
 
@@ -84,33 +112,48 @@ def predict_network(
         name: of the network (see `ghn.list_architectures`).
         checkpoint: of the hypernetwork (see `read_hypernetwork`).
         num_classes: by default as many as the hypernetwork knows.
-        image_size: in pixels; by default what the network says that it takes, else what the hypernetwork was trained
-            with.
-        dataset: images (see `load_images`) to estimate running statistics from, and to classify if the network has
-            as many classes.
+        image_size: in pixels; by default what the network says that it takes. Others are traced at any size that
+            they take; images for them are of the size that the hypernetwork was trained with.
+        dataset, folder: images (see `load_images`) to classify, if the network has as many classes, and to estimate
+            running statistics from. Networks of ours have none: they always use those of the batch.
         cache: a folder for the decoded images.
     """
+    require_file_name(out)
     ghn = read_hypernetwork(checkpoint)
     classes = ghn.config.num_classes if num_classes is None else num_classes
-    size = image_size or (ghn.config.image_size if find_network(name) is not None else None)
-    model = _load(name, classes, size)
-    images = None if dataset is None else load_images(dataset, size or _image_side(model, ghn), cache)
-    try:
+    is_ours = find_network(name) is not None
+    model = _load(name, classes, image_size or ghn.config.image_size if is_ours else image_size)
+    if dataset is not None and image_size is None:
+        declared = declared_shape(model)
+        image_size = ghn.config.image_size if declared is None else declared[-1]
+    images = None
+    with _explained():
+        if dataset is not None:
+            ghn.graph(model, image_size=image_size)  # before images are decoded for nothing
+            images = load_images(dataset, image_size, cache, folder=folder)
         report = ghn.predict(
             model,
-            image_size=size,
+            image_size=image_size,
             predict_class_layers=class_layers,
-            calibration_images=None if images is None else _calibration(images),
+            calibration_images=None if images is None or is_ours else _calibration(images),
         )
-    except TracingError as error:
-        raise UserError(str(error)) from error
     _write(model, out)
     print(f"{name}: {report}")
     if report.batch_statistics:
-        print("so the file has no running statistics: give --images to estimate them, or load it with strict=False")
-    if images is not None and len(images.classes) == classes:
-        print(f"top-1 on the {len(images.test)} test images of {images.name}: {_top1(model, images):.1%}")
+        print("the file has no running statistics: call ghn.use_batch_statistics(network) before it is loaded")
+        print("into one, or give --images to estimate them")
+    if images is not None:
+        print(_score(model, report, images, classes))
     print(f"written to {out}")
+
+
+def _score(model: nn.Module, report: PredictionReport, images: Images, classes: int) -> str:
+    """How many test images a predicted network classifies rightly, in words."""
+    if len(images.classes) != classes:
+        return f"no score: {images.name} has {len(images.classes)} classes, the network {classes}"
+    if not any(node.classifies and node.parameters for node in report.graph.nodes):
+        return "no score: the classification layer is not predicted"
+    return f"top-1 on the {len(images.test)} test images of {images.name}: {_top1(model, images):.1%}"
 
 
 def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
@@ -118,14 +161,6 @@ def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
         return load(name, num_classes, image_size or 224)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _image_side(model: nn.Module, ghn: GHN) -> int:
-    """The side in pixels of the images that a network says that it takes, else of those of the hypernetwork."""
-    settings = getattr(model, "default_cfg", None) or {}
-    return (
-        settings["input_size"][-1] if "input_size" in settings else getattr(model, "image_size", ghn.config.image_size)
-    )
 
 
 def _calibration(images: Images) -> Iterator[Tensor]:
@@ -145,7 +180,9 @@ def _top1(model: nn.Module, images: Images) -> float:
 
 def _write(model: nn.Module, out: Path) -> None:
     """The state of a network as one safetensors file, whole or not at all; tied parameters are written once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        save_model(model, f"{scratch}/whole")
-        (Path(scratch) / "whole").replace(out)
+        whole, ordinary = Path(scratch) / "whole", Path(scratch) / "ordinary"
+        save_model(model, str(whole))
+        ordinary.touch()
+        shutil.copymode(ordinary, whole)  # safetensors lets nobody else read
+        whole.replace(out)

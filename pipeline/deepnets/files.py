@@ -104,7 +104,7 @@ def _read(metadata: Path, prefix: str, keys: bool = False) -> Iterator[Any]:
                 yield from ijson.items(file, prefix, use_float=True)
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{metadata} is not the JSON file of DeepNets-1M: {_one_line(error)}\n"
+            f"{metadata} is not the JSON file of DeepNets-1M, or not all of it\n"
             'must be {"<split>": {"nets": [records], "meta": {"primitives_ext": {"0": name, …}, …}}, …}'
         ) from error
 
@@ -114,7 +114,7 @@ def _installed(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f'{name} is not installed: `pip install "graph-hypernetworks[deepnets]"`') from error
+        raise UserError(f'{name} is not installed: `pip install -e ".[pipeline,deepnets]"`') from error
 
 
 @contextmanager

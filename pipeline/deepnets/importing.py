@@ -1,7 +1,7 @@
 """Import of DeepNets-1M as published: a split of two files becomes Parquet shards in the storage, and a manifest.
 
 Every row is compared with its own record before it is taken: files that the public generator writes with current
-libraries are not always what they say (DESIGN, section 15). What is kept is the record; the graph is ours.
+libraries are not always what they say. What is kept is the record; the graph is ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.architecture_store import Shard, find_shard, programs_of_row, row, write_manifest, write_shard
+from pipeline.check import require_writable
 from pipeline.deepnets.checks import Disagreement, architecture_of, check_graph, check_record
 from pipeline.deepnets.files import (
     Contents,
@@ -71,6 +72,7 @@ def import_deepnets(
         raise UserError(f"split {split!r} cannot be imported: must be one of {', '.join(DRAWN)}")
     for file in (hdf5, metadata):
         require_file(file)
+    require_writable(storage)
     contents = read_contents(metadata, split)
     with open_graphs(hdf5, contents) as graphs:
         settings = {"format": FORMAT, "split": split, "keep": keep_disagreeing, "shard_rows": shard_rows}
@@ -231,4 +233,4 @@ def _print_summary(taken: _Import, split: str, rows: int, manifest: str) -> None
         "bytes": sum(shard.bytes for shard in taken.shards),
     }
     print_table("Imported architectures", [{name: str(value) for name, value in summary.items()}])
-    print(f"to use them, set in params.yaml generate.imported: {{{split}: {manifest}}}")
+    print(f"to use them, set in params.yaml, with the same storage:\n\ngenerate:\n  imported: {{{split}: {manifest}}}")

@@ -79,7 +79,7 @@ def full_decode(decoder: ParameterDecoder, h: Tensor) -> Tensor:
 
 
 def reference(decoder: ParameterDecoder, h: Tensor, node: Node) -> dict[str, Tensor]:
-    """The parameters of one node, by DESIGN section 6: decode in full, slice or repeat, normalise."""
+    """The parameters of one node, from the definition: decode in full, slice or repeat, normalise."""
     first = node.parameters[0]
     if len(first.shape) > 1:
         out, inputs, kh, kw = node.shape

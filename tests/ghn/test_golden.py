@@ -1,4 +1,4 @@
-"""Against what the public GHN-2 code computed (DESIGN, section 15): GHN-2, GHN-1 and MLP, with random weights."""
+"""Against what the public GHN-2 code computed: GHN-2, GHN-1 and MLP, with random weights."""
 
 from __future__ import annotations
 

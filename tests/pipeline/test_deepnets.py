@@ -96,9 +96,9 @@ def test_the_golden_files_are_imported_whole(tmp_path: Path, capsys: pytest.Capt
     assert columns["index"].tolist() == list(range(20))
     assert columns["identity"].tolist() == [architecture.identity for architecture in ARCHITECTURES]
     assert columns["nodes"].tolist() == [record["num_nodes"] for record in RECORDS]
-    numbers, _, setting = capsys.readouterr().out.splitlines()[-3:]
+    numbers, *_, setting = capsys.readouterr().out.splitlines()[-6:]
     assert [text.strip() for text in numbers.split("│")[1:6]] == ["train", "20", "20", "0", "0"]
-    assert setting.endswith(f"generate.imported: {{train: {address}}}")
+    assert setting == f"  imported: {{train: {address}}}"
 
 
 def test_published_numbers_of_parameters_are_those_before_pruning_with_ten_classes() -> None:
@@ -315,7 +315,7 @@ def test_the_widened_split_cannot_be_imported(files: Files) -> None:
 def test_without_h5py_the_extra_is_named(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     files.write()
     monkeypatch.setitem(sys.modules, "h5py", None)
-    assert 'pip install "graph-hypernetworks[deepnets]"' in files.refusal()
+    assert 'pip install -e ".[pipeline,deepnets]"' in files.refusal()
 
 
 def damage_four_rows(graphs: h5py.Group, records: list[Any]) -> None:
@@ -342,7 +342,7 @@ def test_disagreeing_rows_are_imported_when_asked_for_but_no_invalid_or_repeated
             {"index": "2", "imported": "True", "reason": "/train/2/adj is missing in the HDF5 file"},
             {"index": "5", "imported": "False", "reason": "the same network as row 3"},
         ]
-    numbers = capsys.readouterr().out.splitlines()[-3]
+    numbers = capsys.readouterr().out.splitlines()[-6]
     assert [text.strip() for text in numbers.split("│")[1:6]] == ["train", "6", "4", "3", "1"]
 
 

@@ -11,8 +11,7 @@ import torchvision
 from safetensors.torch import load_file, load_model
 from typer.testing import CliRunner
 
-from ghn import GHN, GHNConfig, load
-from ghn.prediction import use_batch_statistics
+from ghn import GHN, GHNConfig, load, use_batch_statistics
 from pipeline.architecture_store import ArchitectureStore
 from pipeline.cli import app
 
@@ -50,14 +49,16 @@ def test_a_network_is_predicted_into_a_file_that_torchvision_loads(checkpoint: P
     out = tmp_path / "new" / "resnet18.safetensors"
     printed = run("predict", "resnet18", "--checkpoint", checkpoint, "--out", out)
     assert "resnet18: predicted 62 parameters (11,181,642 elements) from a graph of 53 nodes" in printed
-    assert "20 norm layers use the statistics of each batch" in printed and "strict=False" in printed
+    assert "20 norm layers use the statistics of each batch" in printed
+    assert "call ghn.use_batch_statistics(network) before it is loaded" in printed
     network = torchvision.models.resnet18(num_classes=10)
     use_batch_statistics(network)
     load_model(network, out)
     expected = torchvision.models.resnet18(num_classes=10)
     GHN.from_pretrained(checkpoint).predict(expected)
-    for name, parameter in expected.named_parameters():
-        assert torch.equal(parameter, network.get_parameter(name))
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(network.eval()(x), expected.eval()(x))
+    assert out.stat().st_mode & 0o777 == (checkpoint / "config.json").stat().st_mode & 0o777
     assert [path.name for path in out.parent.iterdir()] == ["resnet18.safetensors"]
 
 
@@ -70,6 +71,44 @@ def test_images_give_running_statistics_and_a_score(checkpoint: Path, tmp_path: 
     network = torchvision.models.resnet18(num_classes=10)
     load_model(network, out)  # strict: nothing is missing
     assert not torch.equal(network.bn1.running_mean, torch.zeros(64))
+
+
+def test_networks_of_ours_are_scored_and_keep_to_the_statistics_of_the_batch(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["--images", "digits", "--image-size", 16, "--cache", tmp_path / "cache"]
+    printed = run("predict", "deep/7", "--checkpoint", checkpoint, "--out", tmp_path / "out", *arguments)
+    assert "top-1 on the 359 test images of digits" in printed and "running statistics" not in printed
+    load("deep/7", num_classes=10, image_size=16).load_state_dict(load_file(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("--no-class-layers", "the classification layer is not predicted"), ("--classes=7", "the network 7")],
+)
+def test_there_is_no_score_without_a_predicted_head(checkpoint: Path, tmp_path: Path, option: str, reason: str) -> None:
+    arguments = ["--images", "digits", "--image-size", 16, "--cache", tmp_path / "cache", option]
+    printed = run("predict", "timm/resnet10t", "--checkpoint", checkpoint, "--out", tmp_path / "out", *arguments)
+    assert f"no score: {reason}" in printed.replace("digits has 10 classes, ", "")
+
+
+def test_images_that_are_too_small_are_refused_before_they_are_decoded(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["--images", "digits", "--image-size", 8, "--cache", tmp_path / "cache"]
+    message = refused("predict", "alexnet", "--checkpoint", checkpoint, "--out", tmp_path / "out", *arguments)
+    assert "AlexNet does not run on inputs of (2, 3, 8, 8)" in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_places_that_cannot_be_written_are_named_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.svg").mkdir()
+    files = [GOLDEN / "deepnets1m_train.hdf5", GOLDEN / "deepnets1m_train_meta.json"]
+    for command in (
+        ["predict", "resnet18", "--checkpoint", checkpoint],
+        ["export-ghn", checkpoint],
+        ["graph", "resnet18"],
+    ):
+        assert "folder.svg is a folder" in refused(*command, "--out", tmp_path / "folder.svg")
+        assert "cannot be written" in refused(*command, "--out", tmp_path / "file" / "below.svg")
+    assert "cannot be written" in refused("import-deepnets", *files, "--storage", tmp_path / "file")
 
 
 def test_class_layers_and_other_classes_are_said(checkpoint: Path, tmp_path: Path) -> None:
@@ -110,8 +149,10 @@ def test_what_is_wrong_is_named(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.svg"
     assert "did you mean resnet50" in refused("predict", "resnet51", "--checkpoint", checkpoint, "--out", out)
     assert "did you mean resnet50" in refused("graph", "resnet51", "--out", out)
-    assert "nothing" in refused("predict", "resnet18", "--checkpoint", tmp_path / "nothing", "--out", out)
-    assert "nothing" in refused("import-ghn", tmp_path / "nothing", "--out", out)
+    nothing = tmp_path / "nothing"
+    assert "nothing not found: must be a" in refused("predict", "resnet18", "--checkpoint", nothing, "--out", out)
+    assert "nothing not found" in refused("import-ghn", nothing, "--out", tmp_path / "imported")
+    assert "without executing code" in refused("import-ghn", GOLDEN / "ghn2.json", "--out", tmp_path / "imported")
     assert "does not run on inputs of (2, 3, 8, 8)" in refused("graph", "alexnet", "--image-size", 8, "--out", out)
     wrong = refused("predict", "resnet18", "--checkpoint", checkpoint, "--out", out, "--images", "no-such-set")
     assert "no-such-set" in wrong
@@ -132,7 +173,7 @@ def test_networks_of_timm_are_predicted(checkpoint: Path, tmp_path: Path) -> Non
 def test_published_architectures_are_imported_and_the_setting_that_uses_them_is_printed(tmp_path: Path) -> None:
     files = [GOLDEN / "deepnets1m_train.hdf5", GOLDEN / "deepnets1m_train_meta.json"]
     printed = run("import-deepnets", *files, "--split", "train", "--storage", tmp_path)
-    assert "generate.imported: {train: architectures/train/imported-" in printed
+    assert "generate:\n  imported: {train: architectures/train/imported-" in printed
     manifest = next(tmp_path.rglob("manifest.json"))
     assert len(ArchitectureStore(str(tmp_path), manifest)["train"]) == 20
     assert "has no split val: it has train" in refused("import-deepnets", *files, "--split", "val")
