@@ -107,8 +107,10 @@ def main(
     by_level = statistics.median(seconds(lambda: ghn.gnn(h_NH, batch)) for _ in range(repeats))
     by_node = seconds(lambda: node_by_node(ghn.gnn, h_NH, batch))
     torch.testing.assert_close(node_by_node(ghn.gnn, h_NH, batch), ghn.gnn(h_NH, batch), atol=1e-5, rtol=1e-4)
-    print(f"GNN alone, forward and backward: by level {by_level:.3f} s, node by node {by_node:.2f} s, ")
-    print(f"  {by_node / by_level:.0f} times as fast, the same states")
+    print(
+        f"GNN alone, forward and backward: by level {by_level:.3f} s, node by node {by_node:.2f} s, "
+        f"{by_node / by_level:.0f} times as long for the same states"
+    )
 
     growth = []
     count = meta_batch_size
