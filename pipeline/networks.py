@@ -41,6 +41,11 @@ def require_file_name(out: Path) -> None:
     """Makes the folder that a file is to be written to. Raises UserError if there can be no such file."""
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: must be the name of a file")
+    require_folder_of(out)
+
+
+def require_folder_of(out: Path) -> None:
+    """Makes the folder that something is to be written to. Raises UserError if there can be none."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,6 +62,7 @@ def read_hypernetwork(checkpoint: Path) -> GHN:
 
 def import_hypernetwork(file: Path, out: Path) -> None:
     """Writes a hypernetwork in the published format to a checkpoint folder."""
+    require_folder_of(out)
     with _explained():
         ghn = GHN.from_public_checkpoint(file)
         ghn.save(out)
@@ -153,7 +159,11 @@ def _score(model: nn.Module, report: PredictionReport, images: Images, classes: 
         return f"no score: {images.name} has {len(images.classes)} classes, the network {classes}"
     if not any(node.classifies and node.parameters for node in report.graph.nodes):
         return "no score: the classification layer is not predicted"
-    return f"top-1 on the {len(images.test)} test images of {images.name}: {_top1(model, images):.1%}"
+    from pipeline.evaluate import score  # brings Ray, which nothing else here needs
+
+    with torch.inference_mode():
+        top1 = score(model.eval(), evaluation_batches(images.test, images, BATCH), torch.device("cpu")).top1
+    return f"top-1 on the {len(images.test)} test images of {images.name}: {top1:.1%}"
 
 
 def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
@@ -166,16 +176,6 @@ def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
 def _calibration(images: Images) -> Iterator[Tensor]:
     for batch, _ in islice(evaluation_batches(images.train, images, BATCH), CALIBRATION_BATCHES):
         yield batch
-
-
-def _top1(model: nn.Module, images: Images) -> float:
-    model.eval()
-    with torch.inference_mode():
-        right = sum(
-            (model(batch).argmax(1) == labels).sum().item()
-            for batch, labels in evaluation_batches(images.test, images, BATCH)
-        )
-    return right / len(images.test)
 
 
 def _write(model: nn.Module, out: Path) -> None:

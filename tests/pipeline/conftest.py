@@ -1,4 +1,4 @@
-"""Results of a run, made up; object storage on this machine."""
+"""Results of a run, made up; object storage and Ray on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from example_results import make_results
+from small_settings import ROOT
+
+from pipeline.cluster import ray_cluster
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket="bucket")
     yield "s3://bucket/prefix"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_on_this_machine() -> Iterator[None]:
+    """A Ray cluster of two cores for the tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
+        with ray_cluster(num_cpus=2):
+            yield

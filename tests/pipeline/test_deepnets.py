@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ghn import Architecture, Genotype
 from ghn.graphs import PRIMITIVES
 from pipeline.architecture_store import ArchitectureStore, programs_of_row, row
 from pipeline.check import check
-from pipeline.cluster import ray_cluster
 from pipeline.deepnets.checks import Disagreement, check_graph, count_parameters
 from pipeline.deepnets.files import PublishedGraph
 from pipeline.deepnets.importing import import_deepnets
@@ -387,14 +386,6 @@ def test_a_bucket_takes_an_import_and_keeps_none_that_is_refused(files: Files, b
         files.load(shard_rows=2)
     fsspec.filesystem("s3").invalidate_cache()
     assert fsspec.filesystem("s3").find(bucket) == before
-
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        with ray_cluster(num_cpus=2):
-            yield
 
 
 def imported_project(

@@ -18,7 +18,6 @@ import yaml
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
 from pipeline.architecture_store import row, write_manifest, write_shard
-from pipeline.cluster import ray_cluster
 from pipeline.errors import UserError
 from pipeline.evaluate import (
     Candidate,
@@ -88,14 +87,6 @@ def candidates() -> list[Candidate]:
 @pytest.fixture
 def ghn() -> GHN:
     return make_ghn(0)
-
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
-        with ray_cluster(num_cpus=2):
-            yield
 
 
 def without_time(rows: list[dict]) -> list[dict]:

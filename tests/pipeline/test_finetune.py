@@ -13,7 +13,6 @@ import yaml
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
 from pipeline.architecture_store import row, write_manifest, write_shard
-from pipeline.cluster import ray_cluster
 from pipeline.errors import UserError
 from pipeline.evaluate import fresh_module
 from pipeline.finetune import (
@@ -73,14 +72,6 @@ def ghn() -> GHN:
     """It was trained, so to speak, for another number of classes than the target has."""
     torch.manual_seed(0)
     return GHN(GHNConfig(num_classes=7, image_size=8, hidden=8, kernel=3)).eval()
-
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
-        with ray_cluster(num_cpus=2):
-            yield
 
 
 # --- images ---

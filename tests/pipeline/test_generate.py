@@ -4,27 +4,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ghn.sampling import sample_architecture
 from pipeline.architecture_store import ArchitectureStore
-from pipeline.cluster import ray_cluster
 from pipeline.generate import generate, make_shard
 from pipeline.params import SPLITS, Params
 
 ROOT = Path(__file__).parents[2]
 STORED = Path("storage/architectures")
-
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        with ray_cluster(num_cpus=2):
-            yield
 
 
 def contents() -> dict[Path, bytes]:

@@ -108,6 +108,7 @@ def test_places_that_cannot_be_written_are_named_before_any_work(checkpoint: Pat
     ):
         assert "folder.svg is a folder" in refused(*command, "--out", tmp_path / "folder.svg")
         assert "cannot be written" in refused(*command, "--out", tmp_path / "file" / "below.svg")
+    assert "cannot be written" in refused("import-ghn", GOLDEN / "ghn2.pt", "--out", tmp_path / "file" / "below")
     assert "cannot be written" in refused("import-deepnets", *files, "--storage", tmp_path / "file")
 
 
