@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ghn.graphs import Graph
+    from ghn.outlines import Summary
 
 OPERATIONS = (
     "none",
@@ -64,8 +65,14 @@ class Network(ABC):
 
     @property
     def identity(self) -> str:
-        """24 hexadecimal digits; equal for equal networks (see `Program.identity`), on 32×32 images, 10 classes."""
-        return self.compile(32, 10).identity
+        """24 hexadecimal digits; equal for equal networks (see `ghn.identity`), on 32×32 images, 10 classes."""
+        return self.summary(32, 10).identity
+
+    def summary(self, image_size: int, num_classes: int) -> Summary:
+        """Identity, parameters, FLOPs and size of the graph."""
+        from ghn.outlines import summarise
+
+        return summarise(self.compile(image_size, num_classes))
 
     def graph(self, image_size: int, num_classes: int) -> Graph:
         """The computational graph that a hypernetwork reads."""
@@ -206,6 +213,16 @@ class Architecture(Network):
         from ghn.cells import compile_architecture
 
         return compile_architecture(self, image_size, num_classes)
+
+    def summary(self, image_size: int, num_classes: int) -> Summary:
+        from ghn.cells import outline_architecture
+
+        return outline_architecture(self, image_size, num_classes)
+
+    def num_parameters(self, image_size: int, num_classes: int) -> int:
+        from ghn.cells import count_parameters
+
+        return count_parameters(self, image_size, num_classes)
 
     def with_width(self, C: int, fc_dim: int | None = None) -> Architecture:
         """The same architecture with another width (and hidden width of the head)."""

@@ -9,12 +9,14 @@ Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ghn.identity import identify, image_value, polynomial
 
 if TYPE_CHECKING:
     from ghn.graphs import Graph
@@ -25,6 +27,9 @@ LARGE_IMAGE = 112
 
 class InvalidArchitecture(ValueError):
     """The architecture has no output: every path from the image ends in `none`."""
+
+    def __init__(self) -> None:
+        super().__init__("the network has no output: every path from the image ends in 'none'")
 
 
 Role = Literal["weight", "scale", "bias", "encoding"]
@@ -105,21 +110,9 @@ class Program:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the network itself: equal networks have equal identities, however they were described.
-
-        Each operation is hashed with the hashes of its inputs (unordered where they are summed), without
-        parameter names.
-        """
-        digests: list[bytes] = []
-        for operation in self.operations:
-            inputs = [digests[source] for source in operation.inputs]
-            if operation.kind == "add":
-                inputs.sort()
-            shapes = [parameter.shape for parameter in operation.parameters]
-            head = f"{operation.kind}{operation.shape}{operation.settings}{shapes}".encode()
-            digests.append(hashlib.blake2b(head + b"".join(inputs), digest_size=12).digest())
-        tail = f"{len(self.operations)} {self.num_parameters}".encode()
-        return hashlib.blake2b(digests[-1] + tail, digest_size=12).hexdigest()
+        """Equal for equal networks, whatever the names of their parameters: see `ghn.identity`."""
+        value = polynomial(self.operations)(image_value(self.image_size))
+        return identify(value, len(self.operations), self.num_parameters)
 
     @cached_property
     def graph(self) -> Graph:
@@ -129,24 +122,74 @@ class Program:
         return graph_of_program(self)
 
 
-class ProgramBuilder:
-    """Collects operations; `finish` prunes what does not reach the output and gives the program.
+class Builder(ABC):
+    """What a network is described to, step by step.
 
     Every method returns the position of its result. A position may be `None`, which stands for an absent
     result (Section 4: `none` contributes nothing): whatever is applied to it is absent too.
     """
+
+    @property
+    def image(self) -> int:
+        return 0
+
+    @abstractmethod
+    def shape(self, x: int) -> tuple[int, ...]:
+        """The shape of the result at a position."""
+
+    @abstractmethod
+    def emit(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        """An operation without parameters and settings."""
+
+    @abstractmethod
+    def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
+        """What `emit(builder, x, name, *settings)` gives, where `builder` takes single operations.
+
+        It may depend on the shape of `x` and on the settings, which are hashable, and on nothing else.
+        """
+
+    def add(self, inputs: list[int | None]) -> int | None:
+        """The sum of the results that are present; absent if none is."""
+        present = [x for x in inputs if x is not None]
+        if not present:
+            return None
+        if len(present) == 1:
+            return present[0]
+        return self.emit("add", tuple(present), self.shape(present[0]))
+
+    def concat(self, inputs: list[int | None]) -> int | None:
+        """The concatenation along channels, with zeros in place of absent results; absent if all are."""
+        present = next((x for x in inputs if x is not None), None)
+        if present is None:
+            return None
+        shape = self.shape(present)
+        filled = [self.emit("zeros", (), shape) if x is None else x for x in inputs]
+        if len(filled) == 1:
+            return filled[0]
+        channels = sum([self.shape(x)[0] for x in filled])
+        return self.emit("concat", tuple(filled), (channels, *shape[1:]))
+
+
+class ProgramBuilder(Builder):
+    """Collects operations; `finish` prunes what does not reach the output and gives the program."""
 
     def __init__(self, image_size: int, num_classes: int):
         self.image_size = image_size
         self.num_classes = num_classes
         self.operations: list[Operation] = [Operation("image", (), (3, image_size, image_size))]
 
-    @property
-    def image(self) -> int:
-        return 0
+    @classmethod
+    def on(cls, shape: tuple[int, ...]) -> ProgramBuilder:
+        """A builder for a part of a network, whose first operation stands for what comes before; it has that shape."""
+        build = cls(shape[-1], 0)
+        build.operations[0] = Operation("image", (), shape)
+        return build
 
     def shape(self, x: int) -> tuple[int, ...]:
         return self.operations[x].shape
+
+    def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
+        return emit(self, x, name, *settings)
 
     def emit(
         self,
@@ -214,27 +257,6 @@ class ProgramBuilder:
         channels, height, width = self.operations[x].shape
         return self.emit("subsample", (x,), (channels, -(-height // stride), -(-width // stride)), (), (stride,))
 
-    def add(self, inputs: list[int | None]) -> int | None:
-        """The sum of the results that are present; absent if none is."""
-        present = [x for x in inputs if x is not None]
-        if not present:
-            return None
-        if len(present) == 1:
-            return present[0]
-        return self.emit("add", tuple(present), self.operations[present[0]].shape)
-
-    def concat(self, inputs: list[int | None]) -> int | None:
-        """The concatenation along channels, with zeros in place of absent results; absent if all are."""
-        present = next((x for x in inputs if x is not None), None)
-        if present is None:
-            return None
-        shape = self.operations[present].shape
-        filled = [self.emit("zeros", (), shape) if x is None else x for x in inputs]
-        if len(filled) == 1:
-            return filled[0]
-        channels = sum(self.operations[x].shape[0] for x in filled)
-        return self.emit("concat", tuple(filled), (channels, *shape[1:]))
-
     def position_encoding(self, x: int, name: str) -> int:
         """Adds a learned tensor of shape (1, C, P, P), P the side of `x`."""
         shape = self.operations[x].shape
@@ -254,7 +276,7 @@ class ProgramBuilder:
             InvalidArchitecture: the output is absent.
         """
         if output is None:
-            raise InvalidArchitecture("the network has no output: every path from the image ends in 'none'")
+            raise InvalidArchitecture
         needed = [False] * len(self.operations)
         needed[0] = needed[output] = True
         for position in range(output, -1, -1):
