@@ -9,11 +9,12 @@ Dimensions: n nodes of a group, O/I out/in channels, Y×X kernel positions, T to
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ghn.program import Layout, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Sizes = tuple[int, ...]
 """The lengths of a parameter's axes."""
@@ -122,8 +123,15 @@ def arrange(decoded: Tensor, parameter: Parameter) -> Tensor:
         grid = decoded.flatten(3).squeeze(1)  # (n, C, Y·X)
         extra = math.prod(shape) // grid.shape[1] - grid.shape[2]
         if extra > 0:
-            grid = torch.cat([grid.mean(2, keepdim=True).expand(-1, -1, extra), grid], 2)
+            grid = _with_means(grid, extra)
         decoded = grid.transpose(1, 2) if parameter.layout == "tokens" else grid
     elif parameter.layout == "volume":
         decoded = decoded.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)
     return decoded.reshape(-1, *shape)
+
+
+def _with_means(grid: Tensor, count: int) -> Tensor:
+    """(n, C, T) with `count` tokens in front, each of them the mean over the others."""
+    import torch
+
+    return torch.cat([grid.mean(2, keepdim=True).expand(-1, -1, count), grid], 2)

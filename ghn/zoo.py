@@ -6,12 +6,14 @@ import difflib
 import re
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ghn.architectures import Network
 from ghn.predefined import PREDEFINED
 from ghn.sampling import SPLIT_RULES, sample_architecture
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SAMPLED = re.compile(rf"({'|'.join(SPLIT_RULES)})/(\d+)")
 
