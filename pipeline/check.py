@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import fsspec
-
 from pipeline.errors import UserError
 from pipeline.image_sets import find_image_set
 from pipeline.imported_splits import find_imported_splits
 from pipeline.params import Params
-from pipeline.results import image_cache, results_folder, storage_url, write_bytes
+from pipeline.results import image_cache, results_folder
+from pipeline.storage import remove, storage_url, write_bytes
 
 PASSED = b"The settings are possible, and the places that they name can be used.\n"
 
@@ -38,8 +37,9 @@ def require_writable(storage: str) -> None:
     place = storage_url(storage, f"check-{uuid4().hex}")
     try:
         write_bytes(place, b"")
-        filesystem, path = fsspec.core.url_to_fs(place)
-        filesystem.rm_file(path)
+        remove(place)
+    except UserError as error:
+        raise UserError(f"storage = {storage}: {error}") from error
     except Exception as error:  # an object store's client has exceptions of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

@@ -42,6 +42,8 @@ MAX_RETRIES = 3  # of a task whose process or node died
 PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_RETRY_MODE",
     "AWS_DEFAULT_REGION",
     "AWS_REGION",
     "MLFLOW_TRACKING_URI",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fsspec
-
 from pipeline.architecture_store import Shard, read_manifest
 from pipeline.errors import UserError
 from pipeline.params import DRAWN, Params
-from pipeline.results import storage_url
+from pipeline.storage import file_sizes, storage_url
 
 AGAIN = "`ghn import-deepnets` writes it, to the storage that it is given, and prints the address for params.yaml"
 
@@ -51,10 +49,7 @@ def _find_split(storage: str, split: str, address: str) -> tuple[str, list[Shard
 
 def _require_shards(folder: str, shards: list[Shard]) -> None:
     """Makes sure that the files are there, and are as large as they were; who reads them checks what they hold."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    filesystem.invalidate_cache()  # another process may have written since it was last listed
-    files = filesystem.ls(path, detail=True) if filesystem.isdir(path) else []
-    sizes = {file["name"].rpartition("/")[2]: file["size"] for file in files}
+    sizes = file_sizes(folder)
     for shard in shards:
         if sizes.get(shard.file) != shard.bytes:
             raise UserError(f"shard {folder}/{shard.file} of an import is missing or not whole\n{AGAIN}")

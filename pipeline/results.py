@@ -1,8 +1,4 @@
-"""Results of stages: the folders they are written to, and what an interrupted stage finds again.
-
-Files appear whole or not at all: under a temporary name first, then renamed; on object stores in one put.
-Places are local paths, or addresses that fsspec knows (`s3://bucket/prefix`).
-"""
+"""Results of stages: the folders they are written to, and what an interrupted stage finds again."""
 
 from __future__ import annotations
 
@@ -14,18 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-import fsspec
-
-from ghn.checkpoints import CheckpointError
-from ghn.hypernetwork import GHN
 from pipeline.errors import UserError
 from pipeline.params import fingerprint
+from pipeline.storage import read_folder, remove, storage_url, write_bytes
 from pipeline.tracking import workspace
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ghn.hypernetwork import GHN
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +40,9 @@ def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[GHN, str]:
 
     Raises UserError, naming the file, if one is missing or damaged.
     """
+    from ghn.checkpoints import CheckpointError
+    from ghn.hypernetwork import GHN
+
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} not found: stage train writes it, run `dvc repro train`")
@@ -57,22 +54,6 @@ def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[GHN, str]:
     for file in sorted(folder.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
     return ghn, digest.hexdigest()
-
-
-def write_bytes(place: str | Path, content: bytes) -> None:
-    """Writes a file, atomically, and the folders that it lies in."""
-    filesystem, path = fsspec.core.url_to_fs(str(place))
-    if "file" not in filesystem.protocol:
-        filesystem.pipe_file(path, content)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(place: str | Path, value: Any) -> None:
@@ -99,15 +80,6 @@ def image_cache(storage: str) -> Path:
     return workspace() / Path(storage).expanduser() / "images"
 
 
-def storage_url(storage: str, path: str) -> str:
-    """The place of `path` below a storage: a local path or an address that fsspec knows.
-
-    A relative storage is meant from the workspace, which a DVC experiment in a temporary copy shares.
-    """
-    place = storage if "://" in storage else str(workspace() / Path(storage).expanduser())
-    return f"{place.rstrip('/')}/{path}"
-
-
 def finished_folder(storage: str, kind: str, settings: Any) -> str:
     """`<storage>/<kind>/<fingerprint of settings>`: where a stage keeps the tasks it has finished.
 
@@ -119,24 +91,18 @@ def finished_folder(storage: str, kind: str, settings: Any) -> str:
 
 def read_finished(folder: str) -> dict[str, Any]:
     """The results of the tasks that are finished, by name. A damaged file counts as not finished."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    filesystem.invalidate_cache()  # other processes may have written since it was last listed
-    files = sorted(filesystem.glob(f"{path}/*.json"))
-    contents = filesystem.cat(files) if files else {}
     finished = {}
-    for file, content in contents.items():
+    for file, content in read_folder(folder, ".json").items():
         try:
-            finished[Path(file).stem] = json.loads(content)
+            finished[file.removesuffix(".json")] = json.loads(content)
         except ValueError:
-            log.warning("%s is damaged: its part is computed again", file)
+            log.warning("%s/%s is damaged: its part is computed again", folder, file)
     return finished
 
 
 def forget_finished(folder: str) -> None:
     """Removes the results of the tasks that are finished, once the stage is: asked for again, it does all again."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    remove(folder)
 
 
 def finish_tasks(

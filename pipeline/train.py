@@ -49,8 +49,9 @@ from pipeline.cluster import capacity, ray_cluster
 from pipeline.errors import UserError
 from pipeline.images import Augmentation, Images, list_datasets, load_images, training_batch
 from pipeline.params import Params, fingerprint
-from pipeline.results import image_cache, results_folder, storage_url, write_csv, write_json
+from pipeline.results import image_cache, results_folder, write_csv, write_json
 from pipeline.step_log import StepLog, follow
+from pipeline.storage import storage_url
 from pipeline.tracking import StageRun, stage_run
 
 Row = dict[str, float]

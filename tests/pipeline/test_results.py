@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from ghn import GHN, GHNConfig
 from pipeline.errors import UserError
-from pipeline.results import finished_folder, read_finished, trained_ghn, write_bytes, write_json
+from pipeline.results import finished_folder, read_finished, trained_ghn, write_json
 
 CONFIG = GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=3)
 
@@ -56,13 +55,6 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "metrics.json", {"top1": math.nan})
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "table" / "full").mkdir(parents=True)
-    with pytest.raises(OSError):
-        write_bytes(tmp_path / "table", b"content")
-    assert os.listdir(tmp_path) == ["table"]
 
 
 def test_a_relative_storage_is_meant_from_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
