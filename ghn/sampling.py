@@ -1,6 +1,7 @@
 """Sampling of architectures: the splits of DeepNets-1M (Knyazev et al., NeurIPS 2021, appendix A).
 
-Stateless: `sample_architecture(seed, split, index)` is a function of its arguments alone. Splits are disjoint by
+Stateless: each (seed, split, index) has a stream of draws of its own, of which the first is the architecture at that
+index, unless it is the same network as one at a lower index: then it is the first that is not. Splits are disjoint by
 construction: a hash of the network's identity says which split it may belong to.
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Container, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
 
 from ghn.architectures import OPERATIONS, Architecture, Edge, Genotype
+from ghn.outlines import Summary
 from ghn.program import LARGE_IMAGE, InvalidArchitecture
 
 PARAMETER_FREE = OPERATIONS[:4]
@@ -20,8 +24,8 @@ CONVOLUTIONS = frozenset(name for name in OPERATIONS if "conv_" in name)
 
 LARGE_KERNELS = frozenset({"conv_5x5", "conv_7x7"})
 
-SHARES = 16
-"""Identities fall into this many equal shares, each of which belongs to one split (or to several that may overlap)."""
+SHARES = 64
+"""Identities fall into this many equal shares, each of which belongs to one split."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class SplitRules:
     norm if it has at most `norm_free_cells` cells and `norm_free_states` states.
     """
 
-    shares: tuple[int, ...] = tuple(range(13))
+    shares: tuple[int, ...] = tuple(range(59))
     cells: tuple[int, int] = (4, 18)
     threshold: tuple[int, int] = (7, 10)
     states: tuple[int, int] = (1, 4)
@@ -45,25 +49,31 @@ class SplitRules:
 
 SPLIT_RULES = {
     "train": SplitRules(),
-    "val": SplitRules(shares=(13,)),
-    "test": SplitRules(shares=(14,)),
+    "val": SplitRules(shares=(59,)),
+    "test": SplitRules(shares=(60,)),
     "deep": SplitRules(
-        shares=(15,), cells=(10, 36), threshold=(18, 18), norm_free_cells=11, most_parameters=100_000_000
+        shares=(61,), cells=(10, 36), threshold=(18, 18), norm_free_cells=11, most_parameters=100_000_000
     ),
     "dense": SplitRules(
-        shares=(15,), states=(2, 10), states_if_deep=(2, 6), norm_free_states=6, most_parameters=100_000_000
+        shares=(62,), states=(2, 10), states_if_deep=(2, 6), norm_free_states=6, most_parameters=100_000_000
     ),
-    "bn_free": SplitRules(shares=(15,), always_norm_free=True),
+    "bn_free": SplitRules(shares=(63,), always_norm_free=True),
 }
 """`wide` is not drawn: it is made from test (`widen`)."""
 
 
-def sample_architecture(seed: int, split: str, index: int, taken: Container[str] = ()) -> Architecture:
-    """The architecture `index` of a split, at width 32: the first valid draw of its stream that is not taken.
+class Draw(NamedTuple):
+    """A valid architecture at width 32, with what was computed to know that it is valid."""
 
-    Args:
-        taken: identities that must not be drawn again.
-    """
+    architecture: Architecture
+    summary: Summary
+    """For 32×32 images, 10 classes."""
+    parameters_large: int
+    """Elements of all parameters for 224×224 images, 1000 classes."""
+
+
+def draws(seed: int, split: str, index: int) -> Iterator[Draw]:
+    """The valid draws of the stream of an index; there is no end to them."""
     rules = SPLIT_RULES[split]
     rng = random.Random(int.from_bytes(hashlib.blake2b(f"{seed}/{split}/{index}".encode()).digest()[:16], "big"))
     while True:
@@ -71,16 +81,25 @@ def sample_architecture(seed: int, split: str, index: int, taken: Container[str]
         if not has_valid_operations(architecture):
             continue
         try:
-            program = architecture.compile(32, 10)
+            summary = architecture.summary(32, 10)
         except InvalidArchitecture:
             continue
-        identity = program.identity
-        if int(identity[:8], 16) % SHARES not in rules.shares or identity in taken:
+        if share_of(summary.identity) not in rules.shares:
             continue
         # The published limits hold for CIFAR-10 and ImageNet alike.
-        sizes = (program.num_parameters, architecture.num_parameters(224, 1000))
-        if max(sizes) <= rules.most_parameters:
-            return architecture
+        parameters_large = architecture.num_parameters(224, 1000)
+        if max(summary.num_parameters, parameters_large) <= rules.most_parameters:
+            yield Draw(architecture, summary, parameters_large)
+
+
+def sample_architecture(seed: int, split: str, index: int, draw: int = 0) -> Architecture:
+    """The architecture that is draw `draw` of an index's stream, at width 32."""
+    return next(islice(draws(seed, split, index), draw, None)).architecture
+
+
+def share_of(identity: str) -> int:
+    """Which of the `SHARES` an identity falls into."""
+    return int(identity[:8], 16) % SHARES
 
 
 def widen(architecture: Architecture, image_size: int) -> Architecture:

@@ -18,9 +18,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.architecture_store import Shard, find_shard, programs_of_row, row, write_manifest, write_shard
+from pipeline.architecture_store import (
+    Row,
+    Shard,
+    find_shard,
+    row,
+    shard_name,
+    table_of,
+    write_manifest,
+    write_shard,
+)
 from pipeline.check import require_writable
-from pipeline.deepnets.checks import Disagreement, architecture_of, check_graph, check_record
+from pipeline.deepnets.checks import IMAGE_SIZES, Disagreement, architecture_of, check_graph, check_record
 from pipeline.deepnets.files import (
     Contents,
     UnreadableGraph,
@@ -33,12 +42,13 @@ from pipeline.deepnets.files import (
 )
 from pipeline.errors import UserError
 from pipeline.params import DRAWN, fingerprint
-from pipeline.results import forget_finished, print_table, storage_url, write_csv
+from pipeline.results import forget_finished, print_table, write_csv
+from pipeline.storage import storage_url
 
 if TYPE_CHECKING:
     import h5py
 
-FORMAT = 1
+FORMAT = 2
 """Part of an import's address: raise it when the same files would give other rows, or pass other checks."""
 
 NAMED = 3
@@ -144,7 +154,7 @@ class _Import:
         self.duplicates = 0
         self._index_of: dict[str, int] = {}  # by identity
         self._imported = 0
-        self._rows: list[dict[str, Any]] = []  # the last of those imported, of which no shard is written yet
+        self._rows: list[Row] = []  # the last of those imported, of which no shard is written yet
 
     @property
     def refuses(self) -> bool:
@@ -154,13 +164,14 @@ class _Import:
         """Takes the next rows as an earlier run has left them, if it has."""
         if self.keep_disagreeing or self.refuses:  # what was wrong with rows is not in their shard
             return False
-        found = find_shard(self._place(self._imported, self._imported + rows), rows)
+        first, last = self._imported, self._imported + rows
+        found = find_shard(self._place(first, last), first, last)
         if found is None:
             return False
         shard, table = found
         identities = table["identity"].to_pylist()
-        self._index_of.update(zip(identities, range(self._imported, self._imported + rows), strict=True))
-        self._imported += rows
+        self._index_of.update(zip(identities, range(first, last), strict=True))
+        self._imported = last
         self.shards.append(shard)
         return True
 
@@ -168,7 +179,7 @@ class _Import:
         """Checks the row at a position of the files and imports it, if it may be."""
         try:
             architecture = architecture_of(record)
-            programs = programs_of_row(architecture)
+            programs = [architecture.compile(size, 10) for size in IMAGE_SIZES.values()]
         except ValueError as error:
             self.leave_out(index, f"its record is no architecture: {error}")
             return
@@ -184,7 +195,7 @@ class _Import:
         except (Disagreement, UnreadableGraph) as error:
             self.faults.append(Fault(index, self.keep_disagreeing, str(error)))
         if not self.refuses:
-            self._rows.append(row(self._imported, architecture, programs))
+            self._rows.append(row(self._imported, architecture))
             self._imported += 1
             if len(self._rows) == self.shard_rows:
                 self.write()
@@ -196,13 +207,14 @@ class _Import:
         """Writes the rows that are imported and in no shard yet, unless an earlier run has, or none will be."""
         if not self._rows or self.refuses:
             return
-        place = self._place(self._imported - len(self._rows), self._imported)
-        found = find_shard(place, len(self._rows))
-        self.shards.append(found[0] if found else write_shard(place, self._rows))
+        first, last = self._imported - len(self._rows), self._imported
+        place = self._place(first, last)
+        found = find_shard(place, first, last)
+        self.shards.append(found[0] if found else write_shard(place, table_of(self._rows)))
         self._rows = []
 
     def _place(self, first: int, last: int) -> str:
-        return f"{self.folder}/{first:08d}-{last:08d}.parquet"
+        return f"{self.folder}/{shard_name(first, last)}"
 
 
 def _refusal(taken: _Import, rows: int, hdf5: Path) -> str:

@@ -14,6 +14,7 @@ from pipeline.architecture_store import (
     Split,
     find_shard,
     row,
+    table_of,
     write_manifest,
     write_shard,
 )
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> ArchitectureStore:
     """Five architectures of split test in two shards."""
     folder = tmp_path / "storage/test"
     shards = [
-        write_shard(f"{folder}/{first}.parquet", [row(i, ARCHITECTURES[i]) for i in range(first, last)])
+        write_shard(f"{folder}/{first}.parquet", table_of([row(i, ARCHITECTURES[i]) for i in range(first, last)]))
         for first, last in ((0, 3), (3, 5))
     ]
     write_manifest(tmp_path / "manifest.json", {"test": ("test", shards)})
@@ -41,16 +42,16 @@ def test_rows_come_back_in_order_from_any_shard(store: ArchitectureStore) -> Non
 
 
 def test_columns_describe_the_networks(store: ArchitectureStore) -> None:
-    columns = store["test"].columns("parameters", "nodes", "flops", "cells")
+    columns = store["test"].columns("parameters", "nodes", "flops", "n_cells")
     assert columns["parameters"].tolist() == [a.num_parameters(32, 10) for a in ARCHITECTURES]
     assert columns["nodes"].tolist() == [len(a.graph(32, 10).nodes) for a in ARCHITECTURES]
-    assert columns["cells"].tolist() == [a.n_cells for a in ARCHITECTURES]
+    assert columns["n_cells"].tolist() == [a.n_cells for a in ARCHITECTURES]
     assert np.all(columns["flops"] > 0)
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     rows = [row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]
-    first, second = (write_shard(f"{tmp_path}/{name}/0.parquet", rows) for name in "ab")
+    first, second = (write_shard(f"{tmp_path}/{name}/0.parquet", table_of(rows)) for name in "ab")
     assert first == second
     assert (tmp_path / "a/0.parquet").read_bytes() == (tmp_path / "b/0.parquet").read_bytes()
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["0.parquet"]  # and nothing half-written
@@ -58,20 +59,20 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_an_earlier_shard_is_found_only_if_it_is_whole(tmp_path: Path) -> None:
     place = tmp_path / "0.parquet"
-    shard = write_shard(str(place), [row(0, ARCHITECTURES[0])])
-    found = find_shard(str(place), 1)
+    shard = write_shard(str(place), table_of([row(0, ARCHITECTURES[0])]))
+    found = find_shard(str(place), 0, 1)
     assert found is not None
     assert found[0] == shard
     assert found[1].schema == SCHEMA
-    assert find_shard(str(place), 2) is None
-    assert find_shard(str(tmp_path / "1.parquet"), 1) is None
+    assert find_shard(str(place), 0, 2) is None
+    assert find_shard(str(tmp_path / "1.parquet"), 0, 1) is None
     content = place.read_bytes()
     place.write_bytes(content[: len(content) // 2])
-    assert find_shard(str(place), 1) is None
+    assert find_shard(str(place), 0, 1) is None
     damaged = bytearray(content)
     damaged[len(content) // 4] ^= 255
     place.write_bytes(bytes(damaged))
-    assert find_shard(str(place), 1) is None
+    assert find_shard(str(place), 0, 1) is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
-from pipeline.architecture_store import row, write_manifest, write_shard
+from pipeline.architecture_store import row, table_of, write_manifest, write_shard
 from pipeline.errors import UserError
 from pipeline.evaluate import (
     Candidate,
@@ -259,7 +259,7 @@ def project(ray_on_this_machine: None, tmp_path: Path, monkeypatch: pytest.Monke
     splits = {"test": ARCHITECTURES[:4], "wide": ARCHITECTURES[:1], "deep": ARCHITECTURES[4:]}
     splits |= {"dense": ARCHITECTURES[2:3], "bn_free": ARCHITECTURES[4:5]}
     shards = {
-        split: write_shard(f"storage/{split}/0.parquet", [row(*item) for item in enumerate(architectures)])
+        split: write_shard(f"storage/{split}/0.parquet", table_of([row(*item) for item in enumerate(architectures)]))
         for split, architectures in splits.items()
     }
     write_manifest(MANIFEST, {split: (split, [shard]) for split, shard in shards.items()})

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
-from pipeline.architecture_store import row, write_manifest, write_shard
+from pipeline.architecture_store import row, table_of, write_manifest, write_shard
 from pipeline.errors import UserError
 from pipeline.evaluate import fresh_module
 from pipeline.finetune import (
@@ -233,7 +233,7 @@ def test_the_stage_writes_curves_and_summary(
     Path("params.yaml").write_text(yaml.safe_dump(values))
     params = load_params()
     networks = [NETWORK, replace(NETWORK, norm=None)]
-    shard = write_shard("storage/test/0.parquet", [row(*item) for item in enumerate(networks)])
+    shard = write_shard("storage/test/0.parquet", table_of([row(*item) for item in enumerate(networks)]))
     write_manifest(MANIFEST, {"test": ("test", [shard])})
     torch.manual_seed(0)
     GHN(GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=3)).save(CHECKPOINT)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ghn.sampling import sample_architecture
-from pipeline.architecture_store import ArchitectureStore
-from pipeline.generate import generate, make_shard
+from ghn.sampling import SHARES, SPLIT_RULES, SplitRules, draws, sample_architecture
+from pipeline.architecture_store import SCHEMA, ArchitectureStore, Split, row, table_of, write_manifest, write_shard
+from pipeline.generate import Task, draw_splits, generate, make_shard, mend_shard, redraw_repeats, shard_tasks
 from pipeline.params import SPLITS, Params
 
 ROOT = Path(__file__).parents[2]
@@ -89,14 +89,80 @@ def test_another_seed_gives_other_architectures_beside_the_first(
     assert all(file.exists() for file in files)
 
 
-def test_an_architecture_that_is_taken_is_drawn_again_and_the_others_stay(tmp_path: Path) -> None:
-    arguments = (str(tmp_path), "train", 0, 0, 4)
-    _, first = make_shard(*arguments)
-    assert make_shard(*arguments)[1] == first
-    _, second = make_shard(*arguments, {2: {first[2]}})
-    assert second[2] != first[2]
-    assert [*second[:2], second[3]] == [*first[:2], first[3]]
-    assert make_shard(*arguments)[1] == second
+def test_what_is_imported_is_not_drawn_for_another_split(
+    ray_on_this_machine: None, small_project: Callable[..., Params]
+) -> None:
+    generate(small_project())
+    before = identities("test")
+    drawn = ArchitectureStore("storage").networks("test")
+    shard = write_shard("storage/import/0.parquet", table_of([row(0, drawn[1])]))
+    write_manifest("storage/import/manifest.json", {"train": ("import", [shard])})
+    generate(small_project(generate={"imported": {"train": "import/manifest.json"}}))
+    after = identities("test")
+    assert identities("train") == [before[1]]
+    assert [after[0], after[2]] == [before[0], before[2]]
+    assert after[1] not in before
+    assert ArchitectureStore("storage")["test"].columns("draw")["draw"].tolist() == [0, 1, 0]
+
+
+def make_split(folder: str, count: int, shard_rows: int) -> list[tuple[int, str, int]]:
+    """Index, identity and draw of all rows of split train, made in this process."""
+    starts = range(0, count, shard_rows)
+    tasks = [Task(folder, "train", 0, first, min(first + shard_rows, count)) for first in starts]
+    made = {task: make_shard(task) for task in tasks}
+    redrawn = redraw_repeats({task: identities for task, (_, identities) in made.items()}, set())
+    shards = [mend_shard(task, redrawn[task]) if task in redrawn else made[task][0] for task in tasks]
+    table = Split("train", folder, shards).table("index", "identity", "draw")
+    return list(zip(*table.to_pydict().values(), strict=True))
+
+
+def test_a_split_that_grows_by_far_keeps_its_first_rows_to_the_last_column(
+    ray_on_this_machine: None, tmp_path: Path
+) -> None:
+    tables = []
+    for count, shard_rows in ((200, 64), (2000, 512)):
+        folder = f"{tmp_path}/{count}"
+        shards = draw_splits({"train": shard_tasks(folder, "train", 7, count, shard_rows)})["train"]
+        tables.append(Split("train", folder, shards).table(*SCHEMA.names))
+    assert tables[1].slice(0, 200).equals(tables[0])
+
+
+@pytest.fixture
+def few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split train draws so few different networks that a quarter repeats others."""
+    monkeypatch.setattr("ghn.sampling.OPERATIONS", ("none", "conv_1x1"))
+    monkeypatch.setattr("ghn.sampling.PARAMETER_FREE", ("none", "skip_connect"))
+    rules = SplitRules(shares=tuple(range(SHARES)), cells=(4, 5), states=(1, 1), states_if_deep=(1, 1))
+    monkeypatch.setitem(SPLIT_RULES, "train", rules)
+
+
+def test_each_row_is_the_first_draw_of_its_stream_that_no_row_before_it_has(few_networks: None, tmp_path: Path) -> None:
+    expected: list[tuple[int, str, int]] = []
+    seen: set[str] = set()
+    for index in range(200):
+        stream = enumerate(draw.summary.identity for draw in draws(0, "train", index))
+        number, identity = next((n, identity) for n, identity in stream if identity not in seen)
+        seen.add(identity)
+        expected.append((index, identity, number))
+    assert sum(number > 0 for _, _, number in expected) > 40
+    for shard_rows in (200, 64, 1):
+        assert make_split(f"{tmp_path}/{shard_rows}", 200, shard_rows) == expected
+
+
+def test_a_stage_that_was_killed_between_its_two_passes_ends_with_the_same_files(
+    few_networks: None, tmp_path: Path
+) -> None:
+    for name, kept in (("first drawn", 0), ("some mended", 2), ("undisturbed", None)):
+        folder = tmp_path / name
+        if kept is not None:
+            tasks = [Task(str(folder), "train", 0, first, first + 50) for first in range(0, 200, 50)]
+            made = {task: make_shard(task) for task in tasks}
+            redrawn = redraw_repeats({task: identities for task, (_, identities) in made.items()}, set())
+            for task in list(redrawn)[:kept]:
+                mend_shard(task, redrawn[task])
+        make_split(str(folder), 200, 50)
+    files = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in sorted(tmp_path.iterdir())]
+    assert files[0] == files[1] == files[2]
 
 
 @pytest.mark.slow

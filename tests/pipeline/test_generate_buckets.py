@@ -1,0 +1,80 @@
+"""Stage `generate` with a bucket as storage, and the bucket's bad days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ghn.sampling import sample_architecture
+from pipeline.architecture_store import ArchitectureStore
+from pipeline.cluster import ray_cluster
+from pipeline.errors import UserError
+from pipeline.generate import generate
+from pipeline.params import Params
+from pipeline.results import MANIFEST
+from pipeline.storage import file_sizes, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from flaky_bucket import FlakyBucket
+
+pytestmark = pytest.mark.slow
+
+SmallProject = Callable[..., Params]
+
+COUNTS = {"train": 1000, "val": 3, "test": 20, "wide": 10, "deep": 3, "dense": 3, "bn_free": 3, "shard_rows": 250}
+
+
+@pytest.fixture
+def settings_in_bucket(flaky_bucket: FlakyBucket) -> Iterator[dict[str, Any]]:
+    """Settings whose storage is the bucket, and a cluster whose workers know its address."""
+    with ray_cluster(num_cpus=2):
+        yield {"generate": COUNTS, "storage": flaky_bucket.url}
+
+
+def test_a_bucket_that_does_not_answer_for_a_while_delays_the_stage_and_changes_nothing(
+    flaky_bucket: FlakyBucket, settings_in_bucket: dict[str, Any], small_project: SmallProject
+) -> None:
+    params = small_project(**settings_in_bucket)
+    flaky_bucket.answer(503, seconds=3)
+    generate(params)
+    manifest = MANIFEST.read_bytes()
+    generate(params.model_copy(update={"storage": "storage"}))
+    assert MANIFEST.read_bytes() == manifest
+    for file in Path().glob("storage/architectures/*/*/*"):
+        assert read_bytes(f"{flaky_bucket.url}/{file.relative_to('storage')}") == file.read_bytes()
+    folder = next(Path().glob("storage/architectures/train/*"))
+    in_bucket = file_sizes(f"{flaky_bucket.url}/architectures/train/{folder.name}")
+    assert in_bucket == {file.name: file.stat().st_size for file in folder.iterdir()}
+
+
+def test_architectures_are_read_from_a_bucket_and_a_damaged_object_is_named(
+    flaky_bucket: FlakyBucket, settings_in_bucket: dict[str, Any], small_project: SmallProject
+) -> None:
+    params = small_project(**settings_in_bucket)
+    generate(params)
+    store = ArchitectureStore(flaky_bucket.url)
+    flaky_bucket.requests.clear()
+    assert store.read("train", 3) == store.read("train", 3) != store.read("train", 4)
+    draw = store["train"].row(700, "draw")["draw"][0].as_py()
+    assert store.read("train", 700) == sample_architecture(0, "train", 700, draw)
+    folder = store.manifest["splits"]["train"]["folder"]
+    assert flaky_bucket.requests == [
+        f"GET /bucket/prefix/{folder}/{shard}.parquet" for shard in ("00000000-00000250", "00000500-00000750")
+    ]
+    place = f"{store['train'].folder}/00000250-00000500.parquet"
+    write_bytes(place, read_bytes(place)[:-1])
+    with pytest.raises(UserError, match=r"00000250-00000500\.parquet is damaged"):
+        store.read("train", 300)
+
+
+def test_a_bucket_without_permission_is_named(
+    flaky_bucket: FlakyBucket, settings_in_bucket: dict[str, Any], small_project: SmallProject
+) -> None:
+    params = small_project(**settings_in_bucket)
+    flaky_bucket.require_permission()
+    with pytest.raises(UserError, match="refuses it") as caught:
+        generate(params)
+    assert len(str(caught.value).splitlines()) <= 3
