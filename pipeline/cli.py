@@ -27,6 +27,7 @@ NOT_OUR_FAULT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 """What a disk says that is full or may not be written."""
 
 STAGES = "Stages of the pipeline, in this order"
+ARCHITECTURES = "Stored architectures"
 NETWORKS = "Any network"
 FILES = "Published files"
 
@@ -104,6 +105,18 @@ def finetune(params: ParamsFile = Path("params.yaml")) -> None:
 def report(params: ParamsFile = Path("params.yaml")) -> None:
     """Draw the plots and tables and write one page of all results."""
     run_stage("report", params)
+
+
+@app.command(rich_help_panel=ARCHITECTURES)
+@explained
+def verify(
+    params: ParamsFile = Path("params.yaml"),
+    recompute: Annotated[int, typer.Option(min=0, help="Rows of each split that are compiled again.")] = 200,
+) -> None:
+    """Verify what stage generate wrote: checksums, that no network is there twice, and rows compiled again."""
+    from pipeline.verify import verify as verify_architectures
+
+    verify_architectures(load_params(params).storage, recompute=recompute)
 
 
 Architecture = Annotated[str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split draws.")]

@@ -1,0 +1,102 @@
+"""Generating architectures: stage `generate` without its page, into an empty folder.
+
+    python benchmarks/generate.py [--count 100000] [--workers 2] [--split train] [--shard-rows 10000]
+
+The time is that of the stage's own tasks on a local Ray cluster that has started: sampling, all rejections, identities,
+counts, both passes, writing. Compares, on one core, with compiling programs and graphs operation by operation to learn
+the same of the same architectures. The last line is JSON: `architectures_per_second`,
+`architectures_per_second_per_core`, `bytes`, `peak_rss_bytes` (the largest of the workers and this process).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from ghn.architectures import Architecture
+from ghn.outlines import summarise
+from ghn.sampling import sample_architecture
+from pipeline.cluster import ray_cluster
+from pipeline.generate import draw_splits, shard_tasks
+
+SEED = 0
+
+
+def main(
+    count: Annotated[int, typer.Option(min=1, help="Architectures.")] = 100_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
+    split: Annotated[str, typer.Option(help="Any that is drawn.")] = "train",
+    shard_rows: Annotated[int, typer.Option(min=1, help="Architectures a file.")] = 10_000,
+    compiled: Annotated[int, typer.Option(min=1, help="Architectures that are compiled for comparison.")] = 300,
+) -> None:
+    """Time stage `generate`."""
+    print(f"{platform.processor() or platform.machine()}, {workers} workers, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as folder, ray_cluster("local", workers):
+        draw_splits({split: shard_tasks(f"{folder}/warm", split, SEED + 1, 10 * workers, 10)})
+        tasks = shard_tasks(f"{folder}/{split}", split, SEED, count, shard_rows)
+        started = perf_counter()
+        shards = draw_splits({split: tasks})[split]
+        seconds = perf_counter() - started
+        peak = max(peak_of_workers(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    rate, size = count / seconds, sum(shard.bytes for shard in shards)
+    print(f"{count:,} architectures of split {split} in {seconds:.1f} s")
+    print(f"{rate:,.0f} a second, {rate / workers:,.0f} a second and core; at most {peak / 2**20:.0f} MiB a process")
+    print(f"{len(shards)} files, {size / 1e6:.1f} MB, {size / count:.1f} bytes each")
+    architectures = [sample_architecture(SEED, split, index) for index in range(compiled)]
+    outlined, whole = seconds_each(outline, architectures), seconds_each(compile_whole, architectures)
+    print(
+        f"identity, costs and size of the graph of one: {1e3 * outlined:.2f} ms from an outline, {1e3 * whole:.2f} ms"
+    )
+    print(f"from programs and graphs: {whole / outlined:.1f} times as long")
+    print(
+        json.dumps(
+            {
+                "architectures_per_second": round(rate, 1),
+                "architectures_per_second_per_core": round(rate / workers, 1),
+                "bytes": size,
+                "peak_rss_bytes": peak,
+            }
+        )
+    )
+
+
+def outline(architecture: Architecture) -> object:
+    return architecture.summary(32, 10), architecture.num_parameters(224, 1000)
+
+
+def compile_whole(architecture: Architecture) -> object:
+    return summarise(architecture.compile(32, 10)), architecture.compile(224, 1000).num_parameters
+
+
+def seconds_each(function: Callable[[Architecture], object], architectures: list[Architecture]) -> float:
+    """Seconds for one architecture, on average, once each was seen before."""
+    for architecture in architectures:
+        function(architecture)
+    started = perf_counter()
+    for architecture in architectures:
+        function(architecture)
+    return (perf_counter() - started) / len(architectures)
+
+
+def peak_of_workers() -> int:
+    """The most memory, in bytes, that a Ray worker of this machine has had so far."""
+    peaks = [0]
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            if fields["Name"].strip().startswith("ray::"):
+                peaks.append(1024 * int(fields["VmHWM"].split()[0]))
+    return max(peaks)
+
+
+if __name__ == "__main__":
+    typer.run(main)

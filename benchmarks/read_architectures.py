@@ -1,0 +1,91 @@
+"""Reading stored architectures: opening a set, drawing rows at random, memory.
+
+    python benchmarks/read_architectures.py [--count 1000000] [--reads 2000]
+
+The set is made for the occasion: the same 10,000 architectures in every shard, under other indices. A process of its own
+opens and reads it. Compares with reading the row's whole shard each time. The last line is JSON: `open_seconds` (with
+the imports), `row_seconds`, `first_row_seconds` (of a shard that was not read before), `peak_rss_bytes`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import random
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+SHARD_ROWS = 10_000
+
+
+def main(
+    count: Annotated[int, typer.Option(min=SHARD_ROWS, help="Architectures, a multiple of 10,000.")] = 1_000_000,
+    reads: Annotated[int, typer.Option(min=100, help="Rows drawn at random.")] = 2000,
+) -> None:
+    """Time the store of architectures."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, count)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process that has imported nothing yet
+            measured = pool.apply(measure, (folder, reads))
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    print(f"{count:,} architectures opened in {measured['open_seconds']:.2f} s, imports included")
+    print(f"a row at random: {1e3 * measured['row_seconds']:.2f} ms (median of {reads:,}), ", end="")
+    print(f"{1e3 * measured['first_row_seconds']:.1f} ms where its shard was not read and checked before")
+    print(f"reading its whole shard takes {measured.pop('shard_seconds') / measured['row_seconds']:.0f} times as long")
+    print(f"at most {measured['peak_rss_bytes'] / 2**20:.0f} MiB of memory")
+    print(json.dumps({name: round(value, 6) for name, value in measured.items()}))
+
+
+def write(folder: str, count: int) -> None:
+    """A manifest and shards of split train."""
+    import pyarrow as pa
+
+    from pipeline.architecture_store import SCHEMA, Split, shard_name, write_manifest, write_shard
+    from pipeline.generate import make_shard, shard_tasks
+
+    (task,) = shard_tasks(f"{folder}/drawn", "train", 0, SHARD_ROWS, SHARD_ROWS)
+    shard, _ = make_shard(task)
+    table = Split("train", f"{folder}/drawn", [shard]).table(*SCHEMA.names)
+    shards = []
+    for first in range(0, count, SHARD_ROWS):
+        indices = pa.array(range(first, first + SHARD_ROWS))
+        place = f"{folder}/train/{shard_name(first, first + SHARD_ROWS)}"
+        shards.append(write_shard(place, table.set_column(0, "index", indices)))
+    write_manifest(f"{folder}/manifest.json", {"train": ("train", shards)})
+
+
+def measure(folder: str, reads: int) -> dict[str, float]:
+    """What opening and reading takes; the imports are part of it."""
+    started = perf_counter()
+    from pipeline.architecture_store import RECORD, ArchitectureStore
+
+    split = ArchitectureStore(folder, Path(folder) / "manifest.json")["train"]
+    measured = {"open_seconds": perf_counter() - started}
+
+    def seconds(index: int) -> float:
+        started = perf_counter()
+        split.read(index)
+        return perf_counter() - started
+
+    rng = random.Random(0)
+    first = [seconds(rng.randrange(start, start + SHARD_ROWS)) for start in range(0, len(split), SHARD_ROWS)]
+    again = [seconds(rng.randrange(len(split))) for _ in range(reads)]
+    measured["first_row_seconds"] = statistics.median(first)
+    measured["row_seconds"] = statistics.median(again)
+    measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    started = perf_counter()
+    for shard in range(10):
+        split._open(shard % len(split.shards)).read(RECORD).slice(7, 1).to_pylist()
+    measured["shard_seconds"] = (perf_counter() - started) / 10
+    return measured
+
+
+if __name__ == "__main__":
+    typer.run(main)
