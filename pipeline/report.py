@@ -7,50 +7,24 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pipeline import plots
 from pipeline.architecture_store import digest_of
 from pipeline.measurements import Measurements, read_measurements, split_order
+from pipeline.page import Plot, Table, count, git_state, versions, write_figures
+from pipeline.page import render as render_page
 from pipeline.params import Params
-from pipeline.results import RESULTS, percent, results_folder, write_bytes
-from pipeline.tracking import CODE, flatten, git, stage_run
+from pipeline.results import RESULTS, percent, results_folder
+from pipeline.storage import write_bytes
+from pipeline.tracking import flatten, stage_run
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
 EXTREMES = 3  # best and worst architectures that are listed for each split
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first `words` columns are left-aligned, the others hold numbers."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    words: int = 1
-
-    def markdown(self) -> str:
-        rules = tuple(":--" if column < self.words else "--:" for column in range(len(self.columns)))
-        lines = (self.columns, rules, *self.rows)
-        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure for any width (inches), and the sentence below it."""
-
-    caption: str
-    draw: Callable[[float], Figure]
 
 
 def report(params: Params) -> None:
@@ -79,15 +53,7 @@ def write_report(results: Measurements, params: Params, origin: dict[str, str], 
     tables = report_tables(results, params)
     for name in ("accuracy", "finetuning", "training"):
         write_bytes(folder / f"{name}.md", tables[name].markdown().encode())
-    figures = {}
-    for name, plot in report_plots(results).items():
-        wide, narrow = plot.draw(plots.WIDE), plot.draw(plots.NARROW)
-        write_bytes(folder / f"{name}.png", plots.png(wide))
-        figures[name] = {
-            "caption": plot.caption,
-            "wide": plots.inline_svg(wide, f"{name}-wide", plot.caption),
-            "narrow": plots.inline_svg(narrow, f"{name}-narrow", plot.caption),
-        }
+    figures = write_figures(report_plots(results), folder)
     write_bytes(folder / "index.html", render(results, params, origin, tables, figures).encode())
     return folder / "index.html"
 
@@ -100,10 +66,8 @@ def render(
     figures: dict[str, dict[str, str]],
 ) -> str:
     """The page; `figures` has for each name a caption and two `<svg>` elements, wide and narrow."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return render_page(
+        "report.html.jinja",
         title=f"{_variant(params)} on {params.dataset}",
         headline=headline(results),
         numbers=headline_numbers(results),
@@ -147,24 +111,27 @@ def nonfinite_warning(architectures: pd.DataFrame) -> str:
 
 
 def headline_numbers(results: Measurements) -> list[dict[str, str]]:
-    """Value, name and detail of the numbers on top of the page."""
+    """Value, unit, name and detail of the numbers on top of the page."""
     test = results.test
     return [
         {
             "kind": "predicted",
             "value": percent(test["predicted_top1"]),
+            "unit": "%",
             "name": "predicted parameters",
             "detail": _detail(test, "predicted"),
         },
         {
             "kind": "random",
             "value": percent(test["random_top1"]),
+            "unit": "%",
             "name": "random initialisation",
             "detail": _detail(test, "random"),
         },
         {
             "kind": "chance",
             "value": percent(results.chance),
+            "unit": "%",
             "name": "chance",
             "detail": f"1 of {results.config.num_classes} classes",
         },
@@ -365,28 +332,9 @@ def provenance(results: Measurements, params: Params) -> dict[str, str]:
         "checkpoint": f"digest {results.checkpoint[:12]}",
         "seed": str(params.seed),
         "workers": str(params.train.workers),
-        "versions": f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "mlflow", "dvc")),
+        "versions": versions("torch", "ray", "mlflow", "dvc"),
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-
-
-def git_state() -> str:
-    """The commit of the current folder and whether code or settings differ from it."""
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return "not in a git repository with a commit"
-    changed = git("status", "--porcelain", "--", *CODE, ":/params.yaml", ":/*.jinja")
-    if not changed:
-        return f"git {commit[:12]}, clean"
-    files = [line.split(maxsplit=1)[1] for line in changed.splitlines()]
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return f"git {commit[:12]}, with uncommitted changes in {', '.join(files[:3])}{more}"
-
-
-def count(number: float, noun: str) -> str:
-    """A count with its noun: 1 noun, 2 nouns."""
-    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
 
 def _variant(params: Params) -> str:
