@@ -26,7 +26,7 @@ from ghn.architectures import Architecture
 from ghn.outlines import summarise
 from ghn.sampling import sample_architecture
 from pipeline.cluster import ray_cluster
-from pipeline.generate import draw_splits, shard_tasks
+from pipeline.drawn_splits import draw_splits, shard_tasks
 
 SEED = 0
 
@@ -53,10 +53,8 @@ def main(
     print(f"{len(shards)} files, {size / 1e6:.1f} MB, {size / count:.1f} bytes each")
     architectures = [sample_architecture(SEED, split, index) for index in range(compiled)]
     outlined, whole = seconds_each(outline, architectures), seconds_each(compile_whole, architectures)
-    print(
-        f"identity, costs and size of the graph of one: {1e3 * outlined:.2f} ms from an outline, {1e3 * whole:.2f} ms"
-    )
-    print(f"from programs and graphs: {whole / outlined:.1f} times as long")
+    print(f"identity, costs and graph size of one: {1e3 * outlined:.2f} ms from an outline;")
+    print(f"from programs and graphs {1e3 * whole:.2f} ms, {whole / outlined:.1f} times as long")
     print(
         json.dumps(
             {

@@ -2,8 +2,8 @@
 
     python benchmarks/read_architectures.py [--count 1000000] [--reads 2000]
 
-The set is made for the occasion: the same 10,000 architectures in every shard, under other indices. A process of its own
-opens and reads it. Compares with reading the row's whole shard each time. The last line is JSON: `open_seconds` (with
+The set is made for the occasion: the same 10,000 architectures in every shard, under other indices. A process of its
+own opens and reads it. Compares with reading a row's whole shard each time. The last line is JSON: `open_seconds` (with
 the imports), `row_seconds`, `first_row_seconds` (of a shard that was not read before), `peak_rss_bytes`.
 """
 
@@ -48,7 +48,7 @@ def write(folder: str, count: int) -> None:
     import pyarrow as pa
 
     from pipeline.architecture_store import SCHEMA, Split, shard_name, write_manifest, write_shard
-    from pipeline.generate import make_shard, shard_tasks
+    from pipeline.drawn_splits import make_shard, shard_tasks
 
     (task,) = shard_tasks(f"{folder}/drawn", "train", 0, SHARD_ROWS, SHARD_ROWS)
     shard, _ = make_shard(task)

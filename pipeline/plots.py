@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -161,7 +162,7 @@ def training_curves(history: pd.DataFrame, chance: float, width: float = WIDE) -
         dashes = Line2D([], [], color=MUTED, linewidth=0.8, dashes=(2, 3), label="learning rate drops")
         handles.append(dashes)
     handles.append(_chance_handle(chance))
-    _legend_of(figure, handles)
+    legend_of(figure, handles)
     return figure
 
 
@@ -178,8 +179,8 @@ def time_of_a_step(history: pd.DataFrame, width: float = WIDE) -> Figure:
     start = 0.0
     for row, (name, seconds) in enumerate(parts.items()):
         axes.barh(row, seconds, left=start, height=0.62, color=RANDOM if name == "other" else PREDICTED)
-        _print_right(axes, row, f"{seconds / total:.0%}", 30, INK)
-        _print_right(axes, row, _short_seconds(seconds), 72, MUTED)
+        print_right(axes, row, f"{seconds / total:.0%}", 30, INK)
+        print_right(axes, row, _short_seconds(seconds), 72, MUTED)
         start += seconds
     axes.set_yticks(range(len(parts)), list(parts))
     axes.tick_params(axis="y", labelcolor=INK, pad=6)
@@ -218,7 +219,7 @@ def finetuning_curves(curves: pd.DataFrame, chances: dict[str, float], width: fl
         axes.margins(x=0.02)
     for axes in panels[:: max(1, _columns(len(panels), width))]:
         axes.set_ylabel("top-1, %")
-    _legend_of(panels[0].figure, [*map(_line_handle, INITIALISATIONS), _chance_handle(None)])
+    legend_of(panels[0].figure, [*map(_line_handle, INITIALISATIONS), _chance_handle(None)])
     return panels[0].figure
 
 
@@ -295,8 +296,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """An `<svg>` element for a page that defines the variables of `THEME`: `--ink` and so on.
+def inline_svg(figure: Figure, name: str, description: str, theme: Mapping[str, str] = THEME) -> str:
+    """An `<svg>` element for a page that defines the variables of `theme`: `--ink` and so on.
 
     `name` has to be unique in the page: it keeps the identifiers of several figures apart.
     """
@@ -308,7 +309,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|\n\s*", " ", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for color, variable in THEME.items():
+    for color, variable in theme.items():
         svg = svg.replace(color, f"var(--{variable})")
     box = re.search(r'viewBox="[^"]+"', svg)
     assert box is not None
@@ -317,18 +318,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     return head + svg[svg.index(">") + 1 :].strip()
 
 
-def _distribution(axes: Axes, values: np.ndarray, y: float, color: str) -> None:
-    low, high = np.quantile(values, (0.25, 0.75))
-    if len(values) > 4:
-        box = Rectangle((low, y - SWARM_REACH), high - low, 2 * SWARM_REACH, color=color, alpha=0.2, linewidth=0)
-        axes.add_patch(box)
-    axes.scatter(values, y + _swarm(values), s=6, color=color, alpha=0.6, linewidth=0)
-    mean = values.mean()
-    axes.plot([mean, mean], [y - SWARM_REACH, y + SWARM_REACH], color=color, linewidth=2, solid_capstyle="butt")
-    _print_right(axes, y, f"{100 * mean:.1f}", 30, PREDICTED if color == PREDICTED else MUTED)
-
-
-def _print_right(axes: Axes, y: float, text: str, distance: float, color: str) -> None:
+def print_right(axes: Axes, y: float, text: str, distance: float, color: str) -> None:
     """Prints right-aligned text beside the axes; `distance` is that of its end from the axes, in points."""
     axes.annotate(
         text,
@@ -341,6 +331,27 @@ def _print_right(axes: Axes, y: float, text: str, distance: float, color: str) -
         color=color,
         fontsize=8.5,
     )
+
+
+def legend_of(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Puts a legend above all panels, in two columns if the figure is narrow."""
+    narrow = figure.get_figwidth() < 5
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper left",
+        ncols=2 if narrow else len(handles),
+    )
+
+
+def _distribution(axes: Axes, values: np.ndarray, y: float, color: str) -> None:
+    low, high = np.quantile(values, (0.25, 0.75))
+    if len(values) > 4:
+        box = Rectangle((low, y - SWARM_REACH), high - low, 2 * SWARM_REACH, color=color, alpha=0.2, linewidth=0)
+        axes.add_patch(box)
+    axes.scatter(values, y + _swarm(values), s=6, color=color, alpha=0.6, linewidth=0)
+    mean = values.mean()
+    axes.plot([mean, mean], [y - SWARM_REACH, y + SWARM_REACH], color=color, linewidth=2, solid_capstyle="butt")
+    print_right(axes, y, f"{100 * mean:.1f}", 30, PREDICTED if color == PREDICTED else MUTED)
 
 
 def _swarm(values: np.ndarray) -> np.ndarray:
@@ -418,16 +429,7 @@ def _legend(figure: Figure, chance: float) -> None:
         Line2D([], [], color=color, marker="o", markersize=5, linewidth=0, label=label)
         for label, color in INITIALISATIONS.values()
     ]
-    _legend_of(figure, [*dots, _chance_handle(chance)])
-
-
-def _legend_of(figure: Figure, handles: Sequence[Line2D]) -> None:
-    narrow = figure.get_figwidth() < 5
-    figure.legend(
-        handles=list(handles),
-        loc="outside upper left",
-        ncols=2 if narrow else len(handles),
-    )
+    legend_of(figure, [*dots, _chance_handle(chance)])
 
 
 def _short_seconds(seconds: float) -> str:

@@ -27,6 +27,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.textpath import text_to_path
 
 from ghn.graphs import Graph, Node
+from pipeline import plots
 from pipeline.drawing.layout import ARC_MARGIN, BOX_HEIGHT, LAYER_GAP, SMALLEST_WIDTH, Box, Layout, Point, lay_out
 from pipeline.plots import INK, MUTED, STYLE, SURFACE, short_count
 
@@ -95,19 +96,20 @@ def draw_graph(graph: Graph, title: str, virtual_edges: bool = False, longest: i
     legend = _legend(graph, content)
     head = TITLE_SIZE + LINE_HEIGHT * (len(notes) + 1 + legend[-1].line) + 2 * PAGE_MARGIN
 
-    width, height = content + 2 * PAGE_MARGIN, head + layout.height + PAGE_MARGIN
-    figure = Figure(figsize=(width / 72, height / 72))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(-PAGE_MARGIN, width - PAGE_MARGIN)
-    axes.set_ylim(height - head, -head)
+    axes = _canvas(content, head, layout.height)
     _draw_head(axes, title, notes, legend, PAGE_MARGIN - head)
     _draw_arcs(axes, layout, arcs)
-    _draw_edges(axes, layout)
-    for number, (node, box) in enumerate(zip(graph.nodes, layout.boxes, strict=True)):
-        _draw_node(axes, number, node, box)
-    _draw_blocks(axes, layout)
-    return figure
+    _draw_layout(axes, graph, layout)
+    return axes.get_figure()
+
+
+@matplotlib.rc_context(STYLE)
+def draw_bare_graph(graph: Graph) -> Figure:
+    """The nodes and edges of a graph without title and legend: for a page that has its own."""
+    layout = lay_out(graph, _widths(graph), header=0)
+    axes = _canvas(layout.width, 0, layout.height)
+    _draw_layout(axes, graph, layout)
+    return axes.get_figure()
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -131,13 +133,25 @@ def svg(figure: Figure) -> str:
     style = {**STYLE, "svg.hashsalt": "graph"}  # the same identifiers in every run
     with matplotlib.rc_context(style):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date")))
+    return _with_tips(figure, buffer.getvalue())
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """An `<svg>` element for a page (see `pipeline.plots.inline_svg`), in which each node has a tooltip.
+
+    Boxes keep their colours, and the ink of the text in them, in dark pages.
+    """
+    return _with_tips(figure, plots.inline_svg(figure, name, description, {MUTED: "muted"}))
+
+
+def _with_tips(figure: Figure, text: str) -> str:
     tips = {patch.get_gid(): patch.get_label() for axes in figure.axes for patch in axes.patches}
 
     def with_tip(found: re.Match[str]) -> str:
         tip = tips.get(found[1], "")
         return f"{found[0]}<title>{escape(tip, quote=False)}</title>" if tip else found[0]
 
-    return re.sub(r'<g id="(node-\d+)">', with_tip, buffer.getvalue())
+    return re.sub(r'<g id="(?:[^"]+-)?(node-\d+)">', with_tip, text)
 
 
 def label(node: Node) -> str:
@@ -228,6 +242,24 @@ def _legend(graph: Graph, width: float) -> list[_Entry]:
         entries.append(_Entry(primitive, text, x, line))
         x = end + SWATCH
     return entries
+
+
+def _canvas(width: float, head: float, height: float) -> Axes:
+    """The axes of a new figure, in points: y = 0 is the top of the graph, and above it is room for the head."""
+    width, height = width + 2 * PAGE_MARGIN, head + height + PAGE_MARGIN
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(-PAGE_MARGIN, width - PAGE_MARGIN)
+    axes.set_ylim(height - head, -head)
+    return axes
+
+
+def _draw_layout(axes: Axes, graph: Graph, layout: Layout) -> None:
+    _draw_edges(axes, layout)
+    for number, (node, box) in enumerate(zip(graph.nodes, layout.boxes, strict=True)):
+        _draw_node(axes, number, node, box)
+    _draw_blocks(axes, layout)
 
 
 def _draw_head(axes: Axes, title: str, notes: Sequence[str], legend: Sequence[_Entry], top: float) -> None:

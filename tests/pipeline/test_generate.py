@@ -11,7 +11,8 @@ import pytest
 
 from ghn.sampling import SHARES, SPLIT_RULES, SplitRules, draws, sample_architecture
 from pipeline.architecture_store import SCHEMA, ArchitectureStore, Split, row, table_of, write_manifest, write_shard
-from pipeline.generate import Task, draw_splits, generate, make_shard, mend_shard, redraw_repeats, shard_tasks
+from pipeline.drawn_splits import Task, draw_splits, make_shard, mend_shard, redraw_repeats, shard_tasks
+from pipeline.generate import generate
 from pipeline.params import SPLITS, Params
 
 ROOT = Path(__file__).parents[2]
