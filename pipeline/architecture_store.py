@@ -235,12 +235,13 @@ class Split:
         return [architecture_of(record) for record in self.table(*RECORD).to_pylist()]
 
     def _open(self, shard: int) -> pq.ParquetFile:
-        return _open_shard(f"{self.folder}/{self.shards[shard].file}", self.shards[shard].sha256)
+        content, metadata = _checked_shard(f"{self.folder}/{self.shards[shard].file}", self.shards[shard].sha256)
+        return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one a caller: threads may not share it
 
 
 @lru_cache(maxsize=SHARDS_IN_MEMORY)
-def _open_shard(place: str, sha256: str) -> pq.ParquetFile:
-    """A shard whose content is in memory, and is what the manifest says."""
+def _checked_shard(place: str, sha256: str) -> tuple[pa.Buffer, pq.FileMetaData]:
+    """The content of a shard, which is what the manifest says, and its description of itself."""
     try:
         content = read_bytes(place)
     except FileNotFoundError as error:
@@ -252,7 +253,7 @@ def _open_shard(place: str, sha256: str) -> pq.ParquetFile:
     file = pq.ParquetFile(pa.BufferReader(content))
     if file.schema_arrow != SCHEMA:
         raise UserError(f"shard {place} has other columns than this version writes\nimport or generate it again")
-    return file
+    return pa.py_buffer(content), file.metadata
 
 
 class ArchitectureStore:

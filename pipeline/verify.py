@@ -38,7 +38,8 @@ def verify(storage: str, manifest: str | Path = MANIFEST, recompute: int = 200) 
         wrong, looked_at = _wrong_rows(split, recompute)
         faults += [f"split {name} holds {repeated} networks twice"] * bool(repeated)
         faults += [f"split {name} shares {shared} networks with other splits"] * bool(shared)
-        faults += [f"split {name} has {len(wrong)} rows that are not what they say: {wrong[:3]} …"] * bool(wrong)
+        at = ", ".join(map(str, wrong[:3])) + ", …" * (len(wrong) > 3)
+        faults += [f"split {name} has {len(wrong)} rows that are not what they say: at {at}"] * bool(wrong)
         counts = {"rows": len(split), "repeated": repeated, "in other splits": shared}
         counts |= {"compiled again": looked_at, "that differ": len(wrong)}
         table.append({"split": name} | {key: f"{count:,}" for key, count in counts.items()})

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
+import polars
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ghn.sampling import sample_architecture
 from pipeline.architecture_store import (
@@ -73,6 +81,72 @@ def test_an_earlier_shard_is_found_only_if_it_is_whole(tmp_path: Path) -> None:
     damaged[len(content) // 4] ^= 255
     place.write_bytes(bytes(damaged))
     assert find_shard(str(place), 0, 1) is None
+
+
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed_wherever_it_is(position: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "0.parquet"
+        write_shard(str(place), table_of([row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]))
+        content = bytearray(place.read_bytes())
+        assert find_shard(str(place), 0, 5) is not None
+        content[int(position * len(content))] ^= 1 << bit
+        place.write_bytes(content)
+        assert find_shard(str(place), 0, 5) is None
+
+
+def test_a_shard_of_other_rows_is_not_taken(tmp_path: Path) -> None:
+    place = str(tmp_path / "0.parquet")
+    write_shard(place, table_of([row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]))
+    assert find_shard(place, 5, 10) is None
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """2,500 rows of the same five architectures in two shards, of several row groups each."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]
+    shards = []
+    for first, last in ((0, 2100), (2100, 2500)):
+        table = table_of([rows[i % 5]._replace(index=i) for i in range(first, last)])
+        shards.append(write_shard(f"{folder}/{first}.parquet", table))
+    return Split("train", str(folder), shards)
+
+
+def test_any_row_of_any_row_group_is_read(many: Split) -> None:
+    for index in (0, 999, 1000, 2099, 2100, 2499):
+        assert many.read(index) == ARCHITECTURES[index % 5]
+        assert many.row(index, "index")["index"].to_pylist() == [index]
+    for index in (-1, 2500):
+        with pytest.raises(IndexError, match=f"there is none at {index}"):
+            many.read(index)
+
+
+def test_threads_and_processes_read_at_once(many: Split) -> None:
+    indices = list(range(0, 2500, 11))
+    expected = [ARCHITECTURES[index % 5] for index in indices]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(many.read, indices)) == expected
+    with ProcessPoolExecutor(2, get_context("spawn")) as processes:
+        assert list(processes.map(many.read, indices[:20])) == expected[:20]
+
+
+def test_others_read_the_files_as_they_are(many: Split) -> None:
+    files = f"{many.folder}/*.parquet"
+    operation = "genotype.normal[1].operation"
+    query = f"SELECT {operation}, count(*) FROM '{files}' WHERE index % 5 = 2 GROUP BY {operation}"
+    assert duckdb.sql(query).fetchall() == [(ARCHITECTURES[2].genotype.normal[0][0], 500)]
+    first = polars.scan_parquet(files).select(polars.col("genotype").struct.field("normal").list.len()).collect()
+    assert first["normal"][:5].to_list() == [len(a.genotype.normal) for a in ARCHITECTURES]
+    frame = pd.read_parquet(many.folder)
+    assert frame["norm"][:5].isna().tolist() == [architecture.norm is None for architecture in ARCHITECTURES]
+    assert frame["genotype"][3]["reduce"][1] == dict(
+        zip(("operation", "state"), ARCHITECTURES[3].genotype.reduce[1], strict=True)
+    )
+
+
+def test_every_column_says_what_it_is() -> None:
+    assert all(len(field.metadata[b"is"]) > 10 for field in SCHEMA)
 
 
 @pytest.mark.parametrize(
