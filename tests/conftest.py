@@ -1,4 +1,4 @@
-"""A project folder with small settings."""
+"""A project folder with small settings, and a bucket on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ import yaml
 from small_settings import ROOT, small_settings
 
 from pipeline.params import Params, load_params
+
+if TYPE_CHECKING:
+    from flaky_bucket import FlakyBucket
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +41,30 @@ def small_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
     yield settings
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def flaky_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FlakyBucket]:
+    """A bucket, empty, of this machine; it fails when the test tells it to. The environment names it."""
+    from flaky_bucket import FlakyBucket
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # one that an earlier test has left knows the address of another server
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = FlakyBucket()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def bucket(flaky_bucket: FlakyBucket) -> str:
+    """The address of an empty storage in a bucket."""
+    return flaky_bucket.url

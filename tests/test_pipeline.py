@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
 import yaml
 from small_settings import ROOT, small_settings
+
+if TYPE_CHECKING:
+    from flaky_bucket import FlakyBucket
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +105,21 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     assert losses["smaller"] != pytest.approx(before["loss"])
     rows = table[table["meta_batch"] == 3]
     assert losses[rows.index].notna().any()
+    restore(clone)
+
+
+def test_a_bucket_holds_what_a_folder_does_and_a_second_run_has_nothing_to_do(
+    clone: Path, flaky_bucket: FlakyBucket
+) -> None:
+    manifest = (clone / "results/generate/manifest.json").read_bytes()
+    output = run(clone, "dvc", "exp", "run", "-S", f"storage={flaky_bucket.url}", "generate")
+    assert stages_run(output) == ["check", "generate"]
+    assert (clone / "results/generate/manifest.json").read_bytes() == manifest
+    written = {line for line in flaky_bucket.requests if line.startswith("PUT") and line.endswith(".parquet")}
+    assert len(written) == sum(len(split["shards"]) for split in json.loads(manifest)["splits"].values())
+    flaky_bucket.requests.clear()
+    assert "Running stage" not in run(clone, "dvc", "repro", "generate")
+    assert flaky_bucket.requests == []
     restore(clone)
 
 

@@ -1,4 +1,4 @@
-"""Results of a run, made up; object storage, disks that fail, and Ray on this machine."""
+"""Results of a run, made up; disks that fail, and Ray on this machine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
-from typing import TYPE_CHECKING
 
 import pytest
 from example_results import make_results
 from small_settings import ROOT
 
 from pipeline.cluster import ray_cluster
-
-if TYPE_CHECKING:
-    from flaky_bucket import FlakyBucket
 
 
 @pytest.fixture(scope="session")
@@ -29,33 +25,6 @@ def results_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(results_of_a_run: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(results_of_a_run, tmp_path / "results"))
-
-
-@pytest.fixture
-def flaky_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FlakyBucket]:
-    """A bucket, empty, of this machine; it fails when the test tells it to. The environment names it."""
-    from flaky_bucket import FlakyBucket
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()  # one that an earlier test has left knows the address of another server
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    bucket = FlakyBucket()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
-    yield bucket
-    bucket.close()
-
-
-@pytest.fixture
-def bucket(flaky_bucket: FlakyBucket) -> str:
-    """The address of an empty storage in a bucket."""
-    return flaky_bucket.url
 
 
 @pytest.fixture

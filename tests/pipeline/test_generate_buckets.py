@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ghn.sampling import sample_architecture
-from pipeline.architecture_store import ArchitectureStore
+from pipeline.architecture_store import ArchitectureStore, _checked_shard
 from pipeline.cluster import ray_cluster
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -55,6 +55,7 @@ def test_architectures_are_read_from_a_bucket_and_a_damaged_object_is_named(
 ) -> None:
     params = small_project(**settings_in_bucket)
     generate(params)
+    _checked_shard.cache_clear()  # as in a process that has read nothing yet
     store = ArchitectureStore(flaky_bucket.url)
     flaky_bucket.requests.clear()
     assert store.read("train", 3) == store.read("train", 3) != store.read("train", 4)
