@@ -198,10 +198,14 @@ def _shard(place: str, rows: int, content: bytes) -> Shard:
 
 
 class Split:
-    """The architectures of one split, read when they are asked for."""
+    """The architectures of one split, read when they are asked for.
+
+    `files` are the places of its shards, for whoever reads Parquet: the folder may hold those of smaller splits too.
+    """
 
     def __init__(self, name: str, folder: str, shards: Sequence[Shard]):
         self.name, self.folder, self.shards = name, folder, tuple(shards)
+        self.files = [f"{folder}/{shard.file}" for shard in shards]
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
     def __len__(self) -> int:
@@ -235,7 +239,7 @@ class Split:
         return [architecture_of(record) for record in self.table(*RECORD).to_pylist()]
 
     def _open(self, shard: int) -> pq.ParquetFile:
-        content, metadata = _checked_shard(f"{self.folder}/{self.shards[shard].file}", self.shards[shard].sha256)
+        content, metadata = _checked_shard(self.files[shard], self.shards[shard].sha256)
         return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one a caller: threads may not share it
 
 

@@ -132,13 +132,13 @@ def test_threads_and_processes_read_at_once(many: Split) -> None:
 
 
 def test_others_read_the_files_as_they_are(many: Split) -> None:
-    files = f"{many.folder}/*.parquet"
+    files = many.files
     operation = "genotype.normal[1].operation"
-    query = f"SELECT {operation}, count(*) FROM '{files}' WHERE index % 5 = 2 GROUP BY {operation}"
+    query = f"SELECT {operation}, count(*) FROM read_parquet({files}) WHERE index % 5 = 2 GROUP BY {operation}"
     assert duckdb.sql(query).fetchall() == [(ARCHITECTURES[2].genotype.normal[0][0], 500)]
     first = polars.scan_parquet(files).select(polars.col("genotype").struct.field("normal").list.len()).collect()
     assert first["normal"][:5].to_list() == [len(a.genotype.normal) for a in ARCHITECTURES]
-    frame = pd.read_parquet(many.folder)
+    frame = pd.read_parquet(files)
     assert frame["norm"][:5].isna().tolist() == [architecture.norm is None for architecture in ARCHITECTURES]
     assert frame["genotype"][3]["reduce"][1] == dict(
         zip(("operation", "state"), ARCHITECTURES[3].genotype.reduce[1], strict=True)
