@@ -7,10 +7,12 @@ So a row is a function of (seed, split, index) alone: who writes the shards, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Set
+from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from ghn.sampling import draws
@@ -43,13 +45,18 @@ def draw_splits(tasks: Mapping[str, list[Task]], taken: Set[str] = frozenset()) 
         tasks: the shards of each split.
         taken: identities of networks that may be in none of them.
     """
-    made = _run(make_shard, [(task,) for task in chain.from_iterable(tasks.values())], "generate")
-    redrawn = {}
-    for own in tasks.values():
-        redrawn |= redraw_repeats({task: made[task][1] for task in own}, set(taken))
-    shards = {task: shard for task, (shard, _) in made.items()} | _run(
-        mend_shard, redrawn.items(), "draw repeats again"
-    )
+    waiting = deque(chain.from_iterable(tasks.values()))
+    seen = {split: set(taken) for split in tasks}
+    shards: dict[Task, Shard] = {}
+    identities: dict[Task, pa.Array] = {}
+    redrawn: dict[Task, pa.Table] = {}
+    for made, result in _run(make_shard, [(task,) for task in waiting], "generate"):
+        shards[made], identities[made] = result
+        while waiting and waiting[0] in identities:  # in order, while workers go on with the next ones
+            task = waiting.popleft()
+            if rows := redraw_repeats(task, identities.pop(task).to_pylist(), seen[task.split]):
+                redrawn[task] = table_of(rows)
+    shards |= _run(mend_shard, list(redrawn.items()), "replace repeats")
     return {split: [shards[task] for task in own] for split, own in tasks.items()}
 
 
@@ -63,51 +70,45 @@ def make_shard(task: Task) -> tuple[Shard, pa.Array]:
     """Writes one shard of first draws unless it is there, and returns it with the identities of its rows."""
     found = find_shard(task.place, task.first, task.last)
     if found is None:
-        table = table_of([_drawn(task, index) for index in range(task.first, task.last)])
+        indices = range(task.first, task.last)
+        firsts = [Row(index, *next(draws(task.seed, task.split, index)), task.seed, 0) for index in indices]
+        table = table_of(firsts)
         found = write_shard(task.place, table), table
     shard, table = found
     return shard, table["identity"].combine_chunks()
 
 
-def redraw_repeats(made: Mapping[Task, pa.Array], taken: set[str]) -> dict[Task, dict[int, int]]:
-    """For each row that repeats an earlier one, by shard and index, its first draw that is new.
+def redraw_repeats(task: Task, identities: list[str], seen: set[str]) -> list[Row]:
+    """For each row of a shard that repeats an earlier one, the row with the first draw that is new.
 
     Args:
-        made: the shards of a split, in order, with the identities of their rows.
-        taken: identities that no row may have; those of all rows are added.
+        identities: those of the shard's rows.
+        seen: those of all rows before, which none may have; takes those of these rows.
     """
-    redrawn: dict[Task, dict[int, int]] = {}
-    for task, identities in made.items():
-        for index, identity in enumerate(identities.to_pylist(), start=task.first):
-            if identity in taken:
-                stream = (draw.summary.identity for draw in draws(task.seed, task.split, index))
-                number, identity = next((n, other) for n, other in enumerate(stream) if other not in taken)
-                redrawn.setdefault(task, {})[index] = number
-            taken.add(identity)
-    return redrawn
+    rows = []
+    for index, identity in enumerate(identities, start=task.first):
+        if identity in seen:
+            stream = enumerate(draws(task.seed, task.split, index))
+            number, draw = next((n, draw) for n, draw in stream if draw.summary.identity not in seen)
+            rows.append(Row(index, *draw, task.seed, number))
+            identity = draw.summary.identity
+        seen.add(identity)
+    return rows
 
 
-def mend_shard(task: Task, redrawn: Mapping[int, int]) -> Shard:
-    """Writes one shard again, with other draws for some of its rows: `redrawn` says which, by index."""
+def mend_shard(task: Task, rows: pa.Table) -> Shard:
+    """Writes one shard again, with other rows in place of those of the same index."""
     found = find_shard(task.place, task.first, task.last)
     if found is None:
         raise UserError(f"shard {task.place} was removed or damaged meanwhile: the same command goes on from there")
-    new = table_of([_drawn(task, index, draw) for index, draw in redrawn.items()])
-    places = list(range(task.last - task.first))
-    for position, index in enumerate(redrawn):
-        places[index - task.first] = len(places) + position
-    return write_shard(task.place, pa.concat_tables([found[1], new]).take(places))
+    _, table = found
+    order = np.arange(len(table))
+    order[rows["index"].to_numpy() - task.first] = len(table) + np.arange(len(rows))
+    return write_shard(task.place, pa.concat_tables([table, rows]).take(order))
 
 
-def _run(function: Callable[..., Any], arguments: Iterable[tuple], description: str) -> dict[Task, Any]:
-    """The results of a function, by the shard that is its first argument; the progress bar counts architectures."""
-    arguments = list(arguments)
-    tasks = [task for task, *_ in arguments]
-    amounts = [task.last - task.first for task in tasks]
+def _run(function: Callable[..., Any], arguments: list[tuple], description: str) -> Iterator[tuple[Task, Any]]:
+    """The results of a function as each is there, with the shard that is its first argument; counts architectures."""
+    amounts = [task.last - task.first for task, *_ in arguments]
     done = run_tasks(function, arguments, description=description, unit="architecture", amounts=amounts)
-    return {tasks[position]: result for position, result in done}
-
-
-def _drawn(task: Task, index: int, draw: int = 0) -> Row:
-    architecture, summary, parameters_large = next(islice(draws(task.seed, task.split, index), draw, None))
-    return Row(index, architecture, summary, parameters_large, task.seed, draw)
+    return ((arguments[position][0], result) for position, result in done)

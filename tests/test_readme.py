@@ -16,9 +16,9 @@ from pipeline.networks import draw_network
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("table", ["accuracy", "finetuning"])
-def test_its_tables_are_those_that_the_report_wrote(table: str) -> None:
-    assert (ROOT / f"results/report/{table}.md").read_text().strip() in README
+@pytest.mark.parametrize("table", ["report/accuracy", "report/finetuning", "generate/report/statistics"])
+def test_its_tables_are_those_that_the_stages_wrote(table: str) -> None:
+    assert (ROOT / f"results/{table}.md").read_text().strip() in README
 
 
 def test_its_files_are_there() -> None:
@@ -40,10 +40,11 @@ def test_the_results_beside_it_are_those_of_the_settings() -> None:
 
 
 def test_its_python_examples_name_what_exists() -> None:
-    imports = re.findall(r"^from (ghn[\w.]*) import (\w+)$", README, re.MULTILINE)
+    imports = re.findall(r"^from ((?:ghn|pipeline)[\w.]*) import ([\w, ]+)$", README, re.MULTILINE)
     assert imports
-    for module, name in imports:
-        assert hasattr(__import__(module, fromlist=[name]), name)
+    for module, names in imports:
+        for name in names.split(", "):
+            assert hasattr(__import__(module, fromlist=[name]), name)
 
 
 def test_its_picture_is_what_its_command_draws(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ghn.sampling import SHARES, SPLIT_RULES, SplitRules, draws, sample_architecture
 from pipeline.architecture_store import SCHEMA, ArchitectureStore, Split, row, table_of, write_manifest, write_shard
-from pipeline.drawn_splits import Task, draw_splits, make_shard, mend_shard, redraw_repeats, shard_tasks
+from pipeline.drawn_splits import draw_splits, make_shard, mend_shard, redraw_repeats, shard_tasks
 from pipeline.generate import generate
 from pipeline.params import SPLITS, Params
 
@@ -106,15 +106,18 @@ def test_what_is_imported_is_not_drawn_for_another_split(
     assert ArchitectureStore("storage")["test"].columns("draw")["draw"].tolist() == [0, 1, 0]
 
 
-def make_split(folder: str, count: int, shard_rows: int) -> list[tuple[int, str, int]]:
-    """Index, identity and draw of all rows of split train, made in this process."""
-    starts = range(0, count, shard_rows)
-    tasks = [Task(folder, "train", 0, first, min(first + shard_rows, count)) for first in starts]
-    made = {task: make_shard(task) for task in tasks}
-    redrawn = redraw_repeats({task: identities for task, (_, identities) in made.items()}, set())
-    shards = [mend_shard(task, redrawn[task]) if task in redrawn else made[task][0] for task in tasks]
-    table = Split("train", folder, shards).table("index", "identity", "draw")
-    return list(zip(*table.to_pydict().values(), strict=True))
+def make_split(folder: str, count: int, shard_rows: int, mend: int | None = None) -> Split:
+    """Split train, made in this process; only so many of the shards with repeats are mended."""
+    seen: set[str] = set()
+    shards = []
+    for task in shard_tasks(folder, "train", 0, count, shard_rows):
+        shard, identities = make_shard(task)
+        rows = redraw_repeats(task, identities.to_pylist(), seen)
+        if rows and mend != 0:
+            shard = mend_shard(task, table_of(rows))
+            mend = None if mend is None else mend - 1
+        shards.append(shard)
+    return Split("train", folder, shards)
 
 
 def test_a_split_that_grows_by_far_keeps_its_first_rows_to_the_last_column(
@@ -147,21 +150,16 @@ def test_each_row_is_the_first_draw_of_its_stream_that_no_row_before_it_has(few_
         expected.append((index, identity, number))
     assert sum(number > 0 for _, _, number in expected) > 40
     for shard_rows in (200, 64, 1):
-        assert make_split(f"{tmp_path}/{shard_rows}", 200, shard_rows) == expected
+        columns = make_split(f"{tmp_path}/{shard_rows}", 200, shard_rows).columns("index", "identity", "draw")
+        assert list(zip(*(column.tolist() for column in columns.values()), strict=True)) == expected
 
 
 def test_a_stage_that_was_killed_between_its_two_passes_ends_with_the_same_files(
     few_networks: None, tmp_path: Path
 ) -> None:
-    for name, kept in (("first drawn", 0), ("some mended", 2), ("undisturbed", None)):
-        folder = tmp_path / name
-        if kept is not None:
-            tasks = [Task(str(folder), "train", 0, first, first + 50) for first in range(0, 200, 50)]
-            made = {task: make_shard(task) for task in tasks}
-            redrawn = redraw_repeats({task: identities for task, (_, identities) in made.items()}, set())
-            for task in list(redrawn)[:kept]:
-                mend_shard(task, redrawn[task])
-        make_split(str(folder), 200, 50)
+    for name, mended in (("first drawn", 0), ("some mended", 2), ("undisturbed", None)):
+        make_split(f"{tmp_path}/{name}", 200, 50, mended)
+        make_split(f"{tmp_path}/{name}", 200, 50)
     files = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in sorted(tmp_path.iterdir())]
     assert files[0] == files[1] == files[2]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.architecture_store import ArchitectureStore
+from pipeline.architecture_store import ArchitectureStore, _checked_shard
 from pipeline.errors import UserError
 from pipeline.generate import generate, make_splits
 from pipeline.params import Params
@@ -166,6 +166,7 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_written_again(
     before = contents(tmp_path)
     shard = next(tmp_path.glob("storage/architectures/train/*/00000250-*.parquet"))
     damage(shard)
+    _checked_shard.cache_clear()  # as in a process that has read nothing yet
     with pytest.raises(UserError, match=r"00000250-00000500\.parquet is (missing|damaged)"):
         ArchitectureStore("storage")["train"].read(300)
     generate(params)
