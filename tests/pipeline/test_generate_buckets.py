@@ -1,12 +1,15 @@
-"""Stage `generate` with a bucket as storage, and the bucket's bad days."""
+"""Stage `generate` with a bucket as storage: its bad days, and a node that is lost."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from ghn.sampling import sample_architecture
 from pipeline.architecture_store import ArchitectureStore, _checked_shard
@@ -79,3 +82,31 @@ def test_a_bucket_without_permission_is_named(
     with pytest.raises(UserError, match="refuses it") as caught:
         generate(params)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_node_that_is_lost_costs_its_shards_and_nothing_else(
+    flaky_bucket: FlakyBucket, small_project: SmallProject
+) -> None:
+    params = small_project(generate={**COUNTS, "train": 6000, "shard_rows": 500}, storage=flaky_bucket.url)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=1)
+
+    def lose_node() -> None:
+        while sum(line.startswith("PUT") for line in flaky_bucket.requests) < 7:
+            time.sleep(0.01)
+        cluster.remove_node(lost, allow_graceful=False)
+
+    loser = threading.Thread(target=lose_node)
+    try:
+        with ray_cluster(cluster.address):
+            loser.start()
+            generate(params)
+        loser.join()
+    finally:
+        cluster.shutdown()
+    train = ArchitectureStore(flaky_bucket.url)["train"]
+    assert train.table("index")["index"].to_pylist() == list(range(6000))
+    manifest = MANIFEST.read_bytes()
+    with ray_cluster(num_cpus=2):
+        generate(params.model_copy(update={"storage": "undisturbed"}))
+    assert MANIFEST.read_bytes() == manifest
