@@ -47,11 +47,13 @@ def write(folder: str, count: int) -> None:
     """A manifest and shards of split train."""
     import pyarrow as pa
 
-    from pipeline.architecture_store import SCHEMA, Split, shard_name, write_manifest, write_shard
-    from pipeline.drawn_splits import make_shard, shard_tasks
+    from pipeline.architecture_shards import SCHEMA, shard_name, table_of, write_shard
+    from pipeline.architecture_store import Split, write_manifest
+    from pipeline.drawn_splits import draw_shard, finish_shard, shard_tasks
 
     (task,) = shard_tasks(f"{folder}/drawn", "train", 0, SHARD_ROWS, SHARD_ROWS)
-    shard, _ = make_shard(task)
+    draw_shard(task)
+    shard = finish_shard(task, table_of([]))
     table = Split("train", f"{folder}/drawn", [shard]).table(*SCHEMA.names)
     shards = []
     for first in range(0, count, SHARD_ROWS):
@@ -66,7 +68,8 @@ def measure(folder: str, reads: int) -> dict[str, float]:
     started = perf_counter()
     import pyarrow.parquet as pq
 
-    from pipeline.architecture_store import RECORD, ArchitectureStore
+    from pipeline.architecture_shards import RECORD
+    from pipeline.architecture_store import ArchitectureStore
 
     split = ArchitectureStore(folder, Path(folder) / "manifest.json")["train"]
     measured = {"open_seconds": perf_counter() - started}

@@ -5,17 +5,22 @@ values x_1, …, x_k has the value
 
     A · (x_1 + c_1) ⋯ (x_k + c_k) + B   modulo the prime 2¹²⁷ - 1,
 
-where A and B are digests of what the operation does, and c_i one of the input's place; all places are the same where
-the order of inputs does not matter. Two polynomials of degree d that differ have the same value at a random point with
-a probability of d / 2¹²⁷ at most (Schwartz, Journal of the ACM 1980).
+where A and B are digests of what the operation does, and c_i one of the input's place. All places are the same for
+sums, and for concatenations: channels in another order are weights in another order after them, and graphs do not show
+it. Two polynomials of degree d that differ have the same value at a random point with a probability of d / 2¹²⁷ at most
+(Schwartz, Journal of the ACM 1980).
 
 A hash of each operation and its inputs would name networks as well. But here operations one after the other are a
 single affine map, so that what is known of a block need not be computed again in each network that contains it.
+
+What neither sees is which of two results is read that are computed in the same way, with parameters of their own. Such
+networks can be different and have the same identity; then only one of them is drawn.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,10 +52,7 @@ class Polynomial(NamedTuple):
             return (a * first + b) % MODULUS
         values = [first]
         for factors in self.joins:
-            value = 1
-            for a, b, i in factors:
-                value = value * (a * values[i] + b) % MODULUS
-            values.append(value)
+            values.append(math.prod([a * values[i] + b for a, b, i in factors]) % MODULUS)
         a, b, i = self.last
         return (a * values[i] + b) % MODULUS
 
@@ -83,7 +85,7 @@ def image_value(image_size: int) -> int:
 def identify(value: int, num_operations: int, num_parameters: int) -> str:
     """The identity, 24 hexadecimal digits, of a network whose polynomial has a value.
 
-    The two numbers tell apart what the polynomial does not: a result that is used twice, and one computed twice.
+    The two numbers tell apart a result that is used twice and one that is computed twice.
     """
     return hashlib.blake2b(f"{value} {num_operations} {num_parameters}".encode(), digest_size=12).hexdigest()
 
@@ -96,8 +98,8 @@ def constants(kind: str, shape: Sizes, settings: Sizes = (), parameters: tuple[S
 
 @lru_cache(maxsize=1 << 10)
 def offset(kind: str, place: int) -> int:
-    """c of an input's place: the same for all inputs that are added."""
-    return _digest(f"c {0 if kind == 'add' else place}")
+    """c of an input's place."""
+    return _digest(f"c {0 if kind in ('add', 'concat') else place}")
 
 
 def _digest(text: str) -> int:

@@ -7,8 +7,10 @@ puts together what the blocks of a network add to it. It says what the program s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
+from operator import add
 from typing import Any, NamedTuple
 
 from ghn.identity import MODULUS, Polynomial, constants, identify, image_value, offset, polynomial
@@ -165,10 +167,7 @@ def _counts_of_join(read: int) -> Counts:
 def _value(kind: str, shape: tuple[int, ...], inputs: list[int]) -> int:
     """The value of an operation without parameters and settings, see `ghn.identity`."""
     A, B, offsets = _join(kind, shape, len(inputs))
-    product = 1
-    for value, c in zip(inputs, offsets, strict=True):
-        product = product * (value + c) % MODULUS
-    return (A * product + B) % MODULUS
+    return (A * math.prod(map(add, inputs, offsets)) + B) % MODULUS
 
 
 @lru_cache(maxsize=1 << 12)

@@ -82,7 +82,7 @@ def draws(seed: int, split: str, index: int) -> Iterator[Draw]:
             continue
         try:
             summary = architecture.summary(32, 10)
-        except InvalidArchitecture:
+        except InvalidArchitecture:  # the image does not reach the output; what else does not is pruned, not rejected
             continue
         if share_of(summary.identity) not in rules.shares:
             continue

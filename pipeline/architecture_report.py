@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline import architecture_plots
+from pipeline.architecture_shards import SCHEMA
 from pipeline.architecture_statistics import CELLS, SAMPLE, SetStatistics
-from pipeline.architecture_store import SCHEMA, ArchitectureStore
+from pipeline.architecture_store import ArchitectureStore
 from pipeline.drawing.gallery import SMALL, small_graphs
 from pipeline.drawing.plot import COLORS
 from pipeline.page import Plot, Table, count, file_size, render, write_figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import sys
@@ -15,6 +14,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.params import load_params
+from pipeline.storage import FORBIDDEN, FULL
 
 app = typer.Typer(
     help="Graph hypernetworks: predict all parameters of networks never seen.",
@@ -22,9 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-NOT_OUR_FAULT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""What a disk says that is full or may not be written."""
 
 STAGES = "Stages of the pipeline, in this order"
 ARCHITECTURES = "Stored architectures"
@@ -45,7 +42,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno not in NOT_OUR_FAULT:
+            if error.errno not in (*FULL, *FORBIDDEN):
                 raise
             print(f"error: {error}\nmake room, or give the right to write there, and run it again", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -112,11 +109,12 @@ def report(params: ParamsFile = Path("params.yaml")) -> None:
 def verify(
     params: ParamsFile = Path("params.yaml"),
     recompute: Annotated[int, typer.Option(min=0, help="Rows of each split that are compiled again.")] = 200,
+    every_row: Annotated[bool, typer.Option("--every-row", help="Count all other rows again too.")] = False,
 ) -> None:
-    """Verify what stage generate wrote: checksums, that no network is there twice, and rows compiled again."""
+    """Verify what stage generate wrote: checksums, that no network is there twice, and rows computed again."""
     from pipeline.verify import verify as verify_architectures
 
-    verify_architectures(load_params(params).storage, recompute=recompute)
+    verify_architectures(load_params(params), recompute=recompute, every_row=every_row)
 
 
 Architecture = Annotated[str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split draws.")]

@@ -1,8 +1,9 @@
 """Shards of drawn architectures, written by the tasks of a cluster.
 
-Shards are drawn in parallel, each architecture from a stream of its own (`ghn.sampling`). Then the identities of a
-split are gone through in order, and a row that repeats an earlier one takes the first draw of its stream that is new.
-So a row is a function of (seed, split, index) alone: who writes the shards, and how many rows follow, changes nothing.
+The first draws of all rows are made in parallel, each from a stream of its own (`ghn.sampling`), and kept as drafts.
+The identities of a split are gone through in order, and a row that repeats an earlier one takes the first draw of its
+stream that is new. Then the shards are written, once and for all. So a row is a function of (seed, split, index) alone,
+and a shard one of its rows: who writes it, and how many rows follow, changes nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ghn.sampling import draws
-from pipeline.architecture_store import Row, Shard, find_shard, shard_name, table_of, write_shard
+from ghn.sampling import SPLIT_RULES, draws, share_of
+from pipeline.architecture_shards import Row, Shard, find_shard, shard_name, table_of, write_shard
 from pipeline.cluster import run_tasks
 from pipeline.errors import UserError
+from pipeline.storage import remove
 
-FORMAT = 2
-"""Part of every shard's address: raise it when the same settings would give other rows."""
+FORMAT = f"2, pyarrow {pa.__version__}"
+"""Part of every shard's address: raise the number when the same settings would give other rows. Another version of the
+library writes other bytes."""
 
 
 class Task(NamedTuple):
@@ -37,6 +40,15 @@ class Task(NamedTuple):
     def place(self) -> str:
         return f"{self.folder}/{shard_name(self.first, self.last)}"
 
+    @property
+    def drafts(self) -> str:
+        """The folder of the split's first draws."""
+        return f"{self.folder}-drafts"
+
+    @property
+    def draft(self) -> str:
+        return f"{self.drafts}/{shard_name(self.first, self.last)}"
+
 
 def draw_splits(tasks: Mapping[str, list[Task]], taken: Set[str] = frozenset()) -> dict[str, list[Shard]]:
     """The shards of some splits, after those that are missing were written on the cluster.
@@ -49,14 +61,19 @@ def draw_splits(tasks: Mapping[str, list[Task]], taken: Set[str] = frozenset()) 
     seen = {split: set(taken) for split in tasks}
     shards: dict[Task, Shard] = {}
     identities: dict[Task, pa.Array] = {}
-    redrawn: dict[Task, pa.Table] = {}
-    for made, result in _run(make_shard, [(task,) for task in waiting], "generate"):
-        shards[made], identities[made] = result
+    unfinished: list[tuple[Task, pa.Table]] = []
+    for drawn, (shard, of_rows) in _run(draw_shard, [(task,) for task in waiting], "draw"):
+        identities[drawn] = of_rows
+        if shard is not None:
+            shards[drawn] = shard
         while waiting and waiting[0] in identities:  # in order, while workers go on with the next ones
             task = waiting.popleft()
-            if rows := redraw_repeats(task, identities.pop(task).to_pylist(), seen[task.split]):
-                redrawn[task] = table_of(rows)
-    shards |= _run(mend_shard, list(redrawn.items()), "replace repeats")
+            rows = redraw_repeats(task, identities.pop(task).to_pylist(), seen[task.split])
+            if rows or task not in shards:
+                unfinished.append((task, table_of(rows)))
+    shards |= _run(finish_shard, unfinished, "write")
+    for drafts in {task.drafts for task, _ in unfinished}:
+        remove(drafts)
     return {split: [shards[task] for task in own] for split, own in tasks.items()}
 
 
@@ -66,16 +83,18 @@ def shard_tasks(folder: str, split: str, seed: int, count: int, shard_rows: int)
     return [Task(folder, split, seed, first, min(first + shard_rows, count)) for first in starts]
 
 
-def make_shard(task: Task) -> tuple[Shard, pa.Array]:
-    """Writes one shard of first draws unless it is there, and returns it with the identities of its rows."""
-    found = find_shard(task.place, task.first, task.last)
-    if found is None:
+def draw_shard(task: Task) -> tuple[Shard | None, pa.Array]:
+    """A shard if it is there, else None and its first draws are kept as a draft; and the identities of the rows."""
+    if (found := _find(task, task.place)) is not None:
+        shard, table = found
+        return shard, table["identity"].combine_chunks()
+    if (found := _find(task, task.draft)) is not None:
+        _, table = found
+    else:
         indices = range(task.first, task.last)
-        firsts = [Row(index, *next(draws(task.seed, task.split, index)), task.seed, 0) for index in indices]
-        table = table_of(firsts)
-        found = write_shard(task.place, table), table
-    shard, table = found
-    return shard, table["identity"].combine_chunks()
+        table = table_of([Row(i, *next(draws(task.seed, task.split, i)), task.seed, 0) for i in indices])
+        write_shard(task.draft, table)
+    return None, table["identity"].combine_chunks()
 
 
 def redraw_repeats(task: Task, identities: list[str], seen: set[str]) -> list[Row]:
@@ -96,15 +115,30 @@ def redraw_repeats(task: Task, identities: list[str], seen: set[str]) -> list[Ro
     return rows
 
 
-def mend_shard(task: Task, rows: pa.Table) -> Shard:
-    """Writes one shard again, with other rows in place of those of the same index."""
-    found = find_shard(task.place, task.first, task.last)
+def finish_shard(task: Task, rows: pa.Table) -> Shard:
+    """Writes a shard: its draft, with some rows in place of those of the same index.
+
+    Raises:
+        UserError: the draft is not there any more.
+    """
+    found = _find(task, task.draft) or _find(task, task.place)  # another run on the same storage may have finished it
     if found is None:
-        raise UserError(f"shard {task.place} was removed or damaged meanwhile: the same command goes on from there")
+        raise UserError(f"{task.draft} was removed or damaged meanwhile: the same command goes on from there")
     _, table = found
     order = np.arange(len(table))
     order[rows["index"].to_numpy() - task.first] = len(table) + np.arange(len(rows))
     return write_shard(task.place, pa.concat_tables([table, rows]).take(order))
+
+
+def _find(task: Task, place: str) -> tuple[Shard, pa.Table] | None:
+    """What an earlier run has left, if it is whole and was drawn for this split with this seed."""
+    found = find_shard(place, task.first, task.last)
+    if found is not None:
+        _, table = found
+        shares = {share_of(identity) for identity in table["identity"].to_pylist()}
+        if table["seed"].unique().to_pylist() == [task.seed] and shares <= set(SPLIT_RULES[task.split].shares):
+            return found
+    return None
 
 
 def _run(function: Callable[..., Any], arguments: list[tuple], description: str) -> Iterator[tuple[Task, Any]]:

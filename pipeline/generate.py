@@ -15,17 +15,9 @@ from typing import Any
 from ghn.program import LARGE_IMAGE
 from ghn.sampling import widen
 from pipeline.architecture_report import write_architecture_report
+from pipeline.architecture_shards import Shard, find_shard, row, table_of, write_shard
 from pipeline.architecture_statistics import statistics_of
-from pipeline.architecture_store import (
-    ArchitectureStore,
-    Shard,
-    Split,
-    find_shard,
-    row,
-    table_of,
-    write_manifest,
-    write_shard,
-)
+from pipeline.architecture_store import ArchitectureStore, Split, write_manifest
 from pipeline.cluster import ray_cluster
 from pipeline.drawn_splits import FORMAT, Task, draw_splits, shard_tasks
 from pipeline.imported_splits import find_imported_splits
@@ -129,15 +121,14 @@ def _widened(params: Params, test_files: SplitFiles) -> list[Shard]:
     drawn = test.table("seed", "draw").to_pylist()
     shards = []
     for task in _tasks(params, "wide"):
-        found = find_shard(task.place, task.first, task.last)
-        if found is None:
-            rows = [
+        table = table_of(
+            [
                 row(index, widen(test.read(index), params.images.size), **drawn[index])
                 for index in range(task.first, task.last)
             ]
-            shards.append(write_shard(task.place, table_of(rows)))
-        else:
-            shards.append(found[0])
+        )
+        found = find_shard(task.place, task.first, task.last)
+        shards.append(found[0] if found and found[1].equals(table) else write_shard(task.place, table))
     return shards
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.architecture_store import Shard, read_manifest
+from pipeline.architecture_shards import Shard
+from pipeline.architecture_store import read_manifest
 from pipeline.errors import UserError
 from pipeline.params import DRAWN, Params
 from pipeline.storage import file_sizes, storage_url

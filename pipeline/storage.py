@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 18
 # Of 500 tokens that a client of botocore has for retries each takes 5: so many requests at once can be tried as often.
 AT_ONCE = 5
+_turns = BoundedSemaphore(AT_ONCE)  # of the threads of this process, whoever started them
 CUT_READS = 5  # attempts at a file whose content breaks off on its way, which no retry of botocore covers
 WARN_AT = 3  # the attempt at which the user is told what is waited for
 
@@ -103,7 +105,8 @@ def write_bytes(place: str | Path, content: bytes) -> None:
     with _mendable(place, "written"):
         filesystem, path = filesystem_at(place)
         if not _is_local(filesystem):
-            filesystem.pipe_file(path, content)
+            with _turns:
+                filesystem.pipe_file(path, content)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +161,11 @@ def _warn_of_waiting(
 def _read(filesystem: Any, path: str) -> bytes:
     if _is_local(filesystem):
         return filesystem.cat_file(path)
-    for _ in range(CUT_READS - 1):
-        with suppress(*_cut_errors()):
-            return filesystem.cat_file(path)
-    return filesystem.cat_file(path)
+    with _turns:
+        for _ in range(CUT_READS - 1):
+            with suppress(*_cut_errors()):
+                return filesystem.cat_file(path)
+        return filesystem.cat_file(path)
 
 
 def _cut_errors() -> tuple[type[Exception], ...]:

@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.architecture_store import (
-    Row,
-    Shard,
-    find_shard,
-    row,
-    shard_name,
-    table_of,
-    write_manifest,
-    write_shard,
-)
+from pipeline.architecture_shards import Row, Shard, find_shard, row, shard_name, table_of, write_shard
+from pipeline.architecture_store import write_manifest
 from pipeline.check import require_writable
 from pipeline.deepnets.checks import IMAGE_SIZES, Disagreement, architecture_of, check_graph, check_record
 from pipeline.deepnets.files import (
@@ -48,8 +41,9 @@ from pipeline.storage import storage_url
 if TYPE_CHECKING:
     import h5py
 
-FORMAT = 2
-"""Part of an import's address: raise it when the same files would give other rows, or pass other checks."""
+FORMAT = f"2, pyarrow {pa.__version__}"
+"""Part of an import's address: raise the number when the same files would give other rows, or pass other checks.
+Another version of the library writes other bytes."""
 
 NAMED = 3
 """Rows that a refusal names."""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from random import Random
 
 from examples import CLASSES, architectures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghn import Architecture
+from ghn import Architecture, Genotype
 from ghn.identity import constants, polynomial
 from ghn.program import Operation, Program
 from ghn.sampling import draws
@@ -17,7 +19,7 @@ def merkle(program: Program) -> str:
     names: list[bytes] = []
     for operation in program.operations:
         inputs = [names[source] for source in operation.inputs]
-        if operation.kind == "add":
+        if operation.kind in ("add", "concat"):
             inputs.sort()
         shapes = [parameter.shape for parameter in operation.parameters]
         text = f"{operation.kind}{operation.shape}{operation.settings}{shapes}".encode()
@@ -55,13 +57,37 @@ def test_operations_one_after_the_other_are_one_map() -> None:
     assert polynomial(chain("relu", "gelu"))(5) == two(one(5)) != one(two(5))
 
 
-def test_the_order_counts_but_for_sums() -> None:
+def test_the_order_counts_only_where_a_gate_is_one_of_the_inputs() -> None:
     def joined(kind: str, inputs: tuple[int, int]) -> int:
         image, relu = chain("relu")
         return polynomial([image, relu, Operation(kind, inputs, (3, 8, 8))])(7)
 
     assert joined("add", (0, 1)) == joined("add", (1, 0))
-    assert joined("concat", (0, 1)) != joined("concat", (1, 0))
+    assert joined("concat", (0, 1)) == joined("concat", (1, 0)) != joined("add", (0, 1))
+    assert joined("scale", (0, 1)) != joined("scale", (1, 0))
+
+
+@given(architectures(), st.randoms(use_true_random=False))
+def test_states_that_are_numbered_in_another_order_make_the_same_network(
+    architecture: Architecture, random: Random
+) -> None:
+    """Any order in which each state comes after those that it reads."""
+
+    def renumbered(edges: tuple, concat: tuple) -> tuple[tuple, tuple]:
+        waiting, numbers, reordered = list(range(2, 2 + len(edges) // 2)), {0: 0, 1: 1}, []
+        while waiting:
+            pair = {state: edges[2 * state - 4 : 2 * state - 2] for state in waiting}
+            state = random.choice([s for s in waiting if all(source in numbers for _, source in pair[s])])
+            waiting.remove(state)
+            reordered += [(operation, numbers[source]) for operation, source in pair[state]]
+            numbers[state] = len(numbers)
+        return tuple(reordered), tuple(numbers[state] for state in concat)
+
+    genotype = architecture.genotype
+    other = Genotype(
+        *renumbered(genotype.normal, genotype.normal_concat), *renumbered(genotype.reduce, genotype.reduce_concat)
+    )
+    assert replace(architecture, genotype=other).identity == architecture.identity
 
 
 def test_exchanged_branches_are_another_network() -> None:

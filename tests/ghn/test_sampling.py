@@ -27,15 +27,15 @@ from ghn.sampling import (
 )
 
 PINNED = {
-    (0, "train", 0): "44971f098eb2e417a0b517ed",
-    (0, "train", 999_999): "a162eef2704de5fd5f22c9b4",
+    (0, "train", 0): "bc461ad3950bedfd176877ad",
+    (0, "train", 999_999): "ac2740c5af11535f552120e6",
     (1, "train", 0): "aec212c246b3aa256015173a",
-    (0, "val", 0): "4b40313b59b90a52d9f94bf2",
-    (0, "test", 0): "7e890efcd4e83b778e15b96a",
-    (0, "test", 499): "7d39f63c6a3d9cca7415a9e8",
-    (0, "deep", 0): "b1115d3de1e31e2a3937facc",
-    (0, "dense", 0): "53a610fe4ee582d17c7e7279",
-    (0, "bn_free", 0): "05fc3bffc853f1811c18affe",
+    (0, "val", 0): "9680e07b608470f42d687a67",
+    (0, "test", 0): "1eea787c2826fd14a48f5000",
+    (0, "test", 499): "80c7a57cc2505b505a0d41ed",
+    (0, "deep", 0): "32ac13bdf264dde425ed2a14",
+    (0, "dense", 0): "f21ff4be900d6f56ee5a044b",
+    (0, "bn_free", 0): "1d5d293f104e5a7e78bdd93c",
 }
 """A change here makes every stored data set another one: say so in the commit."""
 

@@ -31,6 +31,7 @@ from pipeline.architecture_report import (
     statistics_table,
     write_architecture_report,
 )
+from pipeline.architecture_shards import SCHEMA, row, table_of, write_shard
 from pipeline.architecture_statistics import (
     QUANTITIES,
     SetStatistics,
@@ -41,7 +42,7 @@ from pipeline.architecture_statistics import (
     split_statistics,
     statistics_of,
 )
-from pipeline.architecture_store import SCHEMA, ArchitectureStore, row, table_of, write_manifest, write_shard
+from pipeline.architecture_store import ArchitectureStore, write_manifest
 from pipeline.params import SPLITS
 from pipeline.published_architectures import PUBLISHED, REFERENCE, REFERENCE_PARAMETERS, differences
 

@@ -15,17 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghn.sampling import sample_architecture
-from pipeline.architecture_store import (
-    SCHEMA,
-    ArchitectureStore,
-    Shard,
-    Split,
-    find_shard,
-    row,
-    table_of,
-    write_manifest,
-    write_shard,
-)
+from pipeline.architecture_shards import SCHEMA, Shard, find_shard, row, table_of, write_shard
+from pipeline.architecture_store import ArchitectureStore, Split, write_manifest
 from pipeline.errors import UserError
 
 ARCHITECTURES = [sample_architecture(0, "test", index) for index in range(5)]

@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
-from pipeline.architecture_store import row, table_of, write_manifest, write_shard
+from pipeline.architecture_shards import row, table_of, write_shard
+from pipeline.architecture_store import write_manifest
 from pipeline.errors import UserError
 from pipeline.evaluate import fresh_module
 from pipeline.finetune import (

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from ghn.sampling import SHARES, SPLIT_RULES, SplitRules, draws, sample_architecture
-from pipeline.architecture_store import SCHEMA, ArchitectureStore, Split, row, table_of, write_manifest, write_shard
-from pipeline.drawn_splits import draw_splits, make_shard, mend_shard, redraw_repeats, shard_tasks
+from pipeline.architecture_shards import SCHEMA, row, table_of, write_shard
+from pipeline.architecture_store import ArchitectureStore, Split, write_manifest
+from pipeline.drawn_splits import Task, draw_shard, draw_splits, finish_shard, redraw_repeats, shard_tasks
 from pipeline.generate import generate
 from pipeline.params import SPLITS, Params
+from pipeline.storage import write_bytes
 
 ROOT = Path(__file__).parents[2]
 STORED = Path("storage/architectures")
@@ -106,18 +108,18 @@ def test_what_is_imported_is_not_drawn_for_another_split(
     assert ArchitectureStore("storage")["test"].columns("draw")["draw"].tolist() == [0, 1, 0]
 
 
-def make_split(folder: str, count: int, shard_rows: int, mend: int | None = None) -> Split:
-    """Split train, made in this process; only so many of the shards with repeats are mended."""
+def make_split(folder: str, count: int, shard_rows: int, finish: int | None = None) -> Split:
+    """Split train, made in this process; only so many of the shards are finished."""
     seen: set[str] = set()
     shards = []
     for task in shard_tasks(folder, "train", 0, count, shard_rows):
-        shard, identities = make_shard(task)
+        shard, identities = draw_shard(task)
         rows = redraw_repeats(task, identities.to_pylist(), seen)
-        if rows and mend != 0:
-            shard = mend_shard(task, table_of(rows))
-            mend = None if mend is None else mend - 1
+        if shard is None and finish != 0:
+            shard = finish_shard(task, table_of(rows))
+            finish = None if finish is None else finish - 1
         shards.append(shard)
-    return Split("train", folder, shards)
+    return Split("train", folder, [shard for shard in shards if shard])
 
 
 def test_a_split_that_grows_by_far_keeps_its_first_rows_to_the_last_column(
@@ -157,11 +159,39 @@ def test_each_row_is_the_first_draw_of_its_stream_that_no_row_before_it_has(few_
 def test_a_stage_that_was_killed_between_its_two_passes_ends_with_the_same_files(
     few_networks: None, tmp_path: Path
 ) -> None:
-    for name, mended in (("first drawn", 0), ("some mended", 2), ("undisturbed", None)):
-        make_split(f"{tmp_path}/{name}", 200, 50, mended)
+    for name, finished in (("drafts", 0), ("some finished", 2), ("undisturbed", None)):
+        make_split(f"{tmp_path}/{name}", 200, 50, finished)
         make_split(f"{tmp_path}/{name}", 200, 50)
-    files = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in sorted(tmp_path.iterdir())]
+    folders = [tmp_path / name for name in ("drafts", "some finished", "undisturbed")]
+    files = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in folders]
     assert files[0] == files[1] == files[2]
+
+
+def test_a_writer_that_comes_too_late_changes_nothing(few_networks: None, tmp_path: Path) -> None:
+    """A worker that was given up as lost, and finds no shard before the others have finished it."""
+    tasks = shard_tasks(f"{tmp_path}/train", "train", 0, 200, 50)
+    assert all(draw_shard(task)[0] is None for task in tasks)
+    drafts = {task: Path(task.draft).read_bytes() for task in tasks}
+    finished = make_split(f"{tmp_path}/train", 200, 50)
+    contents = {task: Path(task.place).read_bytes() for task in tasks}
+    assert sum(contents[task] != drafts[task] for task in tasks) > 2
+    for task, draft in drafts.items():
+        Path(task.draft).write_bytes(draft)
+    assert tuple(draw_shard(task)[0] for task in tasks) == finished.shards
+    assert make_split(f"{tmp_path}/train", 200, 50).shards == finished.shards
+    assert {task: Path(task.place).read_bytes() for task in tasks} == contents
+
+
+@pytest.mark.parametrize("other", [Task("", "train", 1, 0, 5), Task("", "test", 0, 0, 5)], ids=["seed", "split"])
+def test_a_shard_of_another_seed_or_split_is_not_taken(tmp_path: Path, other: Task) -> None:
+    task = Task(f"{tmp_path}/train", "train", 0, 0, 5)
+    foreign = other._replace(folder=f"{tmp_path}/other")
+    draw_shard(foreign)
+    for place in (task.place, task.draft):
+        write_bytes(place, Path(foreign.draft).read_bytes())
+    shard, identities = draw_shard(task)
+    assert shard is None
+    assert identities.to_pylist() == [next(draws(0, "train", index)).summary.identity for index in range(5)]
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +19,6 @@ from pipeline.architecture_store import ArchitectureStore, _checked_shard
 from pipeline.errors import UserError
 from pipeline.generate import generate, make_splits
 from pipeline.params import Params
-
-if TYPE_CHECKING:
-    pass
 
 SmallProject = Callable[..., Params]
 
@@ -99,10 +95,10 @@ def test_one_two_and_three_workers_and_a_run_killed_twice_write_the_same_bytes(
 
 
 def a_worker_at_work() -> int | None:
-    """The process of a Ray task `make_shard` on this machine."""
+    """The process of a Ray task `draw_shard` on this machine."""
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if status.read_bytes().startswith(b"ray::make_shard"):
+            if status.read_bytes().startswith(b"ray::draw_shard"):
                 return int(status.parent.name)
         except OSError:  # it has ended meanwhile
             continue
