@@ -200,14 +200,25 @@ def test_an_interrupted_stage_goes_on_where_it_was(small_project: Callable[..., 
     code = "from pipeline import generate, params; generate.generate(params.load_params())"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while len(list(STORED.glob("train/*/*.parquet"))) < 3:
+    while len(list(STORED.glob("train/*-drafts/*.parquet"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not Path("results/generate/manifest.json").exists()
-    before = {file: file.stat().st_mtime_ns for file in STORED.rglob("*.parquet")}
+    assert list(STORED.glob("train/*-drafts/*.parquet"))
     generate(params)
-    assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(identities("train")) == 600
+    assert not list(STORED.glob("*/*-drafts"))
+
+
+def test_what_is_there_is_not_drawn_again(tmp_path: Path) -> None:
+    first, second, third = shard_tasks(f"{tmp_path}/train", "train", 0, 15, 5)
+    draw_shard(first)
+    finish_shard(first, table_of([]))
+    draw_shard(second)
+    written = {place: Path(place).stat().st_mtime_ns for place in (first.place, second.draft)}
+    found = [draw_shard(task) for task in (first, second, third)]
+    assert [shard is None for shard, _ in found] == [False, True, True]
+    assert {place: Path(place).stat().st_mtime_ns for place in written} == written
