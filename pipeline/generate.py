@@ -36,10 +36,7 @@ SplitFiles = tuple[str, list[Shard]]
 def generate(params: Params) -> None:
     """Writes the shards that are missing, then the manifest and the page about them."""
     with stage_run("generate", params.model_dump(), experiment=params.tracking.experiment) as run:
-        with ray_cluster(params.cluster.address, params.cluster.cpus):
-            splits = make_splits(params)
-        write_manifest(MANIFEST, splits)
-        store = ArchitectureStore(params.storage)
+        store = store_architectures(params)
         statistics = statistics_of(store)
         folder = results_folder("generate") / "report"
         page = write_architecture_report(store, statistics, provenance(params, store), folder)
@@ -50,6 +47,14 @@ def generate(params: Params) -> None:
         run.log_metrics({f"architectures_{split}": len(files) for split, files in store.splits.items()})
     _print_summary(store)
     print(page)
+
+
+def store_architectures(params: Params) -> ArchitectureStore:
+    """Writes the shards that are missing and then the manifest."""
+    with ray_cluster(params.cluster.address, params.cluster.cpus):
+        splits = make_splits(params)
+    write_manifest(MANIFEST, splits)
+    return ArchitectureStore(params.storage)
 
 
 def make_splits(params: Params) -> dict[str, SplitFiles]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,12 @@ def save(folder: Path, message: str) -> None:
     run(folder, "git", "commit", "--quiet", "--message", message)
 
 
-def restore(folder: Path) -> None:
-    """Back to the last commit, and to the results that belong to it."""
-    run(folder, "git", "checkout", "--quiet", "--", ".")
-    run(folder, "dvc", "checkout", "--quiet", "--force")
+@pytest.fixture
+def workspace(clone: Path) -> Iterator[Path]:
+    """The clone; after the test back at its last commit, and at the results that belong to it."""
+    yield clone
+    run(clone, "git", "checkout", "--quiet", "--", ".")
+    run(clone, "dvc", "checkout", "--quiet", "--force")
 
 
 def test_every_stage_leaves_its_results(clone: Path) -> None:
@@ -79,6 +82,7 @@ def test_every_stage_leaves_its_results(clone: Path) -> None:
     assert len(pd.read_csv(results / "train/history.csv")) == 6
     for stage in ("train", "evaluate", "finetune"):
         json.loads((results / stage / "metrics.json").read_text())
+    assert "Beside the published set" in (results / "generate/report/index.html").read_text()
     page = (results / "report/index.html").read_text()
     assert "digits" in page
     for plot in ("accuracy", "training", "finetuning"):
@@ -93,54 +97,51 @@ def test_a_second_run_has_nothing_to_do_and_says_so_at_once(clone: Path) -> None
     assert "up to date" in output
 
 
-def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_metrics(clone: Path) -> None:
-    manifest = (clone / "results/generate/manifest.json").read_bytes()
-    before = json.loads((clone / "results/train/metrics.json").read_text())
-    output = run(clone, "dvc", "exp", "run", "--name", "smaller", "-S", "meta_batch=2")
+def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_metrics(workspace: Path) -> None:
+    manifest = (workspace / "results/generate/manifest.json").read_bytes()
+    before = json.loads((workspace / "results/train/metrics.json").read_text())
+    output = run(workspace, "dvc", "exp", "run", "--name", "smaller", "-S", "meta_batch=2")
     assert stages_run(output) == [stage for stage in STAGES if stage != "generate"]
-    assert (clone / "results/generate/manifest.json").read_bytes() == manifest
+    assert (workspace / "results/generate/manifest.json").read_bytes() == manifest
 
-    table = pd.read_csv(pd.io.common.StringIO(run(clone, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
+    table = pd.read_csv(pd.io.common.StringIO(run(workspace, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
     losses = table["results/train/metrics.json:loss"] if "results/train/metrics.json:loss" in table else table["loss"]
     assert losses["smaller"] != pytest.approx(before["loss"])
     rows = table[table["meta_batch"] == 3]
     assert losses[rows.index].notna().any()
-    restore(clone)
 
 
 def test_a_bucket_holds_what_a_folder_does_and_a_second_run_has_nothing_to_do(
-    clone: Path, flaky_bucket: FlakyBucket
+    workspace: Path, flaky_bucket: FlakyBucket
 ) -> None:
-    manifest = (clone / "results/generate/manifest.json").read_bytes()
-    output = run(clone, "dvc", "exp", "run", "-S", f"storage={flaky_bucket.url}", "generate")
+    manifest = (workspace / "results/generate/manifest.json").read_bytes()
+    output = run(workspace, "dvc", "exp", "run", "-S", f"storage={flaky_bucket.url}", "generate")
     assert stages_run(output) == ["check", "generate"]
-    assert (clone / "results/generate/manifest.json").read_bytes() == manifest
-    written = {line for line in flaky_bucket.requests if line.startswith("PUT") and line.endswith(".parquet")}
+    assert (workspace / "results/generate/manifest.json").read_bytes() == manifest
+    written = {line for line in flaky_bucket.requests if re.fullmatch(r"PUT .*/\w+/\d+-\d+\.parquet", line)}
     assert len(written) == sum(len(split["shards"]) for split in json.loads(manifest)["splits"].values())
     flaky_bucket.requests.clear()
-    assert "Running stage" not in run(clone, "dvc", "repro", "generate")
+    assert "Running stage" not in run(workspace, "dvc", "repro", "generate")
     assert flaky_bucket.requests == []
-    restore(clone)
 
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [("meta_batch=0", "meta_batch = 0"), ("dataset=nope", "nope"), ("+meta_bach=2", "did you mean meta_batch?")],
 )
-def test_a_bad_setting_stops_an_experiment_before_any_work(clone: Path, setting: str, expected: str) -> None:
-    results = state(clone / "results")
-    output = run(clone, "dvc", "exp", "run", "-S", setting, fails=True)
+def test_a_bad_setting_stops_an_experiment_before_any_work(workspace: Path, setting: str, expected: str) -> None:
+    results = state(workspace / "results")
+    output = run(workspace, "dvc", "exp", "run", "-S", setting, fails=True)
     lines = output[output.index("error: ") :].splitlines()
     message = lines[: next(number for number, line in enumerate(lines) if line.startswith("ERROR"))]
     assert expected in message[0]
     assert len("\n".join(message).strip().splitlines()) <= 3
     assert stages_run(output) == ["check"]
-    assert state(clone / "results") == results
-    restore(clone)
+    assert state(workspace / "results") == results
 
 
-def test_a_key_that_dvc_does_not_know_is_refused(clone: Path) -> None:
-    output = run(clone, "dvc", "exp", "run", "-S", "meta_bach=2", fails=True)
+def test_a_key_that_dvc_does_not_know_is_refused(workspace: Path) -> None:
+    output = run(workspace, "dvc", "exp", "run", "-S", "meta_bach=2", fails=True)
     assert "meta_bach" in output
     assert stages_run(output) == []
 

@@ -23,7 +23,7 @@ from pipeline.deepnets.checks import Disagreement, check_graph, count_parameters
 from pipeline.deepnets.files import PublishedGraph
 from pipeline.deepnets.importing import import_deepnets
 from pipeline.errors import UserError
-from pipeline.generate import generate
+from pipeline.generate import store_architectures
 from pipeline.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -400,11 +400,11 @@ def imported_project(
 def test_an_imported_split_takes_the_place_of_a_drawn_one_and_the_others_stay_the_same(
     ray_on_this_machine: None, small_project: Callable[..., Params], files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    generate(small_project())
+    store_architectures(small_project())
     before = ArchitectureStore("storage")
     params = imported_project(small_project, files, ("train",))
     check(params)
-    generate(params)
+    store_architectures(params)
     store = ArchitectureStore("storage")
     assert store.networks("train") == ARCHITECTURES[:FIRST]
     assert list(store.splits) == list(before.splits)
@@ -417,12 +417,12 @@ def test_an_imported_split_takes_the_place_of_a_drawn_one_and_the_others_stay_th
 def test_the_widened_split_is_made_from_an_imported_test_split(
     ray_on_this_machine: None, small_project: Callable[..., Params], files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    generate(small_project())
-    generate(imported_project(small_project, files, ("val", "test"), wide=4))
+    store_architectures(small_project())
+    store_architectures(imported_project(small_project, files, ("val", "test"), wide=4))
     store = ArchitectureStore("storage")
     assert store.networks("wide") == [a.with_width(128, a.fc_dim) for a in ARCHITECTURES[:4]]
     assert "5 architectures are in split val and in test, which are both imported" in caplog.text
-    generate(small_project())
+    store_architectures(small_project())
     assert ArchitectureStore("storage").networks("wide") != store.networks("wide")[:2]
 
 
@@ -446,7 +446,7 @@ def test_an_import_that_is_not_there_or_damaged_stops_check_and_generate(
     params = imported_project(small_project, files, ("test",))
     check(params)
     damage(Path("storage") / params.generate.imported["test"])
-    for stage in (check, generate):
+    for stage in (check, store_architectures):
         with pytest.raises(UserError, match=message) as caught:
             stage(params)
         assert len(str(caught.value).splitlines()) <= 3

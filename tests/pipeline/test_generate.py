@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -8,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from ghn.sampling import SHARES, SPLIT_RULES, SplitRules, draws, sample_architecture
 from pipeline.architecture_shards import SCHEMA, row, table_of, write_shard
 from pipeline.architecture_store import ArchitectureStore, Split, write_manifest
 from pipeline.drawn_splits import Task, draw_shard, draw_splits, finish_shard, redraw_repeats, shard_tasks
-from pipeline.generate import generate
+from pipeline.generate import generate, store_architectures
 from pipeline.params import SPLITS, Params
 from pipeline.storage import write_bytes
+from pipeline.tracking import tracking_uri
 
 ROOT = Path(__file__).parents[2]
 STORED = Path("storage/architectures")
@@ -34,7 +37,7 @@ def test_all_splits_are_there_distinct_and_disjoint(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
     params = small_project()
-    generate(params)
+    store_architectures(params)
     store = ArchitectureStore("storage")
     assert {split: len(store[split]) for split in SPLITS} == params.generate.model_dump(include=set(SPLITS))
     drawn = [identity for split in SPLITS for identity in identities(split)]
@@ -45,13 +48,28 @@ def test_all_splits_are_there_distinct_and_disjoint(
     assert not list(Path("storage").rglob(".*"))  # nothing half-written
 
 
+@pytest.mark.slow
+def test_the_stage_leaves_a_page_and_logs_what_there_is(
+    ray_on_this_machine: None, small_project: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(small_project())
+    assert re.search(r"train\s*│\s*12 │", capsys.readouterr().out)
+    report = Path("results/generate/report")
+    assert {file.name for file in report.iterdir()} >= {"index.html", "statistics.md", "distributions.png"}
+    client = MlflowClient(tracking_uri())
+    (experiment,) = [experiment for experiment in client.search_experiments() if experiment.name == "ghn"]
+    (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "generate"]
+    assert run.data.metrics["architectures_train"] == 12
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"manifest.json", "report", "tables"}
+
+
 def test_the_same_settings_give_the_same_files(ray_on_this_machine: None, small_project: Callable[..., Params]) -> None:
     params = small_project()
-    generate(params)
+    store_architectures(params)
     first = contents()
     for file in first:
         file.unlink()
-    generate(params)
+    store_architectures(params)
     assert contents() == first
 
 
@@ -59,13 +77,13 @@ def test_only_what_is_missing_or_damaged_is_written(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
     params = small_project()
-    generate(params)
+    store_architectures(params)
     first = contents()
     missing, damaged = sorted(STORED.glob("train/*/*.parquet"))[:2]
     kept = {file: file.stat().st_mtime_ns for file in STORED.rglob("*.parquet") if file not in (missing, damaged)}
     missing.unlink()
     damaged.write_bytes(damaged.read_bytes()[:500])
-    generate(params)
+    store_architectures(params)
     assert contents() == first
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
@@ -73,10 +91,10 @@ def test_only_what_is_missing_or_damaged_is_written(
 def test_a_split_that_grows_keeps_its_rows_and_leaves_the_others(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
-    generate(small_project())
+    store_architectures(small_project())
     train = identities("train")
     others = {file: file.stat().st_mtime_ns for file in STORED.rglob("*.parquet") if file.parts[2] != "train"}
-    generate(small_project(generate={"train": 17}))
+    store_architectures(small_project(generate={"train": 17}))
     assert identities("train")[:12] == train
     assert len(identities("train")) == 17
     assert {file: file.stat().st_mtime_ns for file in others} == others
@@ -85,9 +103,9 @@ def test_a_split_that_grows_keeps_its_rows_and_leaves_the_others(
 def test_another_seed_gives_other_architectures_beside_the_first(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
-    generate(small_project())
+    store_architectures(small_project())
     first, files = identities("train"), {file for file in contents() if STORED in file.parents}
-    generate(small_project(seed=1))
+    store_architectures(small_project(seed=1))
     assert not set(first) & set(identities("train"))
     assert all(file.exists() for file in files)
 
@@ -95,12 +113,12 @@ def test_another_seed_gives_other_architectures_beside_the_first(
 def test_what_is_imported_is_not_drawn_for_another_split(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
-    generate(small_project())
+    store_architectures(small_project())
     before = identities("test")
     drawn = ArchitectureStore("storage").networks("test")
     shard = write_shard("storage/import/0.parquet", table_of([row(0, drawn[1])]))
     write_manifest("storage/import/manifest.json", {"train": ("import", [shard])})
-    generate(small_project(generate={"imported": {"train": "import/manifest.json"}}))
+    store_architectures(small_project(generate={"imported": {"train": "import/manifest.json"}}))
     after = identities("test")
     assert identities("train") == [before[1]]
     assert [after[0], after[2]] == [before[0], before[2]]
@@ -197,7 +215,7 @@ def test_a_shard_of_another_seed_or_split_is_not_taken(tmp_path: Path, other: Ta
 @pytest.mark.slow
 def test_an_interrupted_stage_goes_on_where_it_was(small_project: Callable[..., Params]) -> None:
     params = small_project(generate={"train": 600, "shard_rows": 20})
-    code = "from pipeline import generate, params; generate.generate(params.load_params())"
+    code = "from pipeline import generate, params; generate.store_architectures(params.load_params())"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(list(STORED.glob("train/*-drafts/*.parquet"))) < 3:
@@ -208,7 +226,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(small_project: Callable[..., 
     assert process.returncode != 0
     assert not Path("results/generate/manifest.json").exists()
     assert list(STORED.glob("train/*-drafts/*.parquet"))
-    generate(params)
+    store_architectures(params)
     assert len(identities("train")) == 600
     assert not list(STORED.glob("*/*-drafts"))
 

@@ -15,7 +15,7 @@ from ghn.sampling import sample_architecture
 from pipeline.architecture_store import ArchitectureStore, _checked_shard
 from pipeline.cluster import ray_cluster
 from pipeline.errors import UserError
-from pipeline.generate import generate
+from pipeline.generate import store_architectures
 from pipeline.params import Params
 from pipeline.results import MANIFEST
 from pipeline.storage import file_sizes, read_bytes, write_bytes
@@ -42,9 +42,9 @@ def test_a_bucket_that_does_not_answer_for_a_while_delays_the_stage_and_changes_
 ) -> None:
     params = small_project(**settings_in_bucket)
     flaky_bucket.answer(503, seconds=3)
-    generate(params)
+    store_architectures(params)
     manifest = MANIFEST.read_bytes()
-    generate(params.model_copy(update={"storage": "storage"}))
+    store_architectures(params.model_copy(update={"storage": "storage"}))
     assert MANIFEST.read_bytes() == manifest
     for file in Path().glob("storage/architectures/*/*/*"):
         assert read_bytes(f"{flaky_bucket.url}/{file.relative_to('storage')}") == file.read_bytes()
@@ -57,7 +57,7 @@ def test_architectures_are_read_from_a_bucket_and_a_damaged_object_is_named(
     flaky_bucket: FlakyBucket, settings_in_bucket: dict[str, Any], small_project: SmallProject
 ) -> None:
     params = small_project(**settings_in_bucket)
-    generate(params)
+    store_architectures(params)
     _checked_shard.cache_clear()  # as in a process that has read nothing yet
     store = ArchitectureStore(flaky_bucket.url)
     flaky_bucket.requests.clear()
@@ -80,7 +80,7 @@ def test_a_bucket_without_permission_is_named(
     params = small_project(**settings_in_bucket)
     flaky_bucket.require_permission()
     with pytest.raises(UserError, match="refuses it") as caught:
-        generate(params)
+        store_architectures(params)
     assert len(str(caught.value).splitlines()) <= 3
 
 
@@ -100,7 +100,7 @@ def test_a_node_that_is_lost_costs_its_shards_and_nothing_else(
     try:
         with ray_cluster(cluster.address):
             loser.start()
-            generate(params)
+            store_architectures(params)
         loser.join()
     finally:
         cluster.shutdown()
@@ -108,5 +108,5 @@ def test_a_node_that_is_lost_costs_its_shards_and_nothing_else(
     assert train.table("index")["index"].to_pylist() == list(range(6000))
     manifest = MANIFEST.read_bytes()
     with ray_cluster(num_cpus=2):
-        generate(params.model_copy(update={"storage": "undisturbed"}))
+        store_architectures(params.model_copy(update={"storage": "undisturbed"}))
     assert MANIFEST.read_bytes() == manifest

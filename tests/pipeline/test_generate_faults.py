@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.architecture_store import ArchitectureStore, _checked_shard
 from pipeline.errors import UserError
-from pipeline.generate import generate, make_splits
+from pipeline.generate import make_splits, store_architectures
 from pipeline.params import Params
 
 SmallProject = Callable[..., Params]
@@ -34,7 +34,7 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.fixture
 def whole(small_project: SmallProject, tmp_path: Path, ray_on_this_machine: None) -> dict[str, bytes]:
     """What an undisturbed run writes; its project is the working directory, emptied again."""
-    generate(small_project(generate=COUNTS))
+    store_architectures(small_project(generate=COUNTS))
     expected = contents(tmp_path)
     for name in expected:
         (tmp_path / name).unlink()
@@ -47,7 +47,7 @@ def whole(small_project: SmallProject, tmp_path: Path, ray_on_this_machine: None
 @contextmanager
 def in_background(root: Path) -> Iterator[subprocess.Popen]:
     """The stage in a process of its own, killed with all that it has started at the end of the block."""
-    code = "from pipeline import generate, params; generate.generate(params.load_params())"
+    code = "from pipeline import generate, params; generate.store_architectures(params.load_params())"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
     )
@@ -76,7 +76,7 @@ def test_one_two_and_three_workers_and_a_run_killed_twice_write_the_same_bytes(
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(root)
             params = small_project(generate=COUNTS, cluster={"cpus": workers})
-            generate(params)
+            store_architectures(params)
         written[workers] = contents(root)
     assert len(written[1]) == 12 + 6 + 1
     assert written[1] == written[2] == written[3]
@@ -87,7 +87,7 @@ def test_one_two_and_three_workers_and_a_run_killed_twice_write_the_same_bytes(
             wait_for_drafts(tmp_path, shards, process)
     assert not (tmp_path / "results/generate/manifest.json").exists()
     assert len(list(tmp_path.glob("storage/architectures/train/*-drafts/*.parquet"))) >= 7
-    generate(small_project(generate=COUNTS))
+    store_architectures(small_project(generate=COUNTS))
     assert contents(tmp_path) == written[1]
 
 
@@ -118,7 +118,7 @@ def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(
 
     killer = threading.Thread(target=kill_two)
     killer.start()
-    generate(small_project(generate=COUNTS))
+    store_architectures(small_project(generate=COUNTS))
     killer.join()
     assert len(killed) == 2
     assert contents(tmp_path) == whole
@@ -155,14 +155,14 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_written_again(
     tmp_path: Path,
 ) -> None:
     params = small_project(generate={**COUNTS, "train": 1000})
-    generate(params)
+    store_architectures(params)
     before = contents(tmp_path)
     shard = next(tmp_path.glob("storage/architectures/train/*/00000250-*.parquet"))
     damage(shard)
     _checked_shard.cache_clear()  # as in a process that has read nothing yet
     with pytest.raises(UserError, match=r"00000250-00000500\.parquet is (missing|damaged)"):
         ArchitectureStore("storage")["train"].read(300)
-    generate(params)
+    store_architectures(params)
     assert contents(tmp_path) == before
 
 
