@@ -66,11 +66,11 @@ def wait_for_drafts(root: Path, count: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_one_two_and_three_workers_and_a_run_killed_twice_write_the_same_bytes(
+def test_one_and_three_workers_and_a_run_of_two_that_is_killed_twice_write_the_same_bytes(
     small_project: SmallProject, tmp_path: Path
 ) -> None:
     written = {}
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         root = tmp_path / f"{workers} workers"
         root.mkdir()
         with pytest.MonkeyPatch.context() as patch:
@@ -79,15 +79,15 @@ def test_one_two_and_three_workers_and_a_run_killed_twice_write_the_same_bytes(
             store_architectures(params)
         written[workers] = contents(root)
     assert len(written[1]) == 12 + 6 + 1
-    assert written[1] == written[2] == written[3]
+    assert written[1] == written[3]
 
-    small_project(generate=COUNTS)
+    params = small_project(generate=COUNTS, cluster={"cpus": 2})
     for shards in (2, 7):
         with in_background(tmp_path) as process:
             wait_for_drafts(tmp_path, shards, process)
     assert not (tmp_path / "results/generate/manifest.json").exists()
     assert len(list(tmp_path.glob("storage/architectures/train/*-drafts/*.parquet"))) >= 7
-    store_architectures(small_project(generate=COUNTS))
+    store_architectures(params)
     assert contents(tmp_path) == written[1]
 
 
