@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from ghn.architectures import Architecture
@@ -66,10 +65,11 @@ def _compute_again(
     wrong = set()
     for position in tqdm(compiled, desc=f"{name}, compiled", unit="row", leave=False, dynamic_ncols=True):
         stored = split.row(position, *SCHEMA.names)
-        architecture = _expected(params, store, name, position, stored.to_pylist()[0])
+        (record,) = stored.to_pylist()
+        architecture = _expected(params, store, name, position, record)
         summary = summarise(architecture.compile(32, 10))
         parameters_large = architecture.compile(224, 1000).num_parameters
-        computed = Row(position, architecture, summary, parameters_large, *_origin(stored))
+        computed = Row(position, architecture, summary, parameters_large, record["seed"], record["draw"])
         if not stored.equals(table_of([computed])):
             wrong.add(position)
     if not every_row:
@@ -85,10 +85,6 @@ def _compute_again(
             if not stored.equals(computed):
                 wrong |= {first + i for i in range(len(rows)) if not stored.slice(i, 1).equals(computed.slice(i, 1))}
     return len(split), sorted(wrong)
-
-
-def _origin(stored: pa.Table) -> tuple[int | None, int | None]:
-    return stored["seed"][0].as_py(), stored["draw"][0].as_py()
 
 
 def _expected(

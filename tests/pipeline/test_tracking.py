@@ -20,6 +20,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from browser import CHROMIUM
 
 from ghn import GHN, GHNConfig
 from ghn.sampling import sample_architecture
@@ -475,10 +476,9 @@ def wait_until_healthy(address: str) -> None:
 
 def browse(url: str, screenshot: Path) -> str:
     """The text of the page, as a browser without a screen shows it after its scripts ran."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+    if CHROMIUM is None:
         pytest.skip("needs chromium or google-chrome")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1900,1000"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1900,1000"]
     command += [f"--user-data-dir={screenshot.with_suffix('')}", "--virtual-time-budget=30000"]
     subprocess.run([*command, f"--screenshot={screenshot}", url], check=True, capture_output=True, timeout=120)
     page = subprocess.run([*command, "--dump-dom", url], check=True, capture_output=True, timeout=120, text=True)
