@@ -70,11 +70,21 @@ def load_checkpoint(folder: str | Path) -> GHN:
         config = GHNConfig(**json.loads((folder / CONFIG).read_text()))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not a GHN configuration: {error}") from error
+    return load_weights(GHN(config), folder)
+
+
+def load_weights(ghn: GHN, folder: str | Path) -> GHN:
+    """The hypernetwork with the weights of a checkpoint folder, in its own precision and in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is damaged or does not fit.
+    """
+    path = Path(folder) / WEIGHTS
     try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged ({error}): copy or train it again") from error
-    return with_weights(GHN(config), weights, folder / WEIGHTS)
+        weights = load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
+    return with_weights(ghn, weights, path)
 
 
 def with_weights(ghn: GHN, weights: dict[str, torch.Tensor], path: Path) -> GHN:

@@ -89,7 +89,7 @@ class Program:
     def flops(self) -> int:
         """Floating-point operations of one image's forward pass: two for each multiply-add of convolutions,
         linear layers and attention products; norms, activations and pools are left out, as is usual."""
-        return 2 * sum(_multiply_adds(operation, self.operations) for operation in self.operations)
+        return sum(flops_of(operation) for operation in self.operations)
 
     @cached_property
     def activations(self) -> int:
@@ -293,12 +293,13 @@ class ProgramBuilder(Builder):
         return Program(tuple(kept), self.image_size, self.num_classes)
 
 
-def _multiply_adds(operation: Operation, operations: tuple[Operation, ...]) -> int:
+def flops_of(operation: Operation) -> int:
+    """Floating-point operations of one operation, for one image: see `Program.flops`."""
     if operation.kind == "conv":
-        return operation.parameters[0].size * math.prod(operation.shape[1:])
+        return 2 * operation.parameters[0].size * math.prod(operation.shape[1:])
     if operation.kind == "linear":
-        return operation.parameters[0].size * math.prod(operation.shape[:-1])
+        return 2 * operation.parameters[0].size * math.prod(operation.shape[:-1])
     if operation.kind == "attention":
         tokens, channels = operation.shape
-        return 2 * tokens * tokens * channels
+        return 4 * tokens * tokens * channels
     return 0

@@ -1,101 +1,44 @@
-"""The mathematics of a training step: which architectures it holds, who computes which, and the gradient.
+"""The gradient of a training step, one slice of the meta-batch at a time.
 
-Everything drawn is a function of (seed, step) alone. A step's gradient is a sum over architectures, so any
-number of workers that add up their slices have the gradient of one process computing all of it.
+A step's gradient is a sum over architectures, so any number of workers that add up their slices have the gradient of
+one process computing all of it. A slice is split at the predicted parameters: each target network runs forward and
+backward alone, which frees its activations, and leaves a gradient there; one backward pass through the GHN follows.
+So a step needs the memory of one target network and of one slice's parameters, however large the meta-batch is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from ghn.architectures import Architecture
+from ghn.graphs import GraphBatch
 from ghn.hypernetwork import GHN
-from ghn.sampling import training_widths
+from ghn.meta_batch import Drawn
 
-# What random numbers are for; part of the key, so that no two uses share a stream.
-ARCHITECTURES, DROPOUT = 101, 102
+DROPOUT = 102
+"""What random numbers are for: part of the key, so that no two uses share a stream (see `ghn.meta_batch`)."""
 
-COST_OF_A_NODE = 2_000_000
-"""What one graph node adds to an architecture's predicted cost, in floating-point operations: small networks spend
-most of their time starting operations, not computing them."""
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What drawing a meta-batch needs to know of the training architectures: arrays (count,) and a reader."""
-
-    nodes: np.ndarray
-    parameters: np.ndarray
-    flops: np.ndarray
-    read: Callable[[int], Architecture]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One architecture of a meta-batch, with its training widths; `index` is its place in the training set."""
-
-    index: int
-    architecture: Architecture
-    cost: float
-
-
-def draw_meta_batch(
-    training_set: TrainingSet,
-    seed: int,
-    step: int,
-    meta_batch: int,
-    widths: Sequence[int],
-    head_widths: Sequence[int],
-    max_nodes: int,
-) -> list[Drawn]:
-    """The architectures of a step. A draw with more than `max_nodes` graph nodes in all is drawn again.
-
-    Raises:
-        ValueError: a hundred draws in a row were too large.
-    """
-    count = len(training_set.nodes)
-    for attempt in range(100):
-        rng = _random(seed, ARCHITECTURES, step, attempt)
-        indices = rng.choice(count, meta_batch, replace=meta_batch > count)
-        if training_set.nodes[indices].sum() <= max_nodes:
-            break
-    else:
-        raise ValueError(f"max_nodes = {max_nodes}: too few for {meta_batch} architectures a step")
-    drawn = []
-    for index, draw in zip(indices.tolist(), rng.random((meta_batch, 2)), strict=True):
-        architecture = training_set.read(index)
-        architecture = training_widths(architecture, training_set.parameters[index], widths, head_widths, draw)
-        flops = training_set.flops[index] * (architecture.C / 32) ** 2
-        drawn.append(Drawn(index, architecture, flops + COST_OF_A_NODE * training_set.nodes[index]))
-    return drawn
-
-
-def share_out(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """For each worker the positions that it computes: the costliest first, each to whoever has least to do."""
-    slices: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
-    for position in sorted(range(len(costs)), key=lambda p: -costs[p]):
-        worker = load.index(min(load))
-        slices[worker].append(position)
-        load[worker] += costs[position]
-    return [sorted(positions) for positions in slices]
+PARTS = ("hypernetwork_forward", "target_forward", "target_backward", "hypernetwork_backward")
+"""What a step's time goes to, beside the graphs, which can be prepared before."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """How the loss of a step is computed.
 
-    `architecture_clip` is the largest norm of one architecture's gradient at its predicted parameters (None:
-    no limit, as published).
+    `architecture_clip` is the largest norm of one architecture's gradient at its predicted parameters (None: no limit,
+    as published). `precision` is that of the target networks: with bfloat16 they run in autocast, where matrix products
+    and convolutions have that precision and the rest that of their inputs.
     """
 
     seed: int
@@ -104,64 +47,95 @@ class StepSettings:
     precision: torch.dtype = torch.float32
 
 
-@dataclass
-class SliceResult:
-    """What a slice of a step gave: for each of its positions loss and top-1, NaN where it was dropped; seconds."""
+@dataclass(frozen=True)
+class Slice:
+    """A part of a meta-batch, by position in it, with its graphs laid out; `graph_seconds` is what that took.
 
-    losses: dict[int, float]
-    top1: dict[int, float]
-    graph_seconds: float = 0.0
-    hypernetwork_seconds: float = 0.0
-    target_seconds: float = 0.0
+    The parameters of the whole part are predicted; `mine` are the positions whose target networks are run.
+    """
+
+    drawn: dict[int, Drawn]
+    mine: list[int]
+    graphs: GraphBatch
+    graph_seconds: float
+
+    @classmethod
+    def of(cls, ghn: GHN, drawn: Mapping[int, Drawn], mine: Sequence[int], image_size: int) -> Slice:
+        """Reads the hypernetwork's configuration, not its weights: it may be prepared while those change."""
+        started = perf_counter()
+        classes = ghn.config.num_classes
+        graphs = ghn.batch([item.architecture.graph(image_size, classes) for item in drawn.values()])
+        return cls(dict(drawn), list(mine), graphs, perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """What one target network had: its loss, top-1, and the norm of its gradient before it was clipped.
+
+    All three are NaN where the loss or the gradient was not finite, and the architecture was dropped.
+    """
+
+    loss: float
+    top1: float
+    gradient_norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss)
+
+
+DROPPED = TargetScores(math.nan, math.nan, math.nan)
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the seconds of the parts of a step, and names them in a profile (`torch.profiler`)."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        with record_function(name):
+            started = self._now()
+            yield
+            self.seconds[name] += self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # its work would else be counted where it is waited for
+        return perf_counter()
 
 
 def accumulate_slice(
-    ghn: GHN,
-    drawn: dict[int, Drawn],
-    images: Tensor,
-    labels: Tensor,
-    step: int,
-    settings: StepSettings,
-) -> SliceResult:
-    """Adds the gradient of Σ loss over a slice of the meta-batch to the `.grad` of the hypernetwork's weights.
+    ghn: GHN, part: Slice, images: Tensor, labels: Tensor, step: int, settings: StepSettings, watch: Stopwatch
+) -> dict[int, TargetScores]:
+    """Adds the gradient of Σ loss over a slice to the `.grad` of the hypernetwork's weights; returns the scores.
 
-    The step is split at the predicted parameters: each target network runs forward and backward alone, which
-    frees its activations, and leaves a gradient there; one backward pass through the GHN follows. An
-    architecture whose loss or gradient is not finite is dropped: it adds nothing.
+    An architecture whose loss or gradient is not finite is dropped: it adds nothing.
 
     Args:
-        drawn: the slice, by position in the meta-batch.
-        images: float (B, 3, S, S) and labels: int64 (B,), the same for all architectures.
+        images: (B, 3, S, S) and labels: int64 (B,), the same for all architectures. Channels last is a quarter faster.
     """
-    result = SliceResult({}, {})
-    if not drawn:
-        return result
-    started = perf_counter()
-    size, classes = images.shape[-1], ghn.config.num_classes
-    batch = ghn.batch([item.architecture.graph(size, classes) for item in drawn.values()])
-    result.graph_seconds = perf_counter() - started
-    started = perf_counter()
-    predicted = ghn(batch)
-    result.hypernetwork_seconds = perf_counter() - started
-
-    started = perf_counter()
-    images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster on CPUs
+    scores: dict[int, TargetScores] = {}
     tensors: list[Tensor] = []
     gradients: list[Tensor] = []
-    for (position, item), parameters in zip(drawn.items(), predicted, strict=True):
+    with watch.part("hypernetwork_forward"):
+        predicted = ghn(part.graphs)
+    for (position, item), parameters in zip(part.drawn.items(), predicted, strict=True):
+        if position not in part.mine:
+            continue
         dropout = torch.Generator().manual_seed(_key(settings.seed, DROPOUT, step, position))
-        loss, top1, gradient = target_gradient(item.architecture, parameters, images, labels, settings, dropout)
-        result.losses[position], result.top1[position] = loss, top1
-        if math.isfinite(loss):
+        scores[position], gradient = target_gradient(
+            item.architecture, parameters, images, labels, settings, dropout, watch
+        )
+        if scores[position].is_finite:
             tensors += parameters.values()
             gradients += gradient
-    result.target_seconds = perf_counter() - started
-
-    started = perf_counter()
-    if tensors:
-        torch.autograd.backward(tensors, gradients)
-    result.hypernetwork_seconds += perf_counter() - started
-    return result
+    with watch.part("hypernetwork_backward"):
+        if tensors:
+            torch.autograd.backward(tensors, gradients)
+    return scores
 
 
 def target_gradient(
@@ -171,40 +145,33 @@ def target_gradient(
     labels: Tensor,
     settings: StepSettings,
     dropout: torch.Generator | None = None,
-) -> tuple[float, float, list[Tensor]]:
-    """Cross entropy and top-1 of one target network, and the gradient at its parameters (in their order).
+    watch: Stopwatch | None = None,
+) -> tuple[TargetScores, list[Tensor]]:
+    """The scores of one target network, and the gradient at its parameters (in their order, clipped).
 
-    The loss is NaN, and the gradient empty, when either is not finite.
+    The gradient is empty when it or the loss is not finite.
     """
+    watch = watch or Stopwatch(images.device)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    with _autocast(images.device.type, settings.precision):
-        logits = architecture.forward(leaves, images, dropout)
-    loss = F.cross_entropy(
-        logits.float() if logits.dtype == torch.bfloat16 else logits,
-        labels,
-        label_smoothing=settings.label_smoothing,
-    )
-    gradient = list(torch.autograd.grad(loss, list(leaves.values())))
-    norm = torch.nn.utils.get_total_norm(gradient).item()
+    with watch.part("target_forward"):
+        with _autocast(images.device.type, settings.precision):
+            logits = architecture.forward(leaves, images, dropout)
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+    with watch.part("target_backward"):
+        gradient = list(torch.autograd.grad(loss, list(leaves.values())))
+        norm = torch.nn.utils.get_total_norm(gradient).item()
     if not (math.isfinite(norm) and math.isfinite(loss.item())):
-        return math.nan, math.nan, []
+        return DROPPED, []
     if settings.architecture_clip is not None and norm > settings.architecture_clip:
         torch._foreach_mul_(gradient, settings.architecture_clip / norm)
     top1 = (logits.argmax(1) == labels).float().mean().item()
-    return loss.item(), top1, gradient
+    return TargetScores(loss.item(), top1, norm), gradient
 
 
-def learning_rate(base: float, step: int, steps: int, milestones: Sequence[float], decay: float) -> float:
-    """The learning rate of a step: multiplied by `decay` at each of the shares `milestones` of all steps."""
-    return base * decay ** sum(step >= share * steps for share in milestones)
-
-
-def _autocast(device: str, precision: torch.dtype):
-    return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
-
-
-def _random(seed: int, *key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager:
+    return torch.autocast(device, precision) if precision == torch.bfloat16 else nullcontext()
 
 
 def _key(seed: int, *key: int) -> int:

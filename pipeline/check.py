@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from pipeline.errors import UserError
 from pipeline.image_sets import find_image_set
+from pipeline.image_shards import node_cache
 from pipeline.imported_splits import find_imported_splits
 from pipeline.params import Params
 from pipeline.results import image_cache, results_folder
@@ -28,7 +29,7 @@ def check(params: Params) -> None:
     require_writable(params.storage)
     find_imported_splits(params)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
-        find_image_set(dataset, params.images.folder, downloads=image_cache(params.storage) / "downloads")
+        find_image_set(dataset, params.images.folder, downloads=node_cache(image_cache(params.storage)) / "downloads")
     write_bytes(results_folder("check") / "passed", PASSED)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import Terminated, UserError
 from pipeline.params import load_params
 from pipeline.storage import FORBIDDEN, FULL
 
@@ -46,6 +46,9 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             print(f"error: {error}\nmake room, or give the right to write there, and run it again", file=sys.stderr)
             raise typer.Exit(1) from None
+        except Terminated as ending:
+            print(f"{ending}: the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(143) from None
         except KeyboardInterrupt:
             print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
             raise typer.Exit(130) from None

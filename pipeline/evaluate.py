@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ import pandas as pd
 import ray
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ghn.architectures import Architecture, Network
 from ghn.hypernetwork import GHN
@@ -45,6 +44,7 @@ from pipeline.results import (
     write_json,
     write_parquet,
 )
+from pipeline.scores import score
 from pipeline.tracking import stage_run
 
 log = logging.getLogger(__name__)
@@ -70,18 +70,6 @@ class Candidate:
     def key(self) -> tuple[str, int, str]:
         """What tells it from all other candidates, of other sets of architectures too."""
         return self.split, self.index, self.identity
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The shares of images whose class is the first, or among the first five, and the mean cross entropy.
-
-    An image with a logit that is not a number counts as wrong. `loss` is None where it is not finite.
-    """
-
-    top1: float
-    top5: float
-    loss: float | None
 
 
 def evaluate(params: Params) -> None:
@@ -135,8 +123,8 @@ def test_images(params: Params) -> Images:
 
 def in_memory(part: LabelledImages, positions: Sequence[int] | None = None) -> LabelledImages:
     """A copy of some images (None: all) as plain arrays, which Ray shares within a node."""
-    chosen = slice(None) if positions is None else np.asarray(positions, dtype=np.int64)
-    return LabelledImages(np.array(part.pixels[chosen]), np.array(part.labels[chosen]))
+    chosen = np.arange(len(part)) if positions is None else np.asarray(positions, dtype=np.int64)
+    return LabelledImages(part.take(chosen), part.labels[chosen])
 
 
 def digest(images: Images, *parts: LabelledImages) -> str:
@@ -196,7 +184,7 @@ def measure_all(
     if len(todo) < len(candidates):
         before = len(candidates) - len(todo)
         log.info("%d of %d architectures were evaluated before: kept in %s", before, len(candidates), folder)
-    size, classes = images.test.pixels.shape[-1], len(images.classes)
+    size, classes = images.test.side, len(images.classes)
     groups = group_by_cost(todo, [candidate.network.program(size, classes).flops for candidate in todo])
     shared = (ray.put(ghn.cpu()), ray.put(images))
     finished = finish_tasks(
@@ -247,7 +235,7 @@ def measure(candidate: Candidate, ghn: GHN, images: Images, batch: int, seed: in
     It is predicted alone, so that no other architecture can change its last digits.
     """
     start = time.perf_counter()
-    network, size, classes = candidate.network, images.test.pixels.shape[-1], len(images.classes)
+    network, size, classes = candidate.network, images.test.side, len(images.classes)
     program = network.program(size, classes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ghn.to(device)
@@ -274,25 +262,6 @@ def measure(candidate: Candidate, ghn: GHN, images: Images, batch: int, seed: in
         **{f"random_{name}": value for name, value in asdict(random_scores).items()},
         "seconds": time.perf_counter() - start,
     }
-
-
-@torch.no_grad()
-def score(
-    classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> Scores:
-    """How well `classify`, from images (B, 3, S, S) to logits (B, classes), names the classes."""
-    count, top1, top5, loss = 0, 0, 0, 0.0
-    for x_BCSS, labels_B in batches:
-        labels_B = labels_B.to(device)
-        logits = classify(x_BCSS.to(device)).float()
-        numbers_B = ~logits.isnan().any(1)
-        ranked = logits.topk(min(5, logits.shape[1])).indices
-        correct = (ranked == labels_B[:, None]) & numbers_B[:, None]
-        count += len(labels_B)
-        top1 += int(correct[:, 0].sum())
-        top5 += int(correct.sum())
-        loss += float(F.cross_entropy(logits, labels_B, reduction="sum"))
-    return Scores(top1 / count, top5 / count, loss / count if np.isfinite(loss) else None)
 
 
 def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> torch.nn.Module:

@@ -30,7 +30,7 @@ from ghn.hypernetwork import GHN
 from pipeline.architecture_store import ArchitectureStore
 from pipeline.cluster import capacity, ray_cluster
 from pipeline.errors import UserError
-from pipeline.evaluate import GPU_SHARE, at_width, digest, fresh_module, in_memory, score, seed_of
+from pipeline.evaluate import GPU_SHARE, at_width, digest, fresh_module, in_memory, seed_of
 from pipeline.images import (
     Augmentation,
     Images,
@@ -55,6 +55,7 @@ from pipeline.results import (
     write_json,
     write_parquet,
 )
+from pipeline.scores import score
 from pipeline.tracking import stage_run
 
 INITIALISATIONS = ("predicted", "random")
@@ -234,7 +235,7 @@ def fine_tune(
     images = replace(target.images, train=target.shots[run.seed])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     key = seed_of(seed, "finetune", run.seed, run.architecture)
-    size = images.test.pixels.shape[-1]
+    size = images.test.side
     module = fresh_module(network, size, len(images.classes), key)
     if run.initialisation == "predicted":
         load_predicted(module, ghn, network, size)

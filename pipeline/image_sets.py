@@ -2,6 +2,8 @@
 
 `find_image_set` says which files a data set consists of, without decoding any; `ImageSource.read` returns its
 pictures, still in their own size. `pipeline.images` decodes and keeps them.
+
+torchvision is imported where it is used: tasks that decode files need nothing of it and begin seconds earlier.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import http.client
 import math
 import os
+import socket
 import struct
 import tarfile
 import tempfile
@@ -23,8 +26,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import ExifTags, Image
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import check_integrity, download_url
 
 from pipeline.errors import UserError
 
@@ -98,6 +99,11 @@ def _resized_photo(path: str, image_size: int) -> np.ndarray:
             if image.mode.startswith("I;16"):  # convert() would clip instead of scale
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is not there, on {socket.gethostname()}\n"
+            "the folder of images must stay as it is, and be visible from every node of a cluster"
+        ) from error
     # What Pillow raises for files that are cut off, damaged or no images.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}\nrepair it or remove it") from error
@@ -193,6 +199,8 @@ EMBEDDED: dict[str, Callable[[], ImageSet]] = {
 
 
 def _find_fashion_mnist(place: Path | None, downloads: Path) -> ImageSource:
+    from torchvision.datasets import FashionMNIST
+
     names = [name for name, _ in FashionMNIST.resources]
     find = partial(ImageSource, "fashion_mnist", has_test=True)
     if place is not None:
@@ -212,6 +220,8 @@ def _find_fashion_mnist(place: Path | None, downloads: Path) -> ImageSource:
 
 
 def _read_fashion_mnist(place: Path, names: list[str]) -> ImageSet:
+    from torchvision.datasets import FashionMNIST
+
     train_images, train_labels, test_images, test_labels = (place / name for name in names)
     return ImageSet(
         tuple(FashionMNIST.classes),
@@ -362,6 +372,8 @@ def _checked(pictures: Pictures, num_classes: int, place: Path) -> Pictures:
 
 def _download(url: str, md5: str, folder: Path) -> Path:
     """The path of the downloaded file; a partial or damaged download never gets its final name."""
+    from torchvision.datasets.utils import check_integrity, download_url
+
     path = folder / PurePosixPath(url).name
     if check_integrity(path, md5):
         return path

@@ -18,10 +18,12 @@ import pandas as pd
 from ghn import GHNConfig
 from pipeline.errors import UserError
 from pipeline.params import SPLITS
-from pipeline.plots import TIME_PARTS
 from pipeline.results import trained_ghn
+from pipeline.training_plots import NORMS, TIME_PARTS
 
-STEP_SECONDS = ("step_seconds", *TIME_PARTS)
+STEP_SECONDS = ("step_seconds", "graph_seconds", *TIME_PARTS)
+ARCHITECTURE_NORMS = tuple(f"architecture_norm_{name}" for name in NORMS)
+VALIDATION = ("val_top1", "val_loss")
 ACCURACIES = ("predicted_top1", "predicted_top5", "random_top1", "random_top5")
 
 
@@ -29,7 +31,8 @@ ACCURACIES = ("predicted_top1", "predicted_top5", "random_top1", "random_top5")
 class Measurements:
     """What the other stages measured, checked: complete, consistent, every number finite.
 
-    `architectures` and `accuracy` (a row a split) are in the order of the splits.
+    `history` and `training` have validation, or neither has. `dropped` has a row for each architecture that was dropped
+    in training. `architectures` and `accuracy` (a row a split) are in the order of the splits.
     """
 
     config: GHNConfig
@@ -37,6 +40,7 @@ class Measurements:
     manifest: dict[str, Any]
     history: pd.DataFrame
     training: dict[str, float]
+    dropped: pd.DataFrame
     architectures: pd.DataFrame
     accuracy: pd.DataFrame
     curves: pd.DataFrame
@@ -45,6 +49,11 @@ class Measurements:
     @property
     def chance(self) -> float:
         return 1 / self.config.num_classes
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose weights are kept, if validation has chosen it."""
+        return None if "best_step" not in self.training else int(self.training["best_step"])
 
     @property
     def test(self) -> pd.Series:
@@ -60,20 +69,7 @@ def read_measurements(folder: Path) -> Measurements:
     """
     train, evaluate, finetune = folder / "train", folder / "evaluate", folder / "finetune"
     manifest = _read_json(folder / "generate" / "manifest.json", "generate", {"splits"})
-    history = _read_table(
-        train / "history.csv",
-        "train",
-        numbers=("step", "learning_rate", *STEP_SECONDS, "images_per_second", "dropped"),
-        shares=("top1",),
-        optional=("loss", "top1"),  # missing in a step that had to drop all of its architectures
-    )
-    unexplained = history[["loss", "top1"]].isna().any(axis=1) & (history["dropped"] == 0)
-    _check_rows(history, "loss", unexplained, "finite", train / "history.csv", "train")
-    training = _read_json(
-        train / "metrics.json",
-        "train",
-        {"loss", "top1", "steps", "seconds", "architectures_per_second", "parameters"},
-    )
+    history, training, dropped = _read_training(train)
     architectures = _read_table(
         evaluate / "architectures.parquet",
         "evaluate",
@@ -113,11 +109,41 @@ def read_measurements(folder: Path) -> Measurements:
         manifest=manifest,
         history=history,
         training=training,
+        dropped=dropped,
         architectures=_insplit_order(architectures),
         accuracy=_insplit_order(accuracy),
         curves=curves,
         finetuning=finetuning,
     )
+
+
+def _read_training(folder: Path) -> tuple[pd.DataFrame, dict[str, float], pd.DataFrame]:
+    """The history, the metrics and the dropped architectures, which agree."""
+    path = folder / "history.csv"
+    unless_dropped = ("loss", "top1", "gradient_norm", *ARCHITECTURE_NORMS)
+    history = _read_table(
+        path,
+        "train",
+        numbers=("step", "learning_rate", *STEP_SECONDS, "imbalance", "images_per_second", "dropped"),
+        shares=("top1", "val_top1"),
+        optional=(*unless_dropped, *VALIDATION),  # missing in a step that had to drop all of its architectures
+        absent=VALIDATION,
+    )
+    unexplained = history[list(unless_dropped)].isna() & (history["dropped"] == 0).to_numpy()[:, None]
+    for column in unless_dropped:
+        _check_rows(history, column, unexplained[column], "finite", path, "train")
+    _check_rows(history, "step", history["step"].diff() <= 0, "above the one before", path, "train")
+    training = _read_json(
+        folder / "metrics.json",
+        "train",
+        {"loss", "top1", "steps", "seconds", "architectures_per_second", "parameters"},
+    )
+    _check_validation(history, training, folder)
+    dropped = _read_table(
+        folder / "dropped.csv", "train", words=("identity",), numbers=("step", "index"), may_be_empty=True
+    )
+    _check_dropped(history, dropped, folder)
+    return history, training, dropped
 
 
 def _read_table(
@@ -128,17 +154,26 @@ def _read_table(
     numbers: tuple[str, ...] = (),
     shares: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    absent: tuple[str, ...] = (),
+    may_be_empty: bool = False,
 ) -> pd.DataFrame:
-    """A table with at least these columns: `numbers` are finite, `shares` 0 to 1, `optional` may be empty."""
+    """A table with at least these columns: `numbers` are finite, `shares` 0 to 1, `optional` may have gaps.
+
+    Those of `absent` may be absent all together.
+    """
     _check_exists(path, stage)
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=True)
+        # Identities of digits alone are words too.
+        texts = dict.fromkeys(words, str)
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=texts)
     except (ValueError, OSError) as error:  # of pandas and of pyarrow: what they say about a damaged file
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}\n{_again(stage)}") from error
+    if not any(column in table for column in absent):
+        numbers, shares, optional = (tuple(c for c in some if c not in absent) for some in (numbers, shares, optional))
     missing = [column for column in (*words, *numbers, *shares, *optional) if column not in table]
     if missing:
         raise UserError(f"{path} has no column {missing[0]}\n{_again(stage)}")
-    if table.empty:
+    if table.empty and not may_be_empty:
         raise UserError(f"{path} has no rows\n{_again(stage)}")
     for column in words:
         table[column] = table[column].fillna("").astype(str)
@@ -188,6 +223,45 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _check_exists(path: Path, stage: str) -> None:
     if not path.is_file():
         raise UserError(f"{path} not found: stage {stage} writes it, run `dvc repro {stage}`")
+
+
+def _check_validation(history: pd.DataFrame, training: dict[str, float], folder: Path) -> None:
+    """The history and the metrics both have validation or neither has, and what is kept was validated."""
+    path, again = folder / "history.csv", _again("train")
+    metrics = ("val_top1", "best_step")
+    if "val_top1" not in history:
+        if any(name in training for name in metrics):
+            raise UserError(f"{path} has no column val_top1, but metrics.json beside it has validation\n{again}")
+        return
+    without_top1 = history["val_top1"].isna() & history["val_loss"].notna()
+    _check_rows(history, "val_top1", without_top1, "there where val_loss is", path, "train")
+    for name in metrics:
+        if not isinstance(training.get(name), int | float):
+            raise UserError(
+                f"{folder / 'metrics.json'} has no {name}, but history.csv beside it has validation\n{again}"
+            )
+    if not 0 <= training["val_top1"] <= 1:
+        value = training["val_top1"]
+        raise UserError(f"val_top1 = {value} in {folder / 'metrics.json'}: must be a share, 0 to 1\n{again}")
+    row = history[history["step"] >= training["best_step"]][:1]  # the one that has the step's values in its means
+    if training["best_step"] < 1 or row["val_top1"].isna().all():
+        raise UserError(
+            f"best_step = {training['best_step']} in {folder / 'metrics.json'}: must be a step with validation in "
+            f"history.csv\n{again}"
+        )
+
+
+def _check_dropped(history: pd.DataFrame, dropped: pd.DataFrame, folder: Path) -> None:
+    """Each dropped architecture is counted in the row of its step."""
+    path = folder / "history.csv"
+    last = history["step"].iloc[-1]
+    outside = (dropped["step"] < 1) | (dropped["step"] > last)
+    _check_rows(dropped, "step", outside, f"1 to {last:.0f}, as in history.csv", folder / "dropped.csv", "train")
+    rows = np.searchsorted(history["step"], dropped["step"])
+    counts = pd.Series(np.bincount(rows, minlength=len(history)), index=history.index)
+    wrong = counts != history["dropped"]
+    if wrong.any():
+        _check_rows(history, "dropped", wrong, f"{counts[wrong].iloc[0]}, as in dropped.csv", path, "train")
 
 
 def _check_agreement(architectures: pd.DataFrame, accuracy: pd.DataFrame, folder: Path) -> None:

@@ -20,6 +20,7 @@ from ghn.zoo import find_network
 from pipeline.drawing.plot import FORMATS, draw_graph, save
 from pipeline.errors import UserError
 from pipeline.images import Images, evaluation_batches, load_images
+from pipeline.scores import score
 
 CALIBRATION_BATCHES = 16
 """Batches of images that running statistics are estimated from."""
@@ -159,8 +160,6 @@ def _score(model: nn.Module, report: PredictionReport, images: Images, classes: 
         return f"no score: {images.name} has {len(images.classes)} classes, the network {classes}"
     if not any(node.classifies and node.parameters for node in report.graph.nodes):
         return "no score: the classification layer is not predicted"
-    from pipeline.evaluate import score  # brings Ray, which nothing else here needs
-
     with torch.inference_mode():
         top1 = score(model.eval(), evaluation_batches(images.test, images, BATCH), torch.device("cpu")).top1
     return f"top-1 on the {len(images.test)} test images of {images.name}: {top1:.1%}"

@@ -87,28 +87,43 @@ class TrainSettings(Section):
     steps: Count
     batch: Annotated[Integer, Field(ge=2)]
     learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["multi_step", "cosine"]
+    warmup: Natural
     milestones: list[Share]
     decay: Annotated[float, Field(gt=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
     clip: Positive
     architecture_clip: Positive | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    ema: Share | None
     widths: Annotated[list[Width], Field(min_length=1)]
     head_widths: Annotated[list[Count], Field(min_length=1)]
     max_nodes: Count
-    slices: Count
+    precision: Literal["auto", "fp32", "bf16", "fp64"]
+    validate_every: Count | None
+    validate_architectures: Count
+    validate_images: Annotated[float, Field(gt=0, le=0.5)]
     workers: Count
+    min_workers: Count | None
+    slices: Count
     cpus_per_worker: Count
     gpus_per_worker: Annotated[Integer, Field(ge=0, le=1)]
-    precision: Literal["fp32", "bf16"]
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
     log_every: Count
     checkpoint_every: Count
     max_failures: Natural
+    profile_steps: Natural
 
     @model_validator(mode="after")
-    def _work_for_all(self) -> TrainSettings:
-        if self.workers > self.slices:
-            raise ValueError(f"workers = {self.workers}: must be at most slices = {self.slices}, or some have no work")
+    def _fewer_workers_at_least(self) -> TrainSettings:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers}: must be at most workers = {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TrainSettings:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup = {self.warmup}: must be less than steps = {self.steps}")
         return self
 
     @model_validator(mode="after")
@@ -166,6 +181,18 @@ class Params(Section):
     def _storage_is_a_folder_or_a_bucket(self) -> Params:
         if ":" in self.storage and not re.match(r"s3://[^/]+", self.storage):
             raise ValueError(f"storage = {self.storage}: must be a folder, or s3://bucket/prefix")
+        return self
+
+    @model_validator(mode="after")
+    def _architectures_to_validate_on_exist(self) -> Params:
+        settings = self.train
+        if settings.validate_every is None or "val" in self.generate.imported:
+            return self
+        if settings.validate_architectures > self.generate.val:
+            raise ValueError(
+                f"train.validate_architectures = {settings.validate_architectures}: must be at most generate.val = "
+                f"{self.generate.val}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The figures of the report, in one style.
+"""The figures of the report, in one style; those of training are in `pipeline.training_plots`.
 
 Every function returns a matplotlib `Figure` of `width` inches: `WIDE` for a page or a README, `NARROW` for a
 phone, where panels lie below instead of beside each other. Accuracies come in as shares and are shown in
@@ -49,14 +49,6 @@ INITIALISATIONS = {
     "random": ("random initialisation", RANDOM),
 }
 
-TIME_PARTS = {
-    "graph_seconds": "graphs",
-    "hypernetwork_seconds": "hypernetwork",
-    "target_seconds": "target networks",
-    "communication_seconds": "communication",
-}
-"""The measured parts of a step, in the order in which they happen."""
-
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": LINE,
@@ -98,7 +90,6 @@ STYLE = {
 SWARM_BIN = 0.01  # share of accuracy within which points lie beside each other
 SWARM_STEP = 0.05  # distance of two points beside each other, in rows
 SWARM_REACH = 0.17  # how far a swarm may spread from its middle, in rows
-RAW_POINTS = 1500  # more points of a raw curve are not told apart at this size
 
 
 @matplotlib.rc_context(STYLE)
@@ -116,79 +107,14 @@ def accuracy_by_split(architectures: pd.DataFrame, chance: float, width: float =
         for initialisation, y in (("predicted", row - 0.21), ("random", row + 0.21)):
             _distribution(axes, group[f"{initialisation}_top1"].to_numpy(), y, INITIALISATIONS[initialisation][1])
     largest = architectures[["predicted_top1", "random_top1"]].to_numpy().max()
-    _accuracy_axis(axes.xaxis, axes.set_xlim, max(largest, chance))
-    _chance_line(axes.axvline, chance)
+    accuracy_axis(axes.xaxis, axes.set_xlim, max(largest, chance))
+    chance_line(axes.axvline, chance)
     axes.set_yticks(range(len(groups)), [f"{split}\nn = {len(group)}" for split, group in groups])
     axes.tick_params(axis="y", labelcolor=INK, pad=6)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("top-1, % of test images")
     _legend(figure, chance)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def training_curves(history: pd.DataFrame, chance: float, width: float = WIDE) -> Figure:
-    """Loss and top-1 of the meta-batches over the steps: raw in light, smoothed in dark.
-
-    `history` has a row a step: step, loss, top1, learning_rate; a step without loss leaves a gap. Dotted
-    lines mark where the learning rate drops.
-    """
-    panels = _panels(2, width, height=2.3)
-    figure = panels[0].figure
-    window = smoothing_window(len(history))
-    drops = history["step"][history["learning_rate"].diff() < 0]
-    for axes, column, title in zip(panels, ("loss", "top1"), ("Loss", "Top-1, %"), strict=True):
-        smooth = smoothed(history[column], window)
-        every = max(1, len(history) // RAW_POINTS)
-        axes.plot(history["step"][::every], history[column][::every], color=PREDICTED, alpha=0.28, linewidth=0.7)
-        axes.plot(history["step"], smooth, color=PREDICTED, linewidth=1.6)
-        for step in drops:
-            axes.axvline(step, color=MUTED, linewidth=0.8, dashes=(2, 3))
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.margins(x=0.01)
-    loss, top1 = panels
-    _keep_outliers_out(loss, history["loss"])
-    _accuracy_axis(top1.yaxis, top1.set_ylim, max(history["top1"].max(), chance))
-    _chance_line(top1.axhline, chance)
-    handles = [
-        Line2D([], [], color=PREDICTED, alpha=0.4, linewidth=0.8, label="each step"),
-        Line2D([], [], color=PREDICTED, linewidth=1.6, label=f"median of {window:,} steps"),
-    ]
-    if len(drops):
-        dashes = Line2D([], [], color=MUTED, linewidth=0.8, dashes=(2, 3), label="learning rate drops")
-        handles.append(dashes)
-    handles.append(_chance_handle(chance))
-    legend_of(figure, handles)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def time_of_a_step(history: pd.DataFrame, width: float = WIDE) -> Figure:
-    """The mean step's seconds, part after part, each beginning where the one before it ends.
-
-    `history` has step_seconds and the columns of `TIME_PARTS`; what they leave is shown as `other`.
-    """
-    parts = step_parts(history)
-    total = sum(parts.values())
-    figure = Figure(figsize=(width, 0.55 + 0.3 * len(parts)), layout="constrained")
-    axes = figure.subplots()
-    start = 0.0
-    for row, (name, seconds) in enumerate(parts.items()):
-        axes.barh(row, seconds, left=start, height=0.62, color=RANDOM if name == "other" else PREDICTED)
-        print_right(axes, row, f"{seconds / total:.0%}", 30, INK)
-        print_right(axes, row, _short_seconds(seconds), 72, MUTED)
-        start += seconds
-    axes.set_yticks(range(len(parts)), list(parts))
-    axes.tick_params(axis="y", labelcolor=INK, pad=6)
-    axes.set_ylim(len(parts) - 0.4, -0.6)
-    axes.set_xlim(0, total)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("seconds of a step")
     return figure
 
 
@@ -200,7 +126,7 @@ def finetuning_curves(curves: pd.DataFrame, chances: dict[str, float], width: fl
     the chance level of each data set.
     """
     datasets = list(dict.fromkeys(curves["dataset"]))
-    panels = _panels(len(datasets), width, height=2.3)
+    panels = panel_grid(len(datasets), width, height=2.3)
     for axes, dataset in zip(panels, datasets, strict=True):
         of_dataset = curves[curves["dataset"] == dataset]
         for initialisation, (_, color) in reversed(INITIALISATIONS.items()):
@@ -211,15 +137,15 @@ def finetuning_curves(curves: pd.DataFrame, chances: dict[str, float], width: fl
             axes.fill_between(means.index, low, high, color=color, alpha=0.2, linewidth=0)
             axes.plot(means.index, means, color=color, linewidth=1.6, marker="o", markersize=2.8)
         values = of_dataset.groupby(["initialisation", "step"])["test_top1"].mean()
-        _accuracy_axis(axes.yaxis, axes.set_ylim, max(values.max(), chances[dataset]))
-        _chance_line(axes.axhline, chances[dataset])
+        accuracy_axis(axes.yaxis, axes.set_ylim, max(values.max(), chances[dataset]))
+        chance_line(axes.axhline, chances[dataset])
         axes.set_title(dataset)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.02)
     for axes in panels[:: max(1, _columns(len(panels), width))]:
         axes.set_ylabel("top-1, %")
-    legend_of(panels[0].figure, [*map(_line_handle, INITIALISATIONS), _chance_handle(None)])
+    legend_of(panels[0].figure, [*map(_line_handle, INITIALISATIONS), chance_handle(None)])
     return panels[0].figure
 
 
@@ -249,8 +175,8 @@ def accuracy_by_size(architectures: pd.DataFrame, chance: float, width: float = 
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(labelbottom=position >= len(groups) - columns)
-        _chance_line(axes.axhline, chance)
-    _accuracy_axis(grid[0, 0].yaxis, grid[0, 0].set_ylim, max(largest, chance))
+        chance_line(axes.axhline, chance)
+    accuracy_axis(grid[0, 0].yaxis, grid[0, 0].set_ylim, max(largest, chance))
     smallest, biggest = architectures["parameters"].min(), architectures["parameters"].max()
     grid[0, 0].set_xlim(smallest / 1.5, biggest * 1.5)
     if biggest / smallest > 10:
@@ -259,26 +185,6 @@ def accuracy_by_size(architectures: pd.DataFrame, chance: float, width: float = 
     figure.supylabel("top-1, %", fontsize=8.5, color=MUTED)
     _legend(figure, chance)
     return figure
-
-
-def step_parts(history: pd.DataFrame) -> dict[str, float]:
-    """The seconds of a mean step, by part; `other` is what the measured parts leave."""
-    parts = {name: float(history[column].mean()) for column, name in TIME_PARTS.items()}
-    # Parts are measured by different workers and may overlap: never less than nothing is left.
-    return {**parts, "other": max(0.0, float(history["step_seconds"].mean()) - sum(parts.values()))}
-
-
-def smoothing_window(rows: int) -> int:
-    """Over how many rows of a history it is smoothed: 2 % of them, an odd number."""
-    return 2 * (rows // 100) + 1
-
-
-def smoothed(values: pd.Series, window: int) -> pd.Series:
-    """The medians of the `window` values around each one; of fewer at the ends.
-
-    Not the means: one network whose loss explodes would lift the curve for a whole window.
-    """
-    return values.rolling(window, center=True, min_periods=1).median()
 
 
 def short_count(number: float) -> str:
@@ -318,6 +224,35 @@ def inline_svg(figure: Figure, name: str, description: str, theme: Mapping[str, 
     return head + svg[svg.index(">") + 1 :].strip()
 
 
+def panel_grid(count: int, width: float, height: float) -> list[Axes]:
+    """`count` panels in a figure of `width` inches, two beside each other where it is wide, each `height` high."""
+    columns = _columns(count, width)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width, 0.3 + height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return list(grid.flat[:count])
+
+
+def accuracy_axis(axis: Axis, set_limits: Callable[[float, float], Any], largest: float) -> None:
+    """From 0 to a little above the largest share, at most to 100 %."""
+    set_limits(-0.005, min(1.03, 1.08 * largest))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
+
+
+def chance_line(draw: Callable[..., Any], chance: float) -> None:
+    """The chance level, by `axes.axhline` or `axes.axvline`."""
+    draw(chance, color=INK, linewidth=0.9, dashes=(4, 3), zorder=1.5)
+
+
+def chance_handle(chance: float | None) -> Line2D:
+    """What a legend says of it; None where panels have chance levels of their own."""
+    label = "chance" if chance is None else f"chance {100 * chance:.3g}%"
+    return Line2D([], [], color=INK, linewidth=0.9, dashes=(2.5, 2), label=label)
+
+
 def print_right(axes: Axes, y: float, text: str, distance: float, color: str) -> None:
     """Prints right-aligned text beside the axes; `distance` is that of its end from the axes, in points."""
     axes.annotate(
@@ -334,13 +269,11 @@ def print_right(axes: Axes, y: float, text: str, distance: float, color: str) ->
 
 
 def legend_of(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Puts a legend above all panels, in two columns if the figure is narrow."""
-    narrow = figure.get_figwidth() < 5
-    figure.legend(
-        handles=list(handles),
-        loc="outside upper left",
-        ncols=2 if narrow else len(handles),
-    )
+    """Puts a legend above all panels, in two rows if it is too long for one, in two columns if the figure is narrow."""
+    width = figure.get_figwidth()
+    characters = sum(len(str(handle.get_label())) + 6 for handle in handles)  # a line takes as much as 6
+    columns = len(handles) if characters <= 15 * width else math.ceil(len(handles) / 2)
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=2 if width < 5 else columns)
 
 
 def _distribution(axes: Axes, values: np.ndarray, y: float, color: str) -> None:
@@ -379,44 +312,8 @@ def _label_names(axes: Axes, named: pd.DataFrame) -> None:
         )
 
 
-def _keep_outliers_out(axes: Axes, raw: pd.Series) -> None:
-    """A few huge losses would press the curve flat: they are cut off, and the highest is printed."""
-    top = 1.15 * raw.quantile(0.97)
-    if raw.max() <= 1.3 * top:
-        return
-    axes.set_ylim(raw.min() - 0.05 * (top - raw.min()), top)
-    note = f"highest: {raw.max():.3g}, not shown"
-    axes.annotate(note, (1, 1), xycoords="axes fraction", ha="right", va="bottom", fontsize=7.5, color=MUTED)
-
-
-def _panels(count: int, width: float, height: float) -> list[Axes]:
-    columns = _columns(count, width)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(width, 0.3 + height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[count:]:
-        axes.set_visible(False)
-    return list(grid.flat[:count])
-
-
 def _columns(count: int, width: float) -> int:
     return min(count, 2) if width > 5 else 1
-
-
-def _accuracy_axis(axis: Axis, set_limits: Callable[[float, float], Any], largest: float) -> None:
-    """From 0 to a little above the largest share, at most to 100 %."""
-    set_limits(-0.005, min(1.03, 1.08 * largest))
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
-
-
-def _chance_line(draw: Callable[..., Any], chance: float) -> None:
-    draw(chance, color=INK, linewidth=0.9, dashes=(4, 3), zorder=1.5)
-
-
-def _chance_handle(chance: float | None) -> Line2D:
-    label = "chance" if chance is None else f"chance {100 * chance:.3g}%"
-    return Line2D([], [], color=INK, linewidth=0.9, dashes=(2.5, 2), label=label)
 
 
 def _line_handle(initialisation: str) -> Line2D:
@@ -429,8 +326,4 @@ def _legend(figure: Figure, chance: float) -> None:
         Line2D([], [], color=color, marker="o", markersize=5, linewidth=0, label=label)
         for label, color in INITIALISATIONS.values()
     ]
-    legend_of(figure, [*dots, _chance_handle(chance)])
-
-
-def _short_seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
+    legend_of(figure, [*dots, chance_handle(chance)])

@@ -14,17 +14,25 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import plots
+from pipeline import plots, training_plots
 from pipeline.architecture_store import digest_of
 from pipeline.measurements import Measurements, read_measurements, split_order
 from pipeline.page import Plot, Table, count, git_state, versions, write_figures
 from pipeline.page import render as render_page
-from pipeline.params import Params
+from pipeline.params import Params, TrainSettings
 from pipeline.results import RESULTS, percent, results_folder
 from pipeline.storage import write_bytes
 from pipeline.tracking import flatten, stage_run
 
 EXTREMES = 3  # best and worst architectures that are listed for each split
+MOST_DROPPED = 3  # architectures that are named because they were dropped most often in training
+
+PRECISIONS = {
+    "fp32": "fp32",
+    "bf16": "bf16 in target networks, fp32 elsewhere",
+    "fp64": "fp64",
+    "auto": "auto: bf16 in target networks where that is faster, else fp32",
+}
 
 
 def report(params: Params) -> None:
@@ -53,7 +61,7 @@ def write_report(results: Measurements, params: Params, origin: dict[str, str], 
     tables = report_tables(results, params)
     for name in ("accuracy", "finetuning", "training"):
         write_bytes(folder / f"{name}.md", tables[name].markdown().encode())
-    figures = write_figures(report_plots(results), folder)
+    figures = write_figures(report_plots(results, params), folder)
     write_bytes(folder / "index.html", render(results, params, origin, tables, figures).encode())
     return folder / "index.html"
 
@@ -143,11 +151,9 @@ def _detail(row: pd.Series, kind: str) -> str:
     return f"best {best}" if pd.isna(error) else f"± {percent(error)}, best {best}"
 
 
-def report_plots(results: Measurements) -> dict[str, Plot]:
+def report_plots(results: Measurements, params: Params) -> dict[str, Plot]:
     """The plots by their file names."""
-    history, architectures, chance = results.history, results.architectures, results.chance
-    parts = plots.step_parts(history)
-    largest = max(parts, key=parts.__getitem__)
+    architectures, chance = results.architectures, results.chance
     runs = results.finetuning["runs"].max()
     return {
         "accuracy": Plot(
@@ -160,20 +166,52 @@ def report_plots(results: Measurements) -> dict[str, Plot]:
             "networks of all splits.",
             partial(plots.accuracy_by_size, architectures, chance),
         ),
-        "training": Plot(
-            f"Loss and top-1 over {len(history):,} steps, on training images, of networks whose parameters "
-            f"were predicted in that step{_gaps(history)}.",
-            partial(plots.training_curves, history, chance),
-        ),
-        "time": Plot(
-            f"Where the time of a step goes: {largest} take{'' if largest.endswith('s') else 's'} "
-            f"{parts[largest] / sum(parts.values()):.0%} of it. A bar begins where the one above ends.",
-            partial(plots.time_of_a_step, history),
-        ),
+        **_training_plots(results, params.train),
         "finetuning": Plot(
             "Test top-1 while fine-tuning on few images of other data sets, mean and standard error over "
             f"up to {runs} runs, each initialisation with its own best learning rate.",
             partial(plots.finetuning_curves, results.curves, finetuning_chances(results.finetuning)),
+        ),
+    }
+
+
+def _training_plots(results: Measurements, settings: TrainSettings) -> dict[str, Plot]:
+    history, kept = results.history, results.kept_step
+    drops = training_plots.learning_rate_drops(history) if settings.schedule == "multi_step" else []
+    parts = training_plots.step_parts(history)
+    largest = max(parts, key=parts.__getitem__)
+    validation = ""
+    if kept is not None:
+        validation = (
+            " Validation is on architectures and images that are not trained on; a ring marks the step whose weights "
+            "are kept."
+        )
+    unclipped = "" if settings.architecture_clip is not None else "; the latter are not clipped"
+    window = training_plots.smoothing_steps(history)
+    smooth = f" Curves are medians of {window:,} steps." if window > training_plots.steps_a_row(history) else ""
+    workers = ""
+    if settings.workers > 1:
+        workers = (
+            f" The slowest of {settings.workers:,} workers takes {history['imbalance'].median():.2f} times as long as "
+            "their mean (median over the steps); the others wait for it, which is part of other."
+        )
+    return {
+        "training": Plot(
+            f"Loss and top-1 over {results.training['steps']:,.0f} steps, on training images, of networks whose "
+            f"parameters were predicted in that step{_gaps(history)}.{validation}",
+            partial(training_plots.training_curves, history, results.chance, drops, kept),
+        ),
+        "gradients": Plot(
+            "Norms of gradients before they are clipped: of the whole gradient, at the hypernetwork's weights, and of "
+            f"each architecture's own, at its predicted parameters, over those of a step{unclipped}.{smooth}",
+            partial(training_plots.gradient_norms, history, settings.clip, settings.architecture_clip),
+        ),
+        "time": Plot(
+            f"Where the time of a step goes: its largest part, {parts[largest] / sum(parts.values()):.0%}, is "
+            f"{largest}. A bar begins where the one above ends. Graphs are not part of it: a thread of their own makes "
+            "those of the next step in the background, in "
+            f"{training_plots.short_seconds(history['graph_seconds'].mean())}.{workers}",
+            partial(training_plots.time_of_a_step, history),
         ),
     }
 
@@ -243,27 +281,53 @@ def finetuning_table(finetuning: pd.DataFrame) -> Table:
 
 
 def training_table(results: Measurements, params: Params) -> Table:
-    """What was trained, how long it took, and where it ended."""
-    history, training = results.history, results.training
+    """What was trained, how long it took, where it ended, and what went wrong."""
+    history, training, settings = results.history, results.training, params.train
     curves = history[["loss", "top1"]].dropna()
-    end = curves.tail(plots.smoothing_window(len(history))).median()  # as the plot shows it
+    end = curves.tail(training_plots.smoothing_window(len(history))).median()  # as the plot shows it
+    waiting = history["wait_seconds"].sum() / history["step_seconds"].sum()
     rows = {
         "hypernetwork": f"{_variant(params)}, {plots.short_count(training['parameters'])} parameters",
         "images": f"{_images(params)}, {results.config.num_classes} classes",
         "steps": f"{training['steps']:,.0f}",
         "architectures a step": f"{params.meta_batch:,}",
-        "images a step": f"{params.train.batch:,}",
-        "workers": f"{params.train.workers:,} on {'GPUs' if params.train.gpus_per_worker else 'CPUs'}, "
-        f"{params.train.precision}",
+        "images a step": f"{settings.batch:,}",
+        "workers": f"{settings.workers:,} on {'GPUs' if settings.gpus_per_worker else 'CPUs'}",
+        "precision": PRECISIONS[settings.precision],
         "time": duration(training["seconds"]),
         "architectures a second": f"{training['architectures_per_second']:.3g}",
         "images a second": f"{history['images_per_second'].median():,.0f}",
-        "loss, first step → end": f"{curves['loss'].iloc[0]:.3g} → {end['loss']:.3g}",
-        "top-1, first step → end": f"{percent(curves['top1'].iloc[0])}% → {percent(end['top1'])}%",
+        "waiting for data": f"{waiting:.1%} of the time of steps",
     }
-    if dropped := history["dropped"].sum():
-        rows["dropped"] = f"{count(dropped, 'architecture')}, whose loss was not finite"
-    return Table(("training", ""), list(rows.items()))
+    if settings.workers > 1:
+        rows["imbalance"] = f"slowest worker {history['imbalance'].median():.2f} × their mean, median"
+    rows["loss, first step → end"] = f"{curves['loss'].iloc[0]:.3g} → {end['loss']:.3g}"
+    rows["top-1, first step → end"] = f"{percent(curves['top1'].iloc[0])}% → {percent(end['top1'])}%"
+    return Table(("training", ""), list({**rows, **_kept(results, settings), **_dropped(results)}.items()))
+
+
+def _kept(results: Measurements, settings: TrainSettings) -> dict[str, str]:
+    """Which weights are kept, and how well they do on validation."""
+    average = f", moving average with decay {settings.ema:g}" if settings.ema is not None else ""
+    if results.kept_step is None:
+        return {"weights kept": f"of the last step{average}"}
+    return {
+        "validation top-1": f"{percent(results.training['val_top1'])}%, the best of "
+        f"{count(results.history['val_top1'].count(), 'validation')}",
+        "weights kept": f"of step {results.kept_step:,}{average}",
+    }
+
+
+def _dropped(results: Measurements) -> dict[str, str]:
+    """How many architectures were dropped in training, and which most often."""
+    if results.dropped.empty:
+        return {"dropped": "no architecture"}
+    times = results.dropped.groupby("identity", sort=False).size().sort_values(ascending=False, kind="stable")
+    named = [f"{identity} ({count(number, 'time')})" for identity, number in times[:MOST_DROPPED].items()]
+    return {
+        "dropped": f"{count(len(results.dropped), 'architecture')}, whose loss or gradient was not finite",
+        "most often": ", ".join(named),
+    }
 
 
 def splits_table(manifest: dict[str, Any], accuracy: pd.DataFrame) -> Table:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError
 from pipeline.params import fingerprint
 from pipeline.storage import read_folder, remove, storage_url, write_bytes
-from pipeline.tracking import workspace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +72,10 @@ def write_parquet(place: str | Path, frame: pd.DataFrame) -> None:
     write_bytes(place, buffer.getvalue())
 
 
-def image_cache(storage: str) -> Path:
-    """The folder for decoded images: in a local storage, or in the home where none can be mapped."""
-    if "://" in storage:
-        return Path.home() / ".cache" / "ghn" / "images"
-    return workspace() / Path(storage).expanduser() / "images"
+def image_cache(storage: str) -> Path | str:
+    """Where decoded images are kept: a folder in a local storage, or an address in a bucket."""
+    place = storage_url(storage, "images")
+    return place if "://" in storage else Path(place)
 
 
 def finished_folder(storage: str, kind: str, settings: Any) -> str:

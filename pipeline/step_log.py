@@ -1,49 +1,155 @@
-"""The steps of a training run on their way from the workers to the user's terminal and to MLflow."""
+"""The steps of a training run on their way from the workers to the user's terminal and to MLflow, and the way back."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from concurrent.futures import Future, wait
+from threading import Event
 from typing import Any
 
 import ray
 from tqdm import tqdm
 
+from pipeline.errors import Terminated
 from pipeline.tracking import StageRun
 
-POLL_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+SILENCE_SECONDS = 120.0
+"""Without a step for so long, the user is told what may be missing."""
+
+TERMINATION_SECONDS = 60.0
+"""How long a run that was asked to end may take to write its checkpoint."""
+
+MOST_NAMED = 10
+"""Dropped architectures that are named in the terminal; all are in the results."""
+
+Row = dict[str, float]
+DroppedArchitecture = dict[str, Any]
 
 
 @ray.remote
 class StepLog:
-    """Takes rows from the first worker, which does not wait, and keeps them until they are fetched."""
+    """Takes rows from the first worker, which does not wait, and keeps them until they are fetched.
+
+    It lives on the driver's node, and longer than any worker: what it holds survives their restarts.
+    """
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Row] = []
+        self.dropped: list[DroppedArchitecture] = []
+        self.files: dict[str, bytes] = {}
+        self.resumed: list[int] = []
+        self.stopping = False
 
-    def add(self, rows: list[dict[str, float]]) -> None:
+    def resume(self, step: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
+        """Takes what the steps until a checkpoint gave, which a driver that was killed may have had no time to tell."""
+        self.resumed.append(step)
+        self.add(history, dropped)
+
+    def add(self, rows: list[Row], dropped: list[DroppedArchitecture]) -> None:
         self.rows.extend(rows)
+        self.dropped.extend(dropped)
 
-    def take(self) -> list[dict[str, float]]:
-        rows, self.rows = self.rows, []
-        return rows
+    def take(self) -> tuple[list[int], list[Row], list[DroppedArchitecture]]:
+        """What is new; first the steps from which the workers went on."""
+        taken = self.resumed, self.rows, self.dropped
+        self.resumed, self.rows, self.dropped = [], [], []
+        return taken
+
+    def keep(self, name: str, content: bytes) -> None:
+        self.files[name] = content
+
+    def kept(self) -> dict[str, bytes]:
+        return self.files
+
+    def stop(self) -> None:
+        """Asks the workers to write a checkpoint and end."""
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        return self.stopping
 
 
-def follow(log: Any, steps: int, run: StageRun, training: Future) -> None:
-    """Shows a progress bar and logs every step, until `training` is done and all rows are through.
+class Progress:
+    """What a driver tells of a run while it goes on: a progress bar, warnings, and every step in MLflow.
 
     After a restart from a checkpoint the steps since then come again, with the same values: they are logged once.
     """
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    logged = 0
-    with tqdm(total=steps, desc="train", unit="step", mininterval=interval, dynamic_ncols=True, smoothing=0.05) as bar:
-        while True:
-            last = bool(wait([training], POLL_SECONDS).done)
-            rows = [row for row in ray.get(log.take.remote()) if row["step"] > logged]
-            if rows:
-                run.log_history([{name: v for name, v in row.items() if v == v} for row in rows])
-                logged = int(rows[-1]["step"])
-                bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", top1=f"{rows[-1]['top1']:.1%}", refresh=False)
-                bar.update(logged - bar.n)
-            if last:
-                return
+
+    def __init__(self, log: Any, steps: int, run: StageRun):
+        self.log, self.run = log, run
+        self.step = self.dropped_until = self.named = 0
+        self.heard, self.hinted = time.monotonic(), False
+        self.bar = tqdm(
+            total=steps,
+            desc="train",
+            unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.shown: dict[str, str] = {}
+
+    def follow(self, training: Future, stop: Event) -> None:
+        """Until `training` is done and all that it had to say is told; once `stop` is set, asks the workers to end."""
+        asked: float | None = None
+        with self.bar:
+            while True:
+                last = bool(wait([training], POLL_SECONDS).done)
+                if stop.is_set() and asked is None:
+                    asked = time.monotonic()
+                    self.log.stop.remote()
+                    tell("asked to end: the workers finish their step and write a checkpoint")
+                if asked is not None and time.monotonic() - asked > TERMINATION_SECONDS:
+                    raise Terminated("terminated before the workers had written another checkpoint")
+                resumed, rows, dropped = ray.get(self.log.take.remote())
+                self._begin_at(resumed)
+                self._tell(dropped)
+                self._add([row for row in rows if row["step"] > self.step])
+                if last:
+                    return
+
+    def _begin_at(self, resumed: list[int]) -> None:
+        for step in resumed:
+            tell(f"going on from step {step:,}")
+            if step > self.bar.n:  # what an earlier process has done took no time now
+                self.bar.initial = self.bar.n = step
+                self.bar.start_t = self.bar.last_print_t = time.time()
+
+    def _add(self, rows: list[Row]) -> None:
+        if rows:
+            self.run.log_history([{name: value for name, value in row.items() if value == value} for row in rows])
+            self.step, self.heard, self.hinted = int(rows[-1]["step"]), time.monotonic(), False
+            for row in rows:
+                self.shown |= {"loss": f"{row['loss']:.3f}", "top1": f"{row['top1']:.1%}"}
+                if row.get("val_top1") is not None:
+                    self.shown["val"] = f"{row['val_top1']:.1%}"
+            self.bar.set_postfix(self.shown, refresh=False)
+            self.bar.update(self.step - self.bar.n)
+        elif time.monotonic() - self.heard > SILENCE_SECONDS and not self.hinted:
+            self.hinted = True
+            have = ray.available_resources()
+            tell(
+                f"no step for {SILENCE_SECONDS:.0f} s: the cluster has {have.get('CPU', 0):g} CPUs and "
+                f"{have.get('GPU', 0):g} GPUs free; lost nodes are waited for unless train.min_workers is set"
+            )
+
+    def _tell(self, dropped: list[DroppedArchitecture]) -> None:
+        for item in dropped:
+            if item["step"] > self.dropped_until and self.named < MOST_NAMED:
+                self.named += 1
+                tell(
+                    f"step {item['step']:,}: architecture {item['index']} ({item['identity']}) was dropped: its loss "
+                    "or gradient is not finite" + (" (more are not named)" if self.named == MOST_NAMED else "")
+                )
+        self.dropped_until = max([self.dropped_until, *(item["step"] for item in dropped)])
+
+
+def tell(message: str) -> None:
+    """Writes a line above the progress bar."""
+    with tqdm.external_write_mode(sys.stderr):
+        log.warning(message)

@@ -52,9 +52,14 @@ def storage_url(storage: str, path: str) -> str:
     return f"{place.rstrip('/')}/{path}"
 
 
+def is_in_bucket(place: str | Path) -> bool:
+    """Whether a place is one of a bucket."""
+    return str(place).startswith("s3://")
+
+
 def filesystem_at(place: str | Path) -> tuple[Any, str]:
     """The fsspec filesystem of a place, this process's own, and the path there."""
-    if not _in_bucket(place):
+    if not is_in_bucket(place):
         return fsspec.core.url_to_fs(str(place))
     filesystem, path = fsspec.core.url_to_fs(
         place,
@@ -132,10 +137,6 @@ def remove(place: str | Path) -> None:
             Path(path).unlink(missing_ok=True)
 
 
-def _in_bucket(place: str | Path) -> bool:
-    return str(place).startswith("s3://")
-
-
 def _is_local(filesystem: Any) -> bool:
     return "file" in filesystem.protocol
 
@@ -188,7 +189,7 @@ def _mendable(place: str | Path, done: str) -> Iterator[None]:
         yield
     except Exception as error:
         seconds = time.monotonic() - started
-        explanation = _explain_bucket(error, place, seconds) if _in_bucket(place) else _explain_disk(error)
+        explanation = _explain_bucket(error, place, seconds) if is_in_bucket(place) else _explain_disk(error)
         if explanation is None:
             raise
         raise UserError(f"{place} cannot be {done}: {explanation}") from error

@@ -110,6 +110,28 @@ class FlakyBucket:
         finally:
             again.join()
 
+    @contextmanager
+    def restart_after(self, requests: int, text: str, *, seconds: float) -> Iterator[None]:
+        """Restarts the server once so many requests of the block had a text; it is away for some seconds."""
+        over = threading.Event()
+
+        def restart() -> None:
+            while sum(text in request for request in list(self.requests)) < requests:
+                if over.wait(0.02):
+                    return
+            with self.refuse_connections(seconds):
+                restarted.set()
+
+        restarted = threading.Event()
+        thread = threading.Thread(target=restart)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        assert restarted.is_set(), f"fewer than {requests} requests with {text}"
+
     def close(self) -> None:
         self._send("POST", "moto-api/reset-auth", "inf")
         self._stop()

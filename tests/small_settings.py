@@ -15,7 +15,16 @@ SMALL = {
     "images": {"size": 8},
     "generate": {"train": 12, "val": 2, "test": 3, "wide": 2, "deep": 2, "dense": 2, "bn_free": 2, "shard_rows": 5},
     "hypernetwork": {"hidden": 8, "kernel": 5},
-    "train": {"steps": 6, "batch": 8, "widths": [8, 16], "head_widths": [16], "checkpoint_every": 10, "workers": 1},
+    "train": {
+        "steps": 6,
+        "batch": 8,
+        "widths": [8, 16],
+        "head_widths": [16],
+        "checkpoint_every": 10,
+        "validate_every": 3,
+        "validate_architectures": 2,
+        "workers": 1,
+    },
     "evaluate": {"width": 8, "head_width": 16},
     "finetune": {
         "datasets": ["faces"],

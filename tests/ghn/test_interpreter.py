@@ -76,6 +76,27 @@ def test_attention_is_the_softmax_of_products_a_head() -> None:
     torch.testing.assert_close(run(build, attention, x), torch.cat(parts, 2))
 
 
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bf16"])
+def test_attention_in_reduced_precision_is_that_in_single_precision(autocast: bool) -> None:
+    """On a CPU it is another kernel, whose gradients are compared too."""
+    build = ProgramBuilder(8, CLASSES)
+    tokens, channels = 49, 64
+    attention = build.emit("attention", (0,), (tokens, channels), (), (8,))
+    x = torch.randn(2, tokens, 3 * channels).bfloat16().float()  # the same numbers in both
+    weights = torch.randn(2, tokens, channels)
+
+    def attend(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and x.dtype == torch.bfloat16):
+            result = run(build, attention, x)
+        assert result.dtype == x.dtype
+        (gradient,) = torch.autograd.grad((result.float() * weights).sum(), [x])
+        return result.detach().float(), gradient.float()
+
+    for expected, reduced in zip(attend(x), attend(x.bfloat16()), strict=True):
+        assert (reduced - expected).norm() < 0.01 * expected.norm()  # bfloat16 has 8 bits
+
+
 def test_average_pools_do_not_count_the_padding() -> None:
     build = ProgramBuilder(8, CLASSES)
     ones = torch.ones(1, 3, 8, 8)

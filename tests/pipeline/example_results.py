@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ghn import GHN, GHNConfig
-from pipeline import plots
 from pipeline.results import write_csv, write_json, write_parquet
+from pipeline.training_plots import TIME_PARTS
 
 # split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
 SPLITS = {
@@ -52,32 +53,47 @@ def _make_train(folder: Path, rng: np.random.Generator, steps: int) -> None:
     step = np.arange(1, steps + 1)
     progress = 1 - np.exp(-step / (steps / 3))
     settled = np.where(step > 0.67 * steps, 0.35, 1.0)
+    norm = 8 * rng.lognormal(0, 0.5, steps)
     history = pd.DataFrame(
         {
             "step": step,
             "loss": 2.32 - 0.55 * progress + 0.14 * settled * rng.standard_normal(steps),
             "top1": np.clip(0.1 + 0.21 * progress + 0.05 * settled * rng.standard_normal(steps), 0, 1),
+            "architecture_norm_median": norm,
+            "architecture_norm_p90": 6 * norm,
+            "architecture_norm_max": 7 * norm * rng.lognormal(0.5, 0.8, steps),
+            "dropped": 0,
+            "graph_seconds": rng.normal(0.03, 0.004, steps),
+            "wait_seconds": rng.exponential(0.004, steps),
+            "hypernetwork_forward_seconds": rng.normal(0.08, 0.01, steps),
+            "target_forward_seconds": rng.normal(0.34, 0.04, steps),
+            "target_backward_seconds": rng.normal(0.6, 0.07, steps),
+            "hypernetwork_backward_seconds": rng.normal(0.13, 0.01, steps),
+            "communication_seconds": rng.normal(0.06, 0.01, steps),
+            "imbalance": 1 + rng.exponential(0.05, steps),
             "learning_rate": np.select([step <= 0.67 * steps, step <= 0.83 * steps], [1e-3, 1e-4], 1e-5),
             "gradient_norm": rng.lognormal(0.4, 0.8, steps),
-            "graph_seconds": rng.normal(0.03, 0.004, steps),
-            "hypernetwork_seconds": rng.normal(0.21, 0.02, steps),
-            "target_seconds": rng.normal(0.94, 0.11, steps),
-            "communication_seconds": rng.normal(0.06, 0.01, steps),
-            "dropped": 0,
         }
     )
-    measured = history[list(plots.TIME_PARTS)].sum(axis=1)
+    measured = history[list(TIME_PARTS)].sum(axis=1)
     history["step_seconds"] = measured + rng.normal(0.03, 0.003, steps)
-    history["images_per_second"] = 64 / history["step_seconds"]
+    history["images_per_second"] = 64 * 8 / history["step_seconds"]
     history["architectures_per_second"] = 8 / history["step_seconds"]
+    validated = history[(step % 250 == 0) | (step == steps)].index
+    history.loc[validated, "val_top1"] = 0.1 + 0.2 * progress[validated] + rng.normal(0, 0.008, len(validated))
+    history.loc[validated, "val_loss"] = 2.36 - 0.5 * progress[validated] + rng.normal(0, 0.02, len(validated))
     write_csv(folder / "history.csv", history)
+    write_csv(folder / "dropped.csv", pd.DataFrame(columns=["step", "index", "identity"]))
     metrics = {
         "loss": float(history["loss"].iloc[-50:].mean()),
         "top1": float(history["top1"].iloc[-50:].mean()),
         "steps": steps,
         "seconds": float(history["step_seconds"].sum()),
         "architectures_per_second": float(history["architectures_per_second"].mean()),
+        "dropped": 0,
         "parameters": 2_319_000,
+        "val_top1": float(history["val_top1"].max()),
+        "best_step": int(history["step"][history["val_top1"].idxmax()]),
     }
     write_json(folder / "metrics.json", metrics)
     GHN(GHNConfig(num_classes=10, image_size=16, hidden=8, kernel=3)).save(folder / "checkpoint")
@@ -162,3 +178,26 @@ def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         write_parquet(path, change(pd.read_parquet(path)))
     else:
         write_csv(path, change(pd.read_csv(path)))
+
+
+def drop(results: Path, step: int, identities: list[str], *, all_of_them: bool = False) -> None:
+    """Drops architectures in a step of the training; if they are all of its architectures, it has no loss."""
+
+    def change(history: pd.DataFrame) -> pd.DataFrame:
+        row = history["step"] == step
+        history.loc[row, "dropped"] += len(identities)
+        if all_of_them:
+            history.loc[row, ["loss", "top1", *history.filter(like="norm")]] = np.nan
+        return history
+
+    rows = pd.DataFrame({"step": step, "index": range(len(identities)), "identity": identities})
+    edit(results / "train" / "history.csv", change)
+    edit(results / "train" / "dropped.csv", lambda table: pd.concat([table, rows]))
+
+
+def without_validation(results: Path) -> None:
+    """Leaves out what a run without validation does not have."""
+    edit(results / "train" / "history.csv", lambda table: table.drop(columns=["val_top1", "val_loss"]))
+    path = results / "train" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, {name: value for name, value in metrics.items() if name not in ("val_top1", "best_step")})

@@ -33,12 +33,12 @@ from pipeline.evaluate import (
     measure_all,
     metrics_of,
     require_fit,
-    score,
     summarise,
 )
 from pipeline.images import Images, load_images
 from pipeline.params import EvaluateSettings, Params, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
+from pipeline.scores import score
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = EvaluateSettings(batch=64, width=8, head_width=16)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from example_results import edit
+from example_results import drop, edit, without_validation
 
 from pipeline.errors import UserError
 from pipeline.measurements import read_measurements
@@ -26,6 +27,7 @@ def refusal(results: Path) -> str:
         ("generate/manifest.json", "generate"),
         ("train/history.csv", "train"),
         ("train/metrics.json", "train"),
+        ("train/dropped.csv", "train"),
         ("train/checkpoint", "train"),
         ("evaluate/architectures.parquet", "evaluate"),
         ("evaluate/summary.csv", "evaluate"),
@@ -48,6 +50,9 @@ def test_a_missing_input_is_refused_with_its_name_and_the_stage_to_run(results: 
     [
         ("train/history.csv", "learning_rate"),
         ("train/history.csv", "communication_seconds"),
+        ("train/history.csv", "graph_seconds"),
+        ("train/history.csv", "wait_seconds"),
+        ("train/history.csv", "imbalance"),
         ("evaluate/architectures.parquet", "predicted_top1"),
         ("evaluate/architectures.parquet", "parameters"),
         ("evaluate/summary.csv", "random_top1_max"),
@@ -68,17 +73,135 @@ def test_a_number_that_is_not_finite_is_refused_with_its_row(
     assert f"{column} = {value} in row 3 of {results / file}: must be finite" in refusal(results)
 
 
-def test_a_step_without_a_loss_is_refused_unless_it_dropped_architectures(results: Path) -> None:
-    def change(table: pd.DataFrame, dropped: int) -> pd.DataFrame:
-        table.loc[7, ["loss", "top1"]] = np.nan
-        table.loc[7, "dropped"] = dropped
+@pytest.mark.parametrize("column", ["loss", "top1", "gradient_norm", "architecture_norm_median"])
+def test_a_step_without_a_value_is_refused_unless_it_dropped_architectures(results: Path, column: str) -> None:
+    path = results / "train" / "history.csv"
+    drop(results, 8, ["a", "b"], all_of_them=True)
+    read_measurements(results)
+
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[9, column] = np.nan
+        return table
+
+    edit(path, change)
+    assert f"{column} = nan in row 10" in refusal(results)
+
+
+def test_an_infinite_norm_is_refused_even_where_architectures_were_dropped(results: Path) -> None:
+    drop(results, 8, ["a"])
+
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[7, "architecture_norm_max"] = np.inf
+        return table
+
+    edit(results / "train" / "history.csv", change)
+    assert "architecture_norm_max = inf in row 8" in refusal(results)
+
+
+def test_steps_that_do_not_follow_each_other_are_refused(results: Path) -> None:
+    edit(results / "train" / "history.csv", lambda table: pd.concat([table, table[-1:]]))
+    assert "step = 3000 in row 3001" in refusal(results)
+
+
+# What was dropped in training
+
+
+def test_dropped_architectures_are_read_as_they_are_named(results: Path) -> None:
+    assert read_measurements(results).dropped.empty
+    drop(results, 8, ["0012", "34e5"])
+    assert list(read_measurements(results).dropped["identity"]) == ["0012", "34e5"]
+
+
+def test_dropped_architectures_that_no_step_counts_are_refused(results: Path) -> None:
+    path = results / "train" / "dropped.csv"
+    drop(results, 8, ["a", "b", "c"])
+    edit(path, lambda table: table[:2])
+    assert f"dropped = 3 in row 8 of {results / 'train' / 'history.csv'}: must be 2, as in dropped.csv" in refusal(
+        results
+    )
+    edit(path, lambda table: table[:0])
+    assert "must be 0, as in dropped.csv" in refusal(results)
+
+
+@pytest.mark.parametrize("step", [0, 3001])
+def test_an_architecture_that_was_dropped_outside_the_run_is_refused(results: Path, step: int) -> None:
+    drop(results, step, ["a"])
+    assert f"step = {step} in row 1 of {results / 'train' / 'dropped.csv'}: must be 1 to 3000" in refusal(results)
+
+
+def test_a_row_of_several_steps_counts_what_they_dropped(results: Path) -> None:
+    drop(results, 15, ["a"])
+    drop(results, 20, ["b", "c"])
+
+    def average(table: pd.DataFrame) -> pd.DataFrame:
+        groups = np.arange(len(table)) // 10
+        rows = table.groupby(groups).mean()
+        return rows.assign(step=table.groupby(groups)["step"].max(), dropped=table.groupby(groups)["dropped"].sum())
+
+    edit(results / "train" / "history.csv", average)
+    assert read_measurements(results).history["dropped"][1] == 3
+
+
+# Validation
+
+
+def test_a_run_without_validation_is_read(results: Path) -> None:
+    assert read_measurements(results).kept_step == 2750
+    without_validation(results)
+    read = read_measurements(results)
+    assert read.kept_step is None
+    assert "val_top1" not in read.history
+
+
+@pytest.mark.parametrize("column", ["val_top1", "val_loss"])
+def test_half_a_validation_is_refused(results: Path, column: str) -> None:
+    edit(results / "train" / "history.csv", lambda table: table.drop(columns=column))
+    assert f"history.csv has no column {column}" in refusal(results)
+
+
+@pytest.mark.parametrize("name", ["val_top1", "best_step"])
+def test_metrics_and_history_both_have_validation_or_neither_has(results: Path, name: str) -> None:
+    path = results / "train" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in metrics.items() if key != name}))
+    assert f"{path} has no {name}" in refusal(results)
+    without_validation(results)
+    path.write_text(json.dumps(metrics))
+    assert "history.csv has no column val_top1" in refusal(results)
+
+
+def test_a_validation_loss_may_be_missing_but_not_its_top1(results: Path) -> None:
+    def change(table: pd.DataFrame, column: str) -> pd.DataFrame:
+        table.loc[249, column] = np.nan
         return table
 
     path = results / "train" / "history.csv"
-    edit(path, lambda table: change(table, dropped=8))
+    edit(path, lambda table: change(table, "val_loss"))
     read_measurements(results)
-    edit(path, lambda table: change(table, dropped=0))
-    assert "loss = nan in row 8" in refusal(results)
+    edit(path, lambda table: change(table.assign(val_loss=2.0), "val_top1"))
+    assert "val_top1 = nan in row 1 " in refusal(results)
+
+
+def test_validation_that_is_no_share_is_refused(results: Path) -> None:
+    edit(results / "train" / "history.csv", lambda table: table.assign(val_top1=100 * table["val_top1"]))
+    assert "must be a share, 0 to 1" in refusal(results)
+
+
+@pytest.mark.parametrize("step", [0, 249, 2751, 4000])
+def test_the_kept_step_was_validated(results: Path, step: int) -> None:
+    path = results / "train" / "metrics.json"
+    path.write_text(path.read_text().replace('"best_step": 2750', f'"best_step": {step}'))
+    assert f"best_step = {step} in {path}: must be a step with validation in history.csv" in refusal(results)
+
+
+def test_the_kept_step_may_be_within_a_row_of_several(results: Path) -> None:
+    edit(results / "train" / "history.csv", lambda table: table.assign(step=table["step"] * 10))
+    path = results / "train" / "metrics.json"
+    path.write_text(path.read_text().replace('"best_step": 2750', '"best_step": 27495'))
+    assert read_measurements(results).kept_step == 27495
+
+
+# What the other stages measured
 
 
 def test_a_metric_that_is_not_finite_is_refused(results: Path) -> None:

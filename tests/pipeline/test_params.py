@@ -12,15 +12,21 @@ ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def refused(tmp_path: Path, change: dict) -> str:
-    """What is said about the project's settings with some values changed."""
+def written(tmp_path: Path, change: dict) -> Path:
+    """The project's settings with some values changed, in a file."""
     values = {key: value.copy() if isinstance(value, dict) else value for key, value in VALUES.items()}
     for name, value in change.items():
         section, _, key = name.rpartition(".")
         (values[section] if section else values)[key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "params.yaml"
+
+
+def refused(tmp_path: Path, change: dict) -> str:
+    """What is said about the project's settings with some values changed."""
+    path = written(tmp_path, change)
     with pytest.raises(UserError) as caught:
-        load_params(tmp_path / "params.yaml")
+        load_params(path)
     message = str(caught.value)
     assert len(message.splitlines()) <= 3
     return message
@@ -67,6 +73,29 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"train.widths": [32, 16]}, "increasing order"),
         ({"train.milestones": [0.9, 0.5]}, "train.milestones"),
         ({"train.precision": "fp16"}, "fp32"),
+        ({"train.precision": "bfloat16"}, 'train.precision = "bfloat16"'),
+        ({"train.precision": None}, "train.precision = null"),
+        ({"train.schedule": "linear"}, "cosine"),
+        ({"train.placement": "pack"}, "STRICT_SPREAD"),
+        ({"train.warmup": -1}, "train.warmup = -1"),
+        ({"train.warmup": VALUES["train"]["steps"]}, "must be less than steps"),
+        ({"train.ema": 0}, "train.ema = 0"),
+        ({"train.ema": 1}, "train.ema = 1"),
+        ({"train.workers": 0}, "train.workers = 0"),
+        ({"train.slices": 0}, "train.slices = 0"),
+        ({"train.slices": None}, "train.slices = null"),
+        ({"train.workers": 2, "train.min_workers": 3}, "train.min_workers = 3: must be at most workers = 2"),
+        ({"train.min_workers": 0}, "train.min_workers = 0"),
+        ({"train.gpus_per_worker": 2}, "train.gpus_per_worker = 2"),
+        ({"train.log_every": 0}, "train.log_every = 0"),
+        ({"train.profile_steps": -1}, "train.profile_steps = -1"),
+        ({"train.validate_every": 0}, "train.validate_every = 0"),
+        ({"train.validate_images": 0}, "train.validate_images = 0"),
+        ({"train.validate_images": 0.6}, "at most 0.5"),
+        (
+            {"train.validate_every": 250, "train.validate_architectures": 51, "generate.val": 50},
+            "train.validate_architectures = 51: must be at most generate.val = 50",
+        ),
         ({"hypernetwork.variant": "ghn3"}, "ghn2"),
         ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
         (
@@ -93,6 +122,30 @@ def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, ch
     message = refused(tmp_path, change)
     assert expected in message
     assert "must be" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"train.precision": precision} for precision in ("auto", "fp32", "bf16", "fp64")),
+        *({"train.schedule": schedule} for schedule in ("multi_step", "cosine")),
+        *({"train.placement": placement} for placement in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")),
+        {"train.warmup": VALUES["train"]["steps"] - 1},
+        {"train.workers": 4, "train.slices": 4, "train.min_workers": 4},
+        {"train.workers": 64, "train.slices": 1, "train.min_workers": 1},
+        {"train.slices": 1000, "meta_batch": 1},
+        {"train.ema": 0.999},
+        {"train.validate_architectures": VALUES["generate"]["val"]},
+        {"train.validate_architectures": 51, "generate.val": 50, "train.validate_every": None},  # which is off
+        {"train.validate_architectures": 51, "generate.val": 50, "generate.imported": {"val": "a/manifest.json"}},
+    ],
+    ids=str,
+)
+def test_what_is_possible_is_accepted(tmp_path: Path, change: dict) -> None:
+    params = load_params(written(tmp_path, change))
+    for name, value in change.items():
+        section, _, key = name.rpartition(".")
+        assert getattr(getattr(params, section) if section else params, key) == value
 
 
 def test_a_misspelt_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -3,19 +3,20 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from browser import CHROMIUM, look_at
-from example_results import edit, summary_of
+from example_results import drop, edit, summary_of, without_validation
 from PIL import Image
 
 from pipeline import plots
 from pipeline.errors import UserError
-from pipeline.measurements import read_measurements
+from pipeline.measurements import Measurements, read_measurements
 from pipeline.page import Table, git_state
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.report import (
     accuracy_table,
     duration,
@@ -142,17 +143,89 @@ def test_the_provenance_says_whether_code_or_settings_differ_from_the_commit(
     assert git_state().endswith(", with uncommitted changes in params.yaml")
 
 
-def test_a_step_that_dropped_all_its_architectures_is_left_out_and_counted(results: Path) -> None:
-    def change(table: pd.DataFrame) -> pd.DataFrame:
-        table.loc[7, ["loss", "top1"]] = np.nan
-        table.loc[7, "dropped"] = 8
-        return table
+# What is said of training
 
-    edit(results / "train" / "history.csv", change)
+
+def with_training(**changes: Any) -> Params:
+    return PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=changes)})
+
+
+def training_rows(results: Measurements, params: Params = PARAMS) -> dict[str, str]:
+    return dict(report_tables(results, params)["training"].rows)
+
+
+def captions(results: Measurements, params: Params = PARAMS) -> dict[str, str]:
+    return {name: plot.caption for name, plot in report_plots(results, params).items()}
+
+
+def test_a_step_that_dropped_all_its_architectures_is_left_out_and_counted(results: Path) -> None:
+    drop(results, 8, list("abcdefgh"), all_of_them=True)
     read = read_measurements(results)
-    assert "1 step without a finite loss left out" in report_plots(read)["training"].caption
-    rows = dict(report_tables(read, PARAMS)["training"].rows)
-    assert rows["dropped"] == "8 architectures, whose loss was not finite"
+    assert "1 step without a finite loss left out" in captions(read)["training"]
+    assert training_rows(read)["dropped"] == "8 architectures, whose loss or gradient was not finite"
+
+
+def test_the_architectures_that_were_dropped_most_often_are_named(results: Path) -> None:
+    assert training_rows(read_measurements(results))["dropped"] == "no architecture"
+    assert "most often" not in training_rows(read_measurements(results))
+    drop(results, 8, ["d", "a", "b", "c"])
+    drop(results, 9, ["b", "c"])
+    drop(results, 10, ["c"])
+    assert training_rows(read_measurements(results))["most often"] == "c (3 times), b (2 times), d (1 time)"
+
+
+def test_the_page_says_which_weights_are_kept(results: Path) -> None:
+    read = read_measurements(results)
+    rows = training_rows(read, with_training(ema=0.999))
+    assert rows["validation top-1"] == f"{100 * read.history['val_top1'].max():.1f}%, the best of 12 validations"
+    assert rows["weights kept"] == "of step 2,750, moving average with decay 0.999"
+    assert "a ring marks the step whose weights are kept" in captions(read)["training"]
+    without_validation(results)
+    read = read_measurements(results)
+    assert training_rows(read)["weights kept"] == "of the last step"
+    assert "validation top-1" not in training_rows(read)
+    assert "alidation" not in captions(read)["training"]
+
+
+def test_the_imbalance_is_only_that_of_several_workers(results_of_a_run: Path) -> None:
+    read = read_measurements(results_of_a_run)
+    several, one = with_training(workers=4), with_training(workers=1)
+    median = f"{read.history['imbalance'].median():.2f}"
+    assert f"The slowest of 4 workers takes {median} times as long" in captions(read, several)["time"]
+    assert median in training_rows(read, several)["imbalance"]
+    assert "slowest" not in captions(read, one)["time"]
+    assert "imbalance" not in training_rows(read, one)
+
+
+def test_waiting_and_graphs_in_the_background_are_told_apart(results: Path) -> None:
+    edit(results / "train" / "history.csv", lambda table: table.assign(wait_seconds=1.0, step_seconds=4.0))
+    read = read_measurements(results)
+    assert training_rows(read)["waiting for data"] == "25.0% of the time of steps"
+    assert "makes those of the next step in the background, in 30 ms." in captions(read)["time"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "text"),
+    [("fp64", "fp64"), ("bf16", "bf16 in target networks, fp32 elsewhere"), ("auto", "auto: bf16")],
+)
+def test_the_precision_is_said(results_of_a_run: Path, precision: str, text: str) -> None:
+    rows = training_rows(read_measurements(results_of_a_run), with_training(precision=precision))
+    assert rows["precision"].startswith(text)
+
+
+def test_gradients_that_are_not_clipped_are_said_so(results_of_a_run: Path) -> None:
+    read = read_measurements(results_of_a_run)
+    assert "not clipped" not in captions(read, with_training(architecture_clip=1.0))["gradients"]
+    assert "; the latter are not clipped." in captions(read, with_training(architecture_clip=None))["gradients"]
+
+
+@pytest.mark.parametrize(("schedule", "lines"), [("multi_step", [2011, 2491]), ("cosine", [])])
+def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
+    results_of_a_run: Path, schedule: str, lines: list[int]
+) -> None:
+    read = read_measurements(results_of_a_run)
+    loss, _ = report_plots(read, with_training(schedule=schedule))["training"].draw(plots.WIDE).axes
+    assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == "--"] == lines
 
 
 # The page
@@ -160,7 +233,7 @@ def test_a_step_that_dropped_all_its_architectures_is_left_out_and_counted(resul
 
 def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
-    figures = {f"{name}.png" for name in ("accuracy", "size", "training", "time", "finetuning")}
+    figures = {f"{name}.png" for name in ("accuracy", "size", "training", "gradients", "time", "finetuning")}
     assert names == {"index.html", "accuracy.md", "finetuning.md", "training.md", *figures}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
@@ -189,7 +262,7 @@ def test_names_of_data_sets_are_escaped(results_of_a_run: Path) -> None:
     results = read_measurements(results_of_a_run)
     params = PARAMS.model_copy(update={"dataset": "photos/<b>&co"})
     plot = {"caption": "", "wide": "", "narrow": ""}
-    figures = dict.fromkeys(report_plots(results), plot)
+    figures = dict.fromkeys(report_plots(results, params), plot)
     html = render(results, params, {"code": "<i>"}, report_tables(results, params), figures)
     assert "photos/&lt;b&gt;&amp;co" in html
     assert "<i>" not in html
@@ -207,7 +280,7 @@ def test_a_browser_shows_the_headline_and_the_plots_that_fit_its_width(page: Pat
     """
     look = look_at(page, width, tmp_path, probe)
     assert look.seen.pop("labels") > 5
-    assert look.seen == {"plots": 10, "shown": 5}
+    assert look.seen == {"plots": 12, "shown": 6}
     assert (look.width, look.overflow) == (width, 0)
     assert "The hypernetwork predicted all parameters of 100 architectures" in look.text
 

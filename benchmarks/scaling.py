@@ -1,0 +1,81 @@
+"""How many architectures a second training does with several workers of one thread each.
+
+    python benchmarks/scaling.py --workers 2 [--steps 12] [--batch 64] [--image-size 32] [--precision fp32]
+
+Trains as `ghn train` does, with Ray Train, at the published settings for CIFAR-10 (meta-batch 8, widths 32 to 128), on
+images that are at hand, resized: first with one worker, then with `--workers`, the same steps. The first ones, which
+are slower, are left out. The machine needs a core for each worker.
+
+The last line is JSON: `workers`, `architectures_per_second`, `speedup` over one worker, `imbalance` (slowest worker /
+mean) and `waiting` (share of the time that steps wait for data).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from scratch_project import scratch_project, settings_file, trained
+
+WARM_UP = 3
+"""Steps that are left out."""
+
+
+def settings_of(workers: int, steps: int, batch: int, image_size: int, precision: str) -> dict[str, Any]:
+    """The published settings with so many workers."""
+    settings = settings_file("params/cifar10.yaml") | {"dataset": "mnist_5k"}
+    settings["images"] |= {"size": image_size, "flip": False}
+    settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}
+    settings["finetune"] |= {"architectures": 1}
+    settings["train"] |= {
+        "steps": steps + WARM_UP,
+        "batch": batch,
+        "workers": workers,
+        "cpus_per_worker": 1,
+        "gpus_per_worker": 0,
+        "precision": precision,
+        "validate_every": None,
+        "log_every": 1,
+    }
+    return settings
+
+
+def main(
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 12,
+    batch: Annotated[int, typer.Option(min=2, help="Images.")] = 64,
+    image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+) -> None:
+    """Compare a number of workers with one."""
+    counts = list(dict.fromkeys((1, workers)))
+    settings = {count: settings_of(count, steps, batch, image_size, precision) for count in counts}
+    with scratch_project(settings[workers], cpus=workers):
+        histories = {count: trained(settings[count]).iloc[WARM_UP:] for count in counts}
+    print(f"{platform.processor() or platform.machine()}, {precision}, PyTorch {torch.__version__}, {steps} steps")
+    seconds = {count: history["step_seconds"] for count, history in histories.items()}
+    speeds = {count: settings[count]["meta_batch"] * steps / seconds[count].sum() for count in counts}
+    for count, speed in speeds.items():
+        print(f"{count} worker{'s' if count > 1 else ''}: {speed:.3f} architectures/s")
+    last = histories[workers]
+    imbalance = float((last["imbalance"] * seconds[workers]).sum() / seconds[workers].sum())
+    waiting = float(last["wait_seconds"].sum() / seconds[workers].sum())
+    speedup = speeds[workers] / speeds[1]
+    print(
+        f"{speedup:.2f} times as many; slowest worker / mean {imbalance:.3f}; {waiting:.2%} of the time waits for data"
+    )
+    result = {
+        "workers": workers,
+        "architectures_per_second": round(speeds[workers], 4),
+        "speedup": round(speedup, 3),
+        "imbalance": round(imbalance, 4),
+        "waiting": round(waiting, 5),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

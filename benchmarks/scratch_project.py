@@ -1,0 +1,52 @@
+"""A project in a temporary folder, where benchmarks train as users do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings_file(name: str) -> dict[str, Any]:
+    """Settings of the repository: `params.yaml`, or a file of `params/`."""
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@contextmanager
+def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterator[None]:
+    """An empty project with these settings' architectures, the working directory of the block; a local Ray runs."""
+    logging.basicConfig(format="%(message)s")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    from pipeline.cluster import ray_cluster
+    from pipeline.generate import store_architectures
+    from pipeline.params import Params
+
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            Path("params.yaml").write_text(yaml.safe_dump(settings))  # marks the workspace
+            with ray_cluster(num_cpus=cpus):
+                store_architectures(Params.model_validate(settings))
+                yield
+        finally:
+            os.chdir(before)
+
+
+def trained(settings: dict[str, Any]) -> pd.DataFrame:
+    """The history of a training run of the project."""
+    from pipeline.params import Params
+    from pipeline.train import train
+
+    train(Params.model_validate(settings))
+    return pd.read_csv("results/train/history.csv")

@@ -1,0 +1,113 @@
+"""Training runs of tests: a reference with its architectures, and processes that are found and killed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from pipeline.architecture_store import write_manifest
+from pipeline.cluster import ray_cluster
+from pipeline.generate import make_splits
+from pipeline.params import Params
+from pipeline.results import MANIFEST
+from pipeline.train import train
+
+MEASURED = ["loss", "top1", "dropped", "step", "learning_rate", "gradient_norm", "architecture_norm_max"]
+TRAIN = "from pipeline import params, train; train.train(params.load_params())"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its storage and manifest as they were before, and what came out."""
+
+    storage: Path
+    manifest: Path
+    history: pd.DataFrame
+    weights: bytes
+
+
+def reference_run(folder: Path, params: Params) -> Run:
+    """Trains in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        (folder / "params.yaml").touch()  # marks the workspace
+        with ray_cluster(params.cluster.address, params.cluster.cpus):
+            write_manifest(MANIFEST, make_splits(params))
+        shutil.copytree("storage", "kept")
+        train(params)
+        assert not Path("storage/training").exists() or not list(Path("storage/training").iterdir())
+        return Run(folder / "kept", folder / "results/generate", history(), weights())
+
+
+def take_architectures(run: Run, storage: bool = True) -> None:
+    """Copies the architectures of a run to the working directory."""
+    if storage:
+        shutil.copytree(run.storage, "storage")
+    shutil.copytree(run.manifest, "results/generate")
+
+
+def history() -> pd.DataFrame:
+    return pd.read_csv("results/train/history.csv")
+
+
+def weights() -> bytes:
+    return Path("results/train/checkpoint/model.safetensors").read_bytes()
+
+
+def assert_same_run(run: Run, rtol: float = 1e-6) -> None:
+    pd.testing.assert_frame_equal(history()[MEASURED], run.history[MEASURED], rtol=rtol)
+
+
+def in_background() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", TRAIN], start_new_session=True, stderr=subprocess.PIPE)
+
+
+def checkpoints() -> set[str]:
+    """Those that Ray Train has noted as ones to go on from."""
+    notes = "".join(file.read_text() for file in Path("storage/training").glob("*/*snapshot.json"))
+    return {path.name for path in Path("storage/training").glob("*/checkpoint_*") if path.name in notes}
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline, "timeout"
+        time.sleep(0.02)
+
+
+def wait_for_checkpoint(process: subprocess.Popen) -> None:
+    """Until there is one that was not there before."""
+    before = checkpoints()
+    wait_for(lambda: bool(checkpoints() - before), process)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """The driver, and the Ray that it started, with all that runs there."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.wait()
+    psutil.wait_procs(family)
+
+
+def named(processes: Iterator[psutil.Process] | list[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those whose title has `name`, as Ray gives it."""
+    found = []
+    for process in processes:
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return found
