@@ -136,7 +136,7 @@ def _read_training(folder: Path) -> tuple[pd.DataFrame, dict[str, float], pd.Dat
     training = _read_json(
         folder / "metrics.json",
         "train",
-        {"loss", "top1", "steps", "seconds", "architectures_per_second", "parameters"},
+        {"loss", "top1", "steps", "seconds", "architectures_per_second", "parameters", "precision"},
     )
     _check_validation(history, training, folder)
     dropped = _read_table(

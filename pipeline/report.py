@@ -31,7 +31,6 @@ PRECISIONS = {
     "fp32": "fp32",
     "bf16": "bf16 in target networks, fp32 elsewhere",
     "fp64": "fp64",
-    "auto": "auto: bf16 in target networks where that is faster, else fp32",
 }
 
 
@@ -293,7 +292,7 @@ def training_table(results: Measurements, params: Params) -> Table:
         "architectures a step": f"{params.meta_batch:,}",
         "images a step": f"{settings.batch:,}",
         "workers": f"{settings.workers:,} on {'GPUs' if settings.gpus_per_worker else 'CPUs'}",
-        "precision": PRECISIONS[settings.precision],
+        "precision": PRECISIONS[training["precision"]],
         "time": duration(training["seconds"]),
         "architectures a second": f"{training['architectures_per_second']:.3g}",
         "images a second": f"{history['images_per_second'].median():,.0f}",

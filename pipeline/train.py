@@ -67,7 +67,8 @@ def train(params: Params) -> None:
         result = _fit(params, store, run, folder)
         with result.checkpoint.as_directory() as checkpoint:
             state = _final_state(params, Path(checkpoint), len(images.classes))
-        _finish(params, run, state, len(images.train), time.perf_counter() - started)
+        run.set_tags({"precision": result.metrics["precision"]})
+        _finish(params, run, state, len(images.train), time.perf_counter() - started, result.metrics["precision"])
         remove(folder)  # asked for again, the stage trains again
 
 
@@ -215,8 +216,10 @@ def _final_state(params: Params, checkpoint: Path, num_classes: int) -> Training
     return state
 
 
-def _finish(params: Params, run: StageRun, state: TrainingState, num_images: int, seconds: float) -> None:
-    """Writes results/train and logs what came out."""
+def _finish(
+    params: Params, run: StageRun, state: TrainingState, num_images: int, seconds: float, precision: str
+) -> None:
+    """Writes results/train and logs what came out; `precision` is what target networks had."""
     folder = results_folder("train")
     (state.best or state.result).save(folder / "checkpoint")
     history = pd.DataFrame(state.history)
@@ -238,7 +241,7 @@ def _finish(params: Params, run: StageRun, state: TrainingState, num_images: int
     if state.best is not None:
         metrics |= {"val_top1": state.best_row["val_top1"], "best_step": state.best_row["step"]}
         headline.append("val_top1")
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics | {"precision": precision})
     run.summary({f"train_{name}": metrics.pop(name) for name in headline})
     run.log_metrics({f"train_{name}": value for name, value in metrics.items()})
     run.log_artifact(folder / "history.csv")

@@ -40,6 +40,8 @@ LOOK_SECONDS = 1.0
 BF16_PAYS = 24
 """Side of images, in pixels, from which bfloat16 is faster on a CPU that has it; on a GPU it always is."""
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
 WARM_UP = 2
 """Steps before those that are profiled: the first ones are slower."""
 
@@ -64,7 +66,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             worker.log(state, total.row)
             profiled()
             if ends or state.step % settings.checkpoint_every == 0 or (looks and worker.is_preempted()):
-                report(state, worker.rank, diverged)
+                report(state, worker, diverged)
             if ends:
                 return
 
@@ -75,7 +77,7 @@ class Worker:
     def __init__(self, config: dict[str, Any]):
         self.params = Params.model_validate(config["params"])
         self.settings: TrainSettings = self.params.train
-        logging.getLogger("ray.train").setLevel(logging.WARNING)  # it has some lines for each report
+        logging.getLogger().setLevel(logging.WARNING)  # Ray Train has some lines for each report
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
@@ -231,10 +233,11 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return multi_step(rate, step, settings.steps, settings.milestones, settings.decay)
 
 
-def report(state: TrainingState, rank: int, diverged: bool) -> None:
+def report(state: TrainingState, worker: Worker, diverged: bool) -> None:
     """Hands a checkpoint to Ray Train, which stores it before the workers go on."""
-    metrics = {**state.best_row, "step": state.step, "diverged": diverged}
-    if rank != 0:
+    precision = PRECISIONS[worker.step_settings.precision]
+    metrics = {**state.best_row, "step": state.step, "diverged": diverged, "precision": precision}
+    if worker.rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:

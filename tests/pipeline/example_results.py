@@ -92,6 +92,7 @@ def _make_train(folder: Path, rng: np.random.Generator, steps: int) -> None:
         "architectures_per_second": float(history["architectures_per_second"].mean()),
         "dropped": 0,
         "parameters": 2_319_000,
+        "precision": "fp32",
         "val_top1": float(history["val_top1"].max()),
         "best_step": int(history["step"][history["val_top1"].idxmax()]),
     }

@@ -1,14 +1,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +10,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from worker_processes import in_processes
 
 from ghn.training import DROPPED, TargetScores
 from pipeline.step_total import StepTotal, Sum
@@ -25,31 +19,6 @@ SHAPES = [(3, 2), (5,), (1, 1, 4)]
 META_BATCH, SLICES = 9, 4
 STEPS = list(product(range(3), (torch.float64, torch.float32), ((), (0, 8)), (True, False)))
 """Seeds of slices, precisions of the weights, positions of what is dropped, whether a worker computes whole slices."""
-
-
-def in_processes(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(rank, workers, *arguments)` returns in each of so many processes, which form a gloo group.
-
-    They are forked from a process that has imported what they need: that takes seconds, once.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch", "pipeline.validation", "pipeline.step_total"])
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, context) as pool:
-        store = os.path.join(folder, "store")
-        futures = [pool.submit(_in_group, store, rank, workers, function, arguments) for rank in range(workers)]
-        return [future.result() for future in futures]
-
-
-def _in_group(store: str, rank: int, workers: int, function: Callable[..., Any], arguments: tuple) -> Any:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, workers), rank=rank, world_size=workers, timeout=timedelta(seconds=60)
-    )
-    try:
-        return function(rank, workers, *arguments)
-    finally:
-        dist.destroy_process_group()
 
 
 def weights(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:

@@ -37,7 +37,7 @@ from pipeline.params import Params, load_params
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"steps": 150, "workers": 2, "checkpoint_every": 5, "validate_every": 20, "max_failures": 10}
+SETTINGS = {"steps": 120, "workers": 2, "checkpoint_every": 5, "validate_every": 20, "max_failures": 10}
 
 
 @pytest.fixture
@@ -100,19 +100,19 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     _, output = driver.communicate(timeout=200)
     assert driver.returncode == 0, output.decode()
     assert weights() == undisturbed.weights
-    assert list(history()["step"]) == list(range(1, 151))
+    assert list(history()["step"]) == list(range(1, 121))
     assert history()["loss"].equals(undisturbed.history["loss"])
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """The metadata service of an instance that is taken back in twenty seconds."""
+    """The metadata service of an instance that is taken back in twelve seconds."""
 
     def do_PUT(self) -> None:
         self.answer("token")
 
     def do_GET(self) -> None:
         assert self.headers["X-aws-ec2-metadata-token"] == "token"
-        end = datetime.now(UTC) + timedelta(seconds=20)
+        end = datetime.now(UTC) + timedelta(seconds=12)
         self.answer(json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"}))
 
     def answer(self, text: str) -> None:
@@ -131,7 +131,7 @@ def test_a_node_that_is_taken_back_is_left_with_a_checkpoint_of_its_last_moment(
     store_architectures(load_params())
     driver = in_background()
     wait_for(lambda: len(processes(cluster, "RayTrainWorker")) == 2, driver)
-    time.sleep(5)
+    time.sleep(3)
     assert not checkpoints()
 
     node = cluster.worker_nodes.copy().pop()

@@ -85,15 +85,12 @@ def test_the_gradient_of_a_step_is_that_of_one_process(
         assert (gradient(workers) - one).norm() <= tolerance * one.norm()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_the_number_of_workers_does_not_change_the_run(
-    reference: Run, small_project: Callable[..., Params], workers: int
-) -> None:
+def test_the_number_of_workers_does_not_change_the_run(reference: Run, small_project: Callable[..., Params]) -> None:
     take_architectures(reference)
-    train(small_project(meta_batch=8, train=RUN | {"workers": workers}))
+    train(small_project(meta_batch=8, train=RUN | {"workers": 3}))
     assert_same_run(reference)
     assert_equal_weights(reference)
-    assert history()["imbalance"].between(1, workers).all()
+    assert history()["imbalance"].between(1, 3).all()
 
 
 def test_workers_on_several_nodes_train_together_while_the_bucket_of_their_checkpoints_restarts(

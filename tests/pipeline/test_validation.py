@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from small_settings import small_settings
-from test_step_total import in_processes
 from torch import Tensor
 from torch.nn import functional as F
+from worker_processes import in_processes
 
 from ghn import GHN, Architecture, GHNConfig
 from ghn.sampling import sample_architecture

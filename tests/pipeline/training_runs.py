@@ -92,15 +92,6 @@ def wait_for_checkpoint(process: subprocess.Popen) -> None:
     wait_for(lambda: bool(checkpoints() - before), process)
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """The driver, and the Ray that it started, with all that runs there."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    process.wait()
-    psutil.wait_procs(family)
-
-
 def named(processes: Iterator[psutil.Process] | list[psutil.Process], name: str) -> list[psutil.Process]:
     """Those whose title has `name`, as Ray gives it."""
     found = []

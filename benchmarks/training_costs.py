@@ -1,0 +1,117 @@
+"""How well the predicted seconds of training steps fit the measured ones, and the prices that would fit best.
+
+    python benchmarks/training_costs.py [--architectures 60] [--dtype fp32]
+
+Measures the forward and backward pass of training architectures, 64 images, one thread, at 32×32 pixels (widths 32 to
+128) and at 14×14 (widths 16 to 32), and compares `ghn.costs.training_seconds` with that; then fits its prices again. It
+also shows how evenly that lets two and three workers share meta-batches of eight. The last line is JSON: for each image
+size `relative_error` (standard deviation of predicted / measured, which has mean 1), and `imbalance` of two workers
+(slowest / mean, by measured seconds).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from time import perf_counter
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import typer
+from scipy.optimize import nnls
+
+from ghn import GHN, Architecture, GHNConfig
+from ghn.costs import Kind, kind_of, training_seconds
+from ghn.meta_batch import share_meta_batch
+from ghn.program import Program, flops_of
+from ghn.sampling import draws, training_widths
+from ghn.training import StepSettings, target_gradient
+
+BATCH = 64
+META_BATCH = 8
+SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32), (64, 128))}
+"""Image sizes, and the widths and head widths that are drawn for them."""
+
+
+def drawn(image_size: int, count: int) -> list[Architecture]:
+    """The first training architectures, at widths that training draws."""
+    widths, head_widths = SIZES[image_size]
+    random = np.random.default_rng(0)
+    first = [next(draws(0, "train", index)) for index in range(count)]
+    return [
+        training_widths(draw.architecture, draw.summary.num_parameters, widths, head_widths, random.random(2))
+        for draw in first
+    ]
+
+
+def measured(ghn: GHN, architecture: Architecture, settings: StepSettings) -> float:
+    """Seconds of a forward and backward pass, the shorter of two."""
+    size = ghn.config.image_size
+    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH) % ghn.config.num_classes
+    with torch.no_grad():
+        (parameters,) = ghn.predict_parameters([architecture])
+    seconds = []
+    for _ in range(2):
+        started = perf_counter()
+        target_gradient(architecture, parameters, images, labels, settings)
+        seconds.append(perf_counter() - started)
+    return min(seconds)
+
+
+def features(program: Program) -> list[float]:
+    """What the prices are multiplied with."""
+    flops = dict.fromkeys(Kind, 0.0)
+    for operation in program.operations:
+        flops[kind_of(operation)] += BATCH * flops_of(operation)
+    return [len(program.operations), BATCH * program.activations, *flops.values()]
+
+
+def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers: int) -> float:
+    """Slowest worker / mean, over all meta-batches, by measured seconds of target networks."""
+    slowest, mean = 0.0, 0.0
+    for start in range(0, len(seconds) - META_BATCH + 1, META_BATCH):
+        chosen = slice(start, start + META_BATCH)
+        shares = share_meta_batch(costs[chosen].tolist(), nodes[chosen], workers, slices=1)
+        loads = [sum(seconds[start + position] for share in shares_ for position in share.mine) for shares_ in shares]
+        slowest, mean = slowest + max(loads), mean + sum(loads) / workers
+    return slowest / mean
+
+
+def main(
+    architectures: Annotated[int, typer.Option(min=META_BATCH, help="Of each image size.")] = 64,
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+) -> None:
+    """Compare predicted with measured seconds."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    settings = StepSettings(seed=0, precision=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    print(f"{platform.processor() or platform.machine()}, 1 thread, {dtype}, PyTorch {torch.__version__}")
+    rows, times, result = [], [], {}
+    for size in SIZES:
+        ghn = GHN(GHNConfig(num_classes=10, image_size=size))
+        several = drawn(size, architectures)
+        programs = [architecture.program(size, 10) for architecture in several]
+        seconds = np.array([measured(ghn, architecture, settings) for architecture in several])
+        costs = np.array([training_seconds(program, BATCH) for program in programs])
+        ratio = costs / seconds
+        error = float(ratio.std() / ratio.mean())
+        nodes = [len(program.graph.nodes) for program in programs]
+        two, three = (imbalance(seconds, costs, nodes, workers) for workers in (2, 3))
+        print(
+            f"{size}×{size}: {seconds.sum():.1f} s measured, {costs.sum():.1f} s predicted; error {error:.1%} for one"
+        )
+        print(f"  slowest worker / mean of two workers {two:.3f}, of three {three:.3f}")
+        result[str(size)] = {"relative_error": round(error, 4), "imbalance": round(two, 4)}
+        rows += [features(program) for program in programs]
+        times += seconds.tolist()
+    table = np.array(rows) / np.array(times)[:, None]
+    prices, _ = nnls(table, np.ones(len(table)))
+    for name, price in zip(["operation", "activation", *Kind], prices, strict=True):
+        print(f"  best price of {name}: {price:.2g} s")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)
