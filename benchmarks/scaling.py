@@ -4,7 +4,8 @@
 
 Trains as `ghn train` does, with Ray Train, at the published settings for CIFAR-10 (meta-batch 8, widths 32 to 128), on
 images that are at hand, resized: first with one worker, then with `--workers`, the same steps. The first ones, which
-are slower, are left out. The machine needs a core for each worker.
+are slower, are left out, and each step counts as the faster of its `--repeats`, because the speed of shared machines
+changes from minute to minute. The machine needs a core for each worker.
 
 The last line is JSON: `workers`, `architectures_per_second`, `speedup` over one worker, `imbalance` (slowest worker /
 mean) and `waiting` (share of the time that steps wait for data).
@@ -16,6 +17,7 @@ import json
 import platform
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import torch
 import typer
 from scratch_project import scratch_project, settings_file, trained
@@ -24,8 +26,10 @@ WARM_UP = 3
 """Steps that are left out."""
 
 
-def settings_of(workers: int, steps: int, batch: int, image_size: int, precision: str) -> dict[str, Any]:
-    """The published settings with so many workers."""
+def settings_of(
+    workers: int, most_workers: int, steps: int, batch: int, image_size: int, precision: str
+) -> dict[str, Any]:
+    """The published settings with so many workers; with another number the run is the same to the last digit."""
     settings = settings_file("params/cifar10.yaml") | {"dataset": "mnist_5k"}
     settings["images"] |= {"size": image_size, "flip": False}
     settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}
@@ -34,6 +38,7 @@ def settings_of(workers: int, steps: int, batch: int, image_size: int, precision
         "steps": steps + WARM_UP,
         "batch": batch,
         "workers": workers,
+        "slices": most_workers,
         "cpus_per_worker": 1,
         "gpus_per_worker": 0,
         "precision": precision,
@@ -49,20 +54,23 @@ def main(
     batch: Annotated[int, typer.Option(min=2, help="Images.")] = 64,
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs with each number of workers, in turn.")] = 2,
 ) -> None:
     """Compare a number of workers with one."""
     counts = list(dict.fromkeys((1, workers)))
-    settings = {count: settings_of(count, steps, batch, image_size, precision) for count in counts}
+    settings = {count: settings_of(count, workers, steps, batch, image_size, precision) for count in counts}
+    histories: dict[int, list[pd.DataFrame]] = {count: [] for count in counts}
     with scratch_project(settings[workers], cpus=workers):
-        histories = {count: trained(settings[count]).iloc[WARM_UP:] for count in counts}
+        for count in counts * repeats:
+            histories[count].append(trained(settings[count]).iloc[WARM_UP:])
     print(f"{platform.processor() or platform.machine()}, {precision}, PyTorch {torch.__version__}, {steps} steps")
-    seconds = {count: history["step_seconds"] for count, history in histories.items()}
+    seconds = {count: pd.DataFrame([run["step_seconds"] for run in runs]).min() for count, runs in histories.items()}
     speeds = {count: settings[count]["meta_batch"] * steps / seconds[count].sum() for count in counts}
     for count, speed in speeds.items():
         print(f"{count} worker{'s' if count > 1 else ''}: {speed:.3f} architectures/s")
-    last = histories[workers]
-    imbalance = float((last["imbalance"] * seconds[workers]).sum() / seconds[workers].sum())
-    waiting = float(last["wait_seconds"].sum() / seconds[workers].sum())
+    several = pd.concat(histories[workers])
+    imbalance = float((several["imbalance"] * several["step_seconds"]).sum() / several["step_seconds"].sum())
+    waiting = float(several["wait_seconds"].sum() / several["step_seconds"].sum())
     speedup = speeds[workers] / speeds[1]
     print(
         f"{speedup:.2f} times as many; slowest worker / mean {imbalance:.3f}; {waiting:.2%} of the time waits for data"
