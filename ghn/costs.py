@@ -6,7 +6,8 @@ none and take a third of the time, and a small network spends its time on starti
 of its own.
 
 The prices are a non-negative least-squares fit to measured forward and backward passes of training architectures, at
-32×32 and 14×14 pixels, in one thread (`benchmarks/training_costs.py` fits them again and prints the errors).
+32×32 and 14×14 pixels, in one thread of a CPU (`benchmarks/training_costs.py` fits them again and prints the errors).
+On GPUs, where small networks spend their time on starting operations, they only roughly say who has more to do.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def run_tasks(
     assert amounts is None or len(amounts) == len(arguments)
     if not arguments:
         return
-    slots = _slots(num_cpus, num_gpus)
+    slots = slots_of(num_cpus, num_gpus)
     if slots == 0:
         have = {"CPU": 0, "GPU": 0} | ray.cluster_resources()
         raise UserError(
@@ -178,7 +178,7 @@ def run_tasks(
         try:
             while True:
                 # Asked again each time: nodes join and leave a cluster while it works.
-                limit = max_in_flight or 2 * max(slots, _slots(num_cpus, num_gpus))
+                limit = max_in_flight or 2 * max(slots, slots_of(num_cpus, num_gpus))
                 while len(running) < limit and (index := next(waiting, None)) is not None:
                     running[remote.remote(*arguments[index])] = index
                 if not running:
@@ -229,7 +229,7 @@ def _progress(description: str, unit: str, total: int) -> tqdm:
     return tqdm(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, smoothing=0.1)
 
 
-def _slots(num_cpus: float, num_gpus: float) -> int:
+def slots_of(num_cpus: float, num_gpus: float) -> int:
     """How many tasks of this size run at once on the nodes that are there or, if more, after it has grown."""
 
     def fit(size: dict[str, float]) -> int:

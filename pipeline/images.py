@@ -55,6 +55,7 @@ __all__ = [
     "hold_out",
     "list_datasets",
     "load_images",
+    "open_images",
     "training_batch",
 ]
 
@@ -76,7 +77,8 @@ ORDER, SHIFT, FLIP, SHOTS = range(4)
 class Images:
     """A data set. `mean` and `std` are those of the three channels of the train part, on a scale of 0..1.
 
-    `fingerprint` (hexadecimal digits) changes with the files, the image size and the test fraction.
+    `place` is where its decoded shards lie, if it has any; `fingerprint` (hexadecimal digits) changes with the files,
+    the image size and the test fraction.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Images:
     std: tuple[float, float, float]
     train: LabelledImages
     test: LabelledImages
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def load_images(
     name = f"{source.name}-{image_size}-{fingerprint(key)}"
     stored = f"{place}/{name}"
     with suppress(_Incomplete):
-        return _open(stored)
+        return open_images(stored)
 
     try:
         here.mkdir(parents=True, exist_ok=True)
@@ -138,12 +141,12 @@ def load_images(
         raise UserError(f"image cache {here} cannot be made: {error.strerror}") from error
     with FileLock(here / f"{name}.lock"):  # the first process decodes, the others wait and find its result
         try:
-            return _open(stored)
+            return open_images(stored)
         except _Incomplete as fault:
             if file_sizes(stored):
                 log.warning("%s: decoding what is missing", fault)
             _store(source, stored, image_size, test_fraction)
-    return _open(stored)
+    return open_images(stored)
 
 
 def hold_out(images: Images, fraction: float) -> tuple[Images, LabelledImages]:
@@ -368,8 +371,11 @@ class _Incomplete(UserError):
         super().__init__(f"image cache {stored} is incomplete: {fault}")
 
 
-def _open(stored: str) -> Images:
-    """The decoded set in a folder. Raises _Incomplete; shards of large parts are compared only when they are read."""
+def open_images(stored: str) -> Images:
+    """The set that was decoded at a place (`Images.place`), whose source files may be out of reach from here.
+
+    Raises UserError if it is incomplete; shards of large parts are compared only when they are read.
+    """
     try:
         meta = json.loads(read_bytes(f"{stored}/meta.json"))
         if meta.pop("checksum") != fingerprint(meta):
@@ -383,6 +389,7 @@ def _open(stored: str) -> Images:
             mean=tuple(meta["mean"]),
             std=tuple(meta["std"]),
             **parts,
+            place=stored,
         )
     except FileNotFoundError as error:
         raise _Incomplete(stored, f"{Path(error.filename).name} is missing") from error

@@ -17,9 +17,10 @@ import sys
 import time
 import urllib.request
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 import typer
 
@@ -28,7 +29,7 @@ TOKEN_SECONDS = 21_600
 
 
 def notice() -> datetime | None:
-    """When the instance will be taken away; None as long as that is not planned, or where nobody can tell."""
+    """When the instance will be taken away; None as long as that is not planned."""
     address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", METADATA).rstrip("/")
     try:
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
@@ -39,9 +40,16 @@ def notice() -> datetime | None:
         if error.code == 404:
             return None
         raise
-    except (URLError, TimeoutError):
-        return None
     return datetime.fromisoformat(json.loads(action)["time"])
+
+
+def notice_if_any() -> datetime | None:
+    """The same; a service that does not answer, or not as it should, is asked again later."""
+    try:
+        return notice()
+    except (OSError, HTTPException, ValueError, KeyError) as error:
+        print(f"the metadata service does not answer: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _ask(request: urllib.request.Request) -> str:
@@ -55,7 +63,7 @@ def main(
     node_id: Annotated[str | None, typer.Option(help="The node to drain, where it is not this one.")] = None,
 ) -> None:
     """Wait for a notice that this spot instance is taken back, then drain its Ray node."""
-    while (end := notice()) is None:
+    while (end := notice_if_any()) is None:
         time.sleep(poll_seconds)
     left = max(1, int((end - datetime.now(UTC)).total_seconds()))
     command = [Path(sys.executable).with_name("ray"), "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from pipeline.errors import Terminated
@@ -21,8 +22,8 @@ POLL_SECONDS = 0.5
 SILENCE_SECONDS = 120.0
 """Without a step for so long, the user is told what may be missing."""
 
-TERMINATION_SECONDS = 60.0
-"""How long a run that was asked to end may take to write its checkpoint."""
+TERMINATION_SECONDS = 25.0
+"""How long a run that was asked to end may take to write its checkpoint: Kubernetes, for one, kills after thirty."""
 
 MOST_NAMED = 10
 """Dropped architectures that are named in the terminal; all are in the results."""
@@ -104,12 +105,17 @@ class Progress:
                     asked = time.monotonic()
                     self.log.stop.remote()
                     tell("asked to end: the workers finish their step and write a checkpoint")
-                if asked is not None and time.monotonic() - asked > TERMINATION_SECONDS:
-                    raise Terminated("terminated before the workers had written another checkpoint")
-                resumed, rows, dropped = ray.get(self.log.take.remote())
+                try:
+                    resumed, rows, dropped = ray.get(self.log.take.remote(), timeout=TERMINATION_SECONDS)
+                except RayError:
+                    if asked is not None:  # Ray was asked to end too, and did
+                        raise Terminated("terminated without another checkpoint") from None
+                    raise
                 self._begin_at(resumed)
                 self._tell(dropped)
-                self._add([row for row in rows if row["step"] > self.step])
+                self._add(rows)
+                if not last and asked is not None and time.monotonic() - asked > TERMINATION_SECONDS:
+                    raise Terminated("terminated before the workers had written another checkpoint")
                 if last:
                     return
 
@@ -120,7 +126,12 @@ class Progress:
                 self.bar.initial = self.bar.n = step
                 self.bar.start_t = self.bar.last_print_t = time.time()
 
-    def _add(self, rows: list[Row]) -> None:
+    def _add(self, taken: list[Row]) -> None:
+        newest, rows = self.step, []
+        for row in taken:  # what comes again after a restart was logged before
+            if row["step"] > newest:
+                newest = row["step"]
+                rows.append(row)
         if rows:
             self.run.log_history([{name: value for name, value in row.items() if value == value} for row in rows])
             self.step, self.heard, self.hinted = int(rows[-1]["step"]), time.monotonic(), False

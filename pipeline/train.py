@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,23 @@ import pandas as pd
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ghn.meta_batch import draw_meta_batch
 from pipeline.architecture_store import ArchitectureStore
 from pipeline.arrow_storage import arrow_filesystem
-from pipeline.cluster import capacity, ray_cluster
+from pipeline.cluster import capacity, ray_cluster, slots_of
 from pipeline.errors import Terminated, UserError
-from pipeline.images import list_datasets
+from pipeline.images import Images, load_images
 from pipeline.params import Params, fingerprint
-from pipeline.results import RESULTS, results_folder, write_csv, write_json
+from pipeline.results import RESULTS, image_cache, results_folder, write_csv, write_json
 from pipeline.step_log import Progress, StepLog, tell
-from pipeline.storage import remove, storage_url, write_bytes
+from pipeline.storage import file_sizes, remove, storage_url, write_bytes
 from pipeline.tracking import StageRun, stage_run
-from pipeline.train_loop import images_of, train_loop_per_worker, training_set_of
+from pipeline.train_loop import train_loop_per_worker, training_set_of, without_held_out
 from pipeline.training_state import MOST_DROPPED, TrainingState
 
 NOT_PART_OF_THE_RUN = (
@@ -54,22 +55,53 @@ def train(params: Params) -> None:
     """Trains a hypernetwork, or goes on where an interrupted run with the same settings stopped."""
     started = time.perf_counter()
     store = ArchitectureStore(params.storage)
-    training_set_of(store["train"])  # a missing or damaged shard is noticed here, before any worker starts
+    _require_a_first_step(params, store)
     with (
         stage_run("train", params.model_dump(), experiment=params.tracking.experiment) as run,
         ray_cluster(params.cluster.address, params.cluster.cpus),
     ):
         _require_resources(params)
-        images, _ = images_of(params, params.storage)
+        images = _images(params)
+        without_held_out(images, params.train)
         run.log_data("architectures", store.digest)
         run.log_data(images.name, images.fingerprint)
         folder = run_folder(params, store, images.fingerprint)
-        result = _fit(params, store, run, folder)
+        config = {
+            "params": params.model_dump(),
+            "storage": storage_url(params.storage, "").rstrip("/"),
+            "manifest": store.manifest,
+            "images": images.place,
+            "step_log": f"steps-{folder.rpartition('/')[2]}",
+        }
+        result = _fit(params, run, folder, config)
         with result.checkpoint.as_directory() as checkpoint:
             state = _final_state(params, Path(checkpoint), len(images.classes))
-        run.set_tags({"precision": result.metrics["precision"]})
-        _finish(params, run, state, len(images.train), time.perf_counter() - started, result.metrics["precision"])
+        _finish(params, run, state, len(images.train), time.perf_counter() - started)
+        for record in file_sizes(folder):  # first: Ray Train's says which checkpoints there are
+            remove(f"{folder}/{record}")
         remove(folder)  # asked for again, the stage trains again
+
+
+def _images(params: Params) -> Images:
+    """The images that the settings name, decoded once, on the whole cluster."""
+    return load_images(
+        params.dataset,
+        params.images.size,
+        image_cache(params.storage),
+        folder=params.images.folder,
+        test_fraction=params.images.test_fraction,
+    )
+
+
+def _require_a_first_step(params: Params, store: ArchitectureStore) -> None:
+    """Raises UserError, before any worker starts, if a shard is missing or damaged, or no meta-batch can be drawn."""
+    settings = params.train
+    training_set = training_set_of(store["train"])
+    sizes = settings.widths, settings.head_widths, settings.max_nodes
+    try:
+        draw_meta_batch(training_set, params.seed, 0, params.meta_batch, *sizes)
+    except ValueError as error:
+        raise UserError(f"train.{error}") from error
 
 
 def run_folder(params: Params, store: ArchitectureStore, images: str) -> str:
@@ -84,32 +116,16 @@ def run_folder(params: Params, store: ArchitectureStore, images: str) -> str:
     return storage_url(params.storage, f"training/{fingerprint([everything, splits, images])}")
 
 
-def with_absolute_paths(params: Params) -> Params:
-    """The settings with the paths of images as workers, which may run in another folder, find them."""
-    dataset, folder = params.dataset, params.images.folder
-    if dataset not in list_datasets():
-        dataset = str(Path(dataset).expanduser().absolute())
-    if folder is not None:
-        folder = str(Path(folder).expanduser().absolute())
-    images = params.images.model_copy(update={"folder": folder})
-    return params.model_copy(update={"dataset": dataset, "images": images})
-
-
-def _fit(params: Params, store: ArchitectureStore, run: StageRun, folder: str) -> Result:
-    name = f"steps-{folder.rpartition('/')[2]}"
+def _fit(params: Params, run: StageRun, folder: str, config: dict[str, Any]) -> Result:
+    """Runs the workers to the end and tells of it meanwhile."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    log = StepLog.options(name=name, num_cpus=0, scheduling_strategy=here).remote()
-    config = {
-        "params": with_absolute_paths(params).model_dump(),
-        "storage": storage_url(params.storage, "").rstrip("/"),
-        "manifest": store.manifest,
-        "step_log": name,
-    }
+    log = StepLog.options(name=config["step_log"], num_cpus=0, scheduling_strategy=here).remote()
+    ended = threading.Event()
     # In the main thread Ray Train would take Ctrl-C for itself and exit with status 0.
     pool = ThreadPoolExecutor(1)
     try:
         with _termination() as stop:
-            fitting = pool.submit(_fit_until_done, params, folder, config)
+            fitting = pool.submit(_fit_until_done, params, folder, config, ended)
             Progress(log, params.train.steps, run).follow(fitting, stop)
         result = fitting.result()
         for file, content in ray.get(log.kept.remote()).items():
@@ -119,20 +135,29 @@ def _fit(params: Params, store: ArchitectureStore, run: StageRun, folder: str) -
     except ray.train.TrainingFailedError as error:
         raise UserError(_explain(error, params.train.max_failures)) from error
     finally:
+        ended.set()
         pool.shutdown(wait=False)
-        ray.kill(log)
+        with suppress(RayError):  # which may have ended already
+            ray.kill(log)
 
 
-def _fit_until_done(params: Params, folder: str, config: dict[str, Any]) -> Result:
-    """Ray Train replaces workers; its controller is replaced here."""
-    for attempt in range(params.train.max_failures + 1):
+def _fit_until_done(params: Params, folder: str, config: dict[str, Any], ended: threading.Event) -> Result:
+    """Ray Train replaces workers; its controller is replaced here, unless the stage has `ended` and shuts Ray down."""
+    for _ in range(params.train.max_failures + 1):
         try:
             return _trainer(params, folder, config).fit()
-        except RayActorError as error:
-            if attempt == params.train.max_failures:
-                raise UserError(f"the controller of the training was lost {attempt + 1} times: {error}") from error
+        except ActorDiedError as error:
+            if ended.is_set():
+                raise
+            if "creation task" in str(error):
+                raise UserError(
+                    f"what is left of an interrupted run in {folder} cannot be used:\n"
+                    f"{_last_line(error)}\nremove that folder to train from the start"
+                ) from error
             tell("the controller of the training was lost: going on from the last checkpoint with another")
-    raise AssertionError("not reached")
+    raise UserError(
+        "the controller of the training was lost too often\nthe same command goes on from the last checkpoint"
+    )
 
 
 def _trainer(params: Params, folder: str, config: dict[str, Any]) -> TorchTrainer:
@@ -178,14 +203,20 @@ def _termination() -> Iterator[threading.Event]:
 
 def _require_resources(params: Params) -> None:
     settings, have = params.train, capacity()
-    workers = settings.min_workers or settings.workers
-    needs = {"CPU": workers * settings.cpus_per_worker, "GPU": workers * settings.gpus_per_worker}
-    for name, need in needs.items():
-        if need > have[name]:
+    name = "min_workers" if settings.min_workers else "workers"
+    workers = getattr(settings, name)
+    for resource, each in {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}.items():
+        if workers * each > have[resource]:
             raise UserError(
-                f"train.workers = {workers} need {need} {name}s, the cluster has {have[name]}: "
+                f"train.{name} = {workers} need {workers * each} {resource}s, the cluster has {have[resource]}: "
                 "use fewer workers or a larger cluster"
             )
+    if slots_of(settings.cpus_per_worker, settings.gpus_per_worker) < workers:
+        raise UserError(
+            f"train.{name} = {workers}: the cluster's nodes have no room for so many workers of "
+            f"{settings.cpus_per_worker} CPUs and {settings.gpus_per_worker} GPUs\n"
+            "use fewer of both, or larger nodes"
+        )
 
 
 def _explain(error: ray.train.TrainingFailedError, restarts: int) -> str:
@@ -193,18 +224,21 @@ def _explain(error: ray.train.TrainingFailedError, restarts: int) -> str:
     for failure in getattr(error, "worker_failures", {}).values():
         if isinstance(failure, (UserError, ValueError)):  # ours, or the library's: they explain themselves
             return "\n".join(str(failure).splitlines()[:3])
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
-        f"training stopped after {restarts} restarts: {lines[-1][:200]}\n"
+        f"training stopped after {restarts} restarts: {_last_line(error)}\n"
         "what is done is kept: the same command goes on from the last checkpoint"
     )
+
+
+def _last_line(error: Exception) -> str:
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:200]
 
 
 def _final_state(params: Params, checkpoint: Path, num_classes: int) -> TrainingState:
     """The state of the last checkpoint, which is that of the last step, or what has ended the run says so."""
     state = TrainingState.new(params, num_classes, torch.device("cpu"), torch.float32)
     state.load(checkpoint)
-    if state.has_diverged(params.meta_batch):
+    if state.has_diverged(params.meta_batch) or not pd.DataFrame(state.history)["loss"].notna().any():
         most = pd.DataFrame(state.dropped_architectures)["identity"].value_counts()
         raise UserError(
             f"training diverged at step {state.step}: the loss or gradient of more than {MOST_DROPPED:.0%} of the last "
@@ -216,10 +250,8 @@ def _final_state(params: Params, checkpoint: Path, num_classes: int) -> Training
     return state
 
 
-def _finish(
-    params: Params, run: StageRun, state: TrainingState, num_images: int, seconds: float, precision: str
-) -> None:
-    """Writes results/train and logs what came out; `precision` is what target networks had."""
+def _finish(params: Params, run: StageRun, state: TrainingState, num_images: int, seconds: float) -> None:
+    """Writes results/train and logs what came out."""
     folder = results_folder("train")
     (state.best or state.result).save(folder / "checkpoint")
     history = pd.DataFrame(state.history)
@@ -241,7 +273,8 @@ def _finish(
     if state.best is not None:
         metrics |= {"val_top1": state.best_row["val_top1"], "best_step": state.best_row["step"]}
         headline.append("val_top1")
-    write_json(folder / "metrics.json", metrics | {"precision": precision})
+    write_json(folder / "metrics.json", metrics | {"precision": state.precision})
+    run.set_tags({"precision": state.precision})
     run.summary({f"train_{name}": metrics.pop(name) for name in headline})
     run.log_metrics({f"train_{name}": value for name, value in metrics.items()})
     run.log_artifact(folder / "history.csv")

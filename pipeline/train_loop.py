@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
@@ -26,10 +27,10 @@ from ghn.learning_rates import cosine, multi_step, warm_up
 from ghn.meta_batch import TrainingSet, count_parts
 from ghn.training import StepSettings, Stopwatch, accumulate_slice
 from pipeline.architecture_store import ArchitectureStore, Split
-from pipeline.images import Images, LabelledImages, hold_out, load_images
+from pipeline.errors import UserError
+from pipeline.images import Images, LabelledImages, hold_out, open_images
 from pipeline.params import Params, TrainSettings
 from pipeline.preparation import Preparation, PreparedStep, ahead
-from pipeline.results import image_cache
 from pipeline.step_total import StepTotal, Sum
 from pipeline.training_state import Row, TrainingState
 from pipeline.validation import Validation
@@ -40,7 +41,7 @@ LOOK_SECONDS = 1.0
 BF16_PAYS = 24
 """Side of images, in pixels, from which bfloat16 is faster on a CPU that has it; on a GPU it always is."""
 
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 WARM_UP = 2
 """Steps before those that are profiled: the first ones are slower."""
@@ -49,24 +50,24 @@ WARM_UP = 2
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Trains from the last checkpoint, or from the start, to the last step.
 
-    `config` has the settings (`params`), the `storage` as this worker reaches it, the content of the `manifest`, and
-    the name of the actor that takes what is to be logged (`step_log`).
+    `config` has the settings (`params`), the `storage` as this worker reaches it, the content of the `manifest`, the
+    place of the decoded `images`, and the name of the actor that takes what is to be logged (`step_log`).
     """
     worker = Worker(config)
     settings = worker.settings
     state = worker.first_state()
     with worker.profile() as profiled:
         for prepared, waited in ahead(worker.preparation(state), range(state.step, settings.steps)):
-            total = worker.train_step(state, prepared, waited)
-            stops, looks = (bool(count) for count in total.flags)
+            taken = worker.train_step(state, prepared, waited)
+            stops, looks = (bool(count) for count in taken.flags)
             diverged = state.has_diverged(worker.params.meta_batch)
             ends = stops or diverged or state.step == settings.steps
             if settings.validate_every and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                total.row.update(worker.validate(state))
-            worker.log(state, total.row)
+                taken.row.update(worker.validate(state))
+            worker.log(state, taken.row)
             profiled()
             if ends or state.step % settings.checkpoint_every == 0 or (looks and worker.is_preempted()):
-                report(state, worker, diverged)
+                report(state, worker.rank)
             if ends:
                 return
 
@@ -82,12 +83,9 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
         torch.set_num_threads(self.settings.cpus_per_worker)
-        self.dtype, target_dtype = precisions(self.settings.precision, self.device, self.params.images.size)
-        self.step_settings = StepSettings(
-            self.params.seed, self.settings.label_smoothing, self.settings.architecture_clip, target_dtype
-        )
+        self.dtype = torch.float64 if self.settings.precision == "fp64" else torch.float32
         self.store = ArchitectureStore(config["storage"], config["manifest"])
-        self.images, held_out = images_of(self.params, config["storage"])
+        self.images, held_out = without_held_out(open_images(config["images"]), self.settings)
         self.validation = self._validation(held_out)
         self.step_log = ray.get_actor(config["step_log"]) if self.rank == 0 else None
         self.looked = perf_counter()
@@ -109,7 +107,17 @@ class Worker:
                 state.load(Path(folder))
             if self.rank == 0:
                 self.step_log.resume.remote(state.step, state.history, state.dropped_architectures)
+        state.precision = state.precision or self._precision()
         return state
+
+    def _precision(self) -> str:
+        """The precision of target networks, the same on all workers, whatever each of them has."""
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        pays = torch.tensor(float(bf16_pays(self.device, self.params.images.size)), device=self.device)
+        if self.workers > 1:
+            dist.all_reduce(pays, dist.ReduceOp.MIN)
+        return "bf16" if pays else "fp32"
 
     def preparation(self, state: TrainingState) -> Preparation:
         training_set = training_set_of(self.store["train"])
@@ -121,13 +129,16 @@ class Worker:
         """Takes one step; returns what it came to, with its row for the history."""
         started = perf_counter() - waited
         settings, meta_batch = self.settings, self.params.meta_batch
+        step_settings = StepSettings(
+            self.params.seed, settings.label_smoothing, settings.architecture_clip, PRECISIONS[state.precision]
+        )
         watch = Stopwatch(self.device)
         whole = self.workers <= settings.slices
         total = StepTotal(state.ghn.parameters(), meta_batch, count_parts(meta_batch, settings.slices) if whole else 1)
         images = prepared.images.to(self.device, non_blocking=True)
         labels = prepared.labels.to(self.device, non_blocking=True)
         for number, part in prepared.slices.items():
-            scores = accumulate_slice(state.ghn, part, images, labels, state.step, self.step_settings, watch)
+            scores = accumulate_slice(state.ghn, part, images, labels, state.step, step_settings, watch)
             total.add(scores, number if whole else 0)
         seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds}
         result = total.combine(self.rank, self.workers, seconds, perf_counter() - started, self._flags())
@@ -171,7 +182,7 @@ class Worker:
     def log(self, state: TrainingState, row: Row) -> None:
         """Puts a step's row into the history; the first worker sends what is new to the log."""
         logged = state.record(row, self.settings.log_every, self.settings.steps)
-        dropped = [item for item in state.dropped_architectures if item["step"] == state.step]
+        dropped = state.dropped_architectures[len(state.dropped_architectures) - state.dropped[-1] :]
         if self.rank == 0 and (logged or dropped):
             self.step_log.add.remote([logged] if logged else [], dropped)
 
@@ -195,32 +206,26 @@ class Worker:
             ray.get(self.step_log.keep.remote(file.name, file.read_bytes()))
 
 
-def images_of(params: Params, storage: str) -> tuple[Images, LabelledImages]:
-    """The images that the settings name, decoded once, and the part of them that training only validates on."""
-    images = load_images(
-        params.dataset,
-        params.images.size,
-        image_cache(storage),
-        folder=params.images.folder,
-        test_fraction=params.images.test_fraction,
-    )
-    return hold_out(images, params.train.validate_images if params.train.validate_every else 0.0)
+def without_held_out(images: Images, settings: TrainSettings) -> tuple[Images, LabelledImages]:
+    """The images to train on, and those that are only validated on.
+
+    Raises UserError if validation is on and there are too few images for it.
+    """
+    images, held_out = hold_out(images, settings.validate_images if settings.validate_every else 0.0)
+    if settings.validate_every and not len(held_out):
+        raise UserError(
+            f"train.validate_images = {settings.validate_images}: no class of {images.name} has two training images\n"
+            "use more images, or train.validate_every = null"
+        )
+    return images, held_out
 
 
 def training_set_of(split: Split) -> TrainingSet:
     return TrainingSet(**split.columns("nodes", "parameters"), read=split.read)
 
 
-def precisions(setting: str, device: torch.device, image_size: int) -> tuple[torch.dtype, torch.dtype]:
-    """The precision of weights, images and everything else, and that of target networks."""
-    if setting == "fp64":
-        return torch.float64, torch.float64
-    if setting == "auto":
-        setting = "bf16" if _has_bf16(device, image_size) else "fp32"
-    return torch.float32, torch.bfloat16 if setting == "bf16" else torch.float32
-
-
-def _has_bf16(device: torch.device, image_size: int) -> bool:
+def bf16_pays(device: torch.device, image_size: int) -> bool:
+    """Whether target networks run faster in bfloat16 on this device."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return image_size >= BF16_PAYS and torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -233,11 +238,10 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return multi_step(rate, step, settings.steps, settings.milestones, settings.decay)
 
 
-def report(state: TrainingState, worker: Worker, diverged: bool) -> None:
+def report(state: TrainingState, rank: int) -> None:
     """Hands a checkpoint to Ray Train, which stores it before the workers go on."""
-    precision = PRECISIONS[worker.step_settings.precision]
-    metrics = {**state.best_row, "step": state.step, "diverged": diverged, "precision": precision}
-    if worker.rank != 0:
+    metrics = {**state.best_row, "step": state.step}
+    if rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -30,6 +30,7 @@ class TrainingState:
 
     Attributes:
         step: optimisation steps taken.
+        precision: that of target networks; None before the first worker has chosen it.
         average: moving average of the weights; None if there is none.
         best: the weights that did best on validation so far, and `best_row` what they did; None before that.
         history: for every `log_every` steps a row of their means.
@@ -44,6 +45,7 @@ class TrainingState:
         self.best: GHN | None = None
         self.best_row: Row = {}
         self.step = 0
+        self.precision: str | None = None
         self.history: list[Row] = []
         self.pending: list[Row] = []
         self.dropped: deque[int] = deque(maxlen=100)
@@ -65,7 +67,10 @@ class TrainingState:
         return self.ghn if self.average is None else self.average
 
     def update(self, rate: float, clip: float) -> float:
-        """Takes one step, without the optimiser if the gradient is not finite; returns its norm before clipping."""
+        """Takes one step; returns the norm of the gradient before it was clipped.
+
+        If that is not finite, the optimiser does nothing, and what is returned is NaN.
+        """
         self.step += 1
         norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), clip)
         if not norm.isfinite():
@@ -74,8 +79,10 @@ class TrainingState:
             group["lr"] = rate
         self.optimizer.step()
         if self.average is not None:
+            # Short at first, or the random weights of the beginning would stay in the average for long.
+            decay = min(self.ema, self.step / (9 + self.step))
             averages = [weight.data for weight in self.average.parameters()]
-            torch._foreach_lerp_(averages, [weight.data for weight in self.ghn.parameters()], 1 - self.ema)
+            torch._foreach_lerp_(averages, [weight.data for weight in self.ghn.parameters()], 1 - decay)
         return norm.item()
 
     def drop(self, indices: list[int], identity: Callable[[int], str]) -> None:
@@ -96,8 +103,8 @@ class TrainingState:
         return self.history[-1]
 
     def has_diverged(self, meta_batch: int) -> bool:
-        """Whether too many architectures of the last hundred steps had to be dropped."""
-        return sum(self.dropped) > MOST_DROPPED * self.dropped.maxlen * meta_batch
+        """Whether too many architectures of the last hundred steps, or of the first ten, had to be dropped."""
+        return sum(self.dropped) > MOST_DROPPED * max(len(self.dropped), 10) * meta_batch
 
     def keep_if_best(self, row: Row) -> None:
         """Takes note of what validation gave (`val_top1`, `val_loss`), and keeps the weights if they did best."""
@@ -117,6 +124,7 @@ class TrainingState:
         save_file(tensors, folder / "optimizer.safetensors")
         progress = {
             "step": self.step,
+            "precision": self.precision,
             "best": self.best_row,
             "pending": self.pending,
             "dropped": list(self.dropped),
@@ -133,7 +141,8 @@ class TrainingState:
         """
         progress = _read(folder / "progress.json", lambda path: json.loads(path.read_text()))
         moments = _read(folder / "optimizer.safetensors", load_file)
-        self.step, self.history, self.pending = progress["step"], progress["history"], progress["pending"]
+        self.step, self.precision = progress["step"], progress["precision"]
+        self.history, self.pending = progress["history"], progress["pending"]
         self.dropped.extend(progress["dropped"])
         self.dropped_architectures, self.best_row = progress["dropped_architectures"], progress["best"]
         self.best = copy.deepcopy(self.ghn) if self.best_row else None

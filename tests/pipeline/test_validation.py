@@ -14,7 +14,17 @@ from worker_processes import in_processes
 
 from ghn import GHN, Architecture, GHNConfig
 from ghn.sampling import sample_architecture
-from pipeline.images import Augmentation, Images, LabelledImages, evaluation_batches, hold_out, training_batch
+from pipeline.errors import UserError
+from pipeline.images import (
+    Augmentation,
+    Images,
+    LabelledImages,
+    evaluation_batches,
+    hold_out,
+    load_images,
+    open_images,
+    training_batch,
+)
 from pipeline.params import Params
 from pipeline.validation import Validation
 
@@ -114,10 +124,20 @@ def test_the_images_that_are_validated_on_are_not_trained_on() -> None:
 
 @pytest.mark.parametrize("validate_every", [3, None])
 def test_a_run_holds_images_out_only_if_it_validates(validate_every: int | None, tmp_path: Path) -> None:
-    from pipeline.train_loop import images_of  # here: the processes of another test would wait for Ray
+    from pipeline.train_loop import without_held_out  # here: the processes of another test would wait for Ray
 
     changes = {"validate_every": validate_every, "validate_images": 0.25}
-    images, held_out = images_of(Params.model_validate(small_settings(dataset="faces", train=changes)), str(tmp_path))
+    settings = Params.model_validate(small_settings(train=changes)).train
+    stored = load_images("faces", 8, tmp_path)
+    images, held_out = without_held_out(open_images(stored.place), settings)
     assert (len(images.train), len(held_out)) == ((120, 40) if validate_every else (160, 0))
     assert len(images.test) == 40
     assert sorted(np.bincount(held_out.labels).tolist()) == ([20, 20] if validate_every else [])
+
+
+def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
+    from pipeline.train_loop import without_held_out
+
+    single = replace(IMAGES, train=IMAGES.train.only(np.unique(IMAGES.train.labels, return_index=True)[1]))
+    with pytest.raises(UserError, match=r"train\.validate_images = .*no class of noise has two training images"):
+        without_held_out(single, Params.model_validate(small_settings()).train)
