@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.image_sets import Pictures, resized
-from pipeline.storage import AT_ONCE, file_sizes, read_bytes, read_folder, write_bytes
+from pipeline.storage import AT_ONCE, file_sizes, is_in_bucket, read_bytes, read_folder, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +66,14 @@ def images_per_shard(image_size: int) -> int:
     return max(1, SHARD_BYTES // (3 * image_size**2))
 
 
-def is_bucket(place: str | Path) -> bool:
-    """Whether a place is in a bucket, not on a disk."""
-    return str(place).startswith("s3://")
-
-
 def node_cache(place: str | Path) -> Path:
     """The folder on this node's disks for what belongs to a place of image sets: itself, if it is no bucket."""
-    return Path.home() / ".cache" / "ghn" / "images" if is_bucket(place) else Path(place)
+    return Path.home() / ".cache" / "ghn" / "images" if is_in_bucket(place) else Path(place)
 
 
 def is_small(folder: str, shards: int) -> bool:
     """Whether a part of so many shards is compared with its checksums when it is opened: all are needed anyway."""
-    return shards <= WINDOW and not is_bucket(folder)
+    return shards <= WINDOW and not is_in_bucket(folder)
 
 
 # Writing
@@ -97,7 +92,7 @@ def decode_shards(folder: str, parts: Mapping[str, Pictures], image_size: int, t
     todo = {file: images for file, images in wanted.items() if file not in done}
     if done and todo:
         log.info("%s: %d of %d shards are there already, in %s", title, len(done), len(wanted), folder)
-    if not is_bucket(folder):
+    if not is_in_bucket(folder):
         _require_space(Path(folder), sum(map(len, todo.values())) * 3 * image_size**2)
     before = len(done)
     try:
@@ -230,7 +225,7 @@ def _require_seen(folder: str, shards: Mapping[str, Shard]) -> None:
 
 def _remove_leftovers(folder: str) -> None:
     """Removes the halves of files that workers which were killed have left; nobody has written to them for long."""
-    for file in () if is_bucket(folder) else Path(folder).glob("**/.*"):
+    for file in () if is_in_bucket(folder) else Path(folder).glob("**/.*"):
         with suppress(FileNotFoundError):  # another host was faster
             if time.time() - file.stat().st_mtime > LEFT_SECONDS:
                 file.unlink()
@@ -312,7 +307,7 @@ class PixelShards:
             return ready
 
     def _bring(self, shard: Shard) -> Path:
-        if is_bucket(self.folder):
+        if is_in_bucket(self.folder):
             return self._fetch(shard)
         path = Path(self.folder, shard.file)
         if not path.exists():

@@ -39,12 +39,11 @@ from pipeline.image_shards import (
     Shard,
     decode_shards,
     images_per_shard,
-    is_bucket,
     is_small,
     node_cache,
 )
 from pipeline.params import fingerprint
-from pipeline.storage import file_sizes, read_bytes, write_bytes
+from pipeline.storage import file_sizes, is_in_bucket, read_bytes, write_bytes
 
 __all__ = [
     "Augmentation",
@@ -124,7 +123,7 @@ def load_images(
         raise UserError(f"image_size = {image_size}: must be at least 1 pixel")
     if not 0 < test_fraction < 1:
         raise UserError(f"test_fraction = {test_fraction}: must be above 0 and below 1")
-    place = str(cache).rstrip("/") if is_bucket(cache) else os.path.abspath(Path(cache).expanduser())
+    place = str(cache).rstrip("/") if is_in_bucket(cache) else os.path.abspath(Path(cache).expanduser())
     here = node_cache(place)
     source = find_image_set(dataset, folder, downloads=here / "downloads")
     key = [FORMAT, source.name, source.listing, image_size, images_per_shard(image_size), WINDOW]
