@@ -29,6 +29,7 @@ import ray
 import yaml
 from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from tqdm import tqdm
 
 from pipeline.errors import UserError
@@ -134,6 +135,14 @@ def nodes_at_most() -> int:
     alive = sum(node["Alive"] for node in ray.nodes())
     limit = _launcher_config().get("max_workers", 0)
     return max(alive, 1 + limit)
+
+
+def release_placement_groups() -> None:
+    """Gives back the places on nodes that this connection has reserved: those of an actor that died stay reserved."""
+    job = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        if group_id.endswith(job) and group["state"] != "REMOVED":  # an identity ends with that of its job
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
 def run_tasks(

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ghn.meta_batch import draw_meta_batch
 from pipeline.architecture_store import ArchitectureStore
 from pipeline.arrow_storage import arrow_filesystem
-from pipeline.cluster import capacity, ray_cluster, slots_of
+from pipeline.cluster import capacity, ray_cluster, release_placement_groups, slots_of
 from pipeline.errors import Terminated, UserError
 from pipeline.images import Images, load_images
 from pipeline.params import Params, fingerprint
@@ -155,6 +155,7 @@ def _fit_until_done(params: Params, folder: str, config: dict[str, Any], ended: 
                     f"{_last_line(error)}\nremove that folder to train from the start"
                 ) from error
             tell("the controller of the training was lost: going on from the last checkpoint with another")
+            release_placement_groups()  # Ray Train does so only where the cluster has a dashboard
     raise UserError(
         "the controller of the training was lost too often\nthe same command goes on from the last checkpoint"
     )
