@@ -27,7 +27,7 @@ repro: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
 # Two processes with one thread each: most tests are too small for a second thread to help.
-PYTEST := OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: env
 	$(PYTEST)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from flaky_bucket import FlakyBucket
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: a long file that begins last would leave the other processes idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
     """A shell starts its background jobs deaf to Ctrl-C, which their children inherit: tests that send it need it."""

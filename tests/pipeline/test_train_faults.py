@@ -37,7 +37,7 @@ from pipeline.params import Params, load_params
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"steps": 120, "workers": 2, "checkpoint_every": 5, "validate_every": 20, "max_failures": 10}
+SETTINGS = {"steps": 90, "workers": 2, "checkpoint_every": 5, "validate_every": 20, "max_failures": 10}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     _, output = driver.communicate(timeout=200)
     assert driver.returncode == 0, output.decode()
     assert weights() == undisturbed.weights
-    assert list(history()["step"]) == list(range(1, 121))
+    assert list(history()["step"]) == list(range(1, 91))
     assert history()["loss"].equals(undisturbed.history["loss"])
 
 

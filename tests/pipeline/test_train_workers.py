@@ -106,7 +106,7 @@ def test_workers_on_several_nodes_train_together_while_the_bucket_of_their_check
     params = small_project(meta_batch=8, train=RUN | {"workers": 2, "checkpoint_every": 5}, storage=flaky_bucket.url)
     Path(".ray").symlink_to(Path.home() / ".ray")  # the token by which Ray's processes know each other
     monkeypatch.setenv("HOME", str(Path.cwd()))  # where nodes keep their copies of images
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
