@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
@@ -32,6 +33,19 @@ Row = dict[str, float]
 DroppedArchitecture = dict[str, Any]
 
 
+@dataclass
+class News:
+    """What a run has to tell since the last time.
+
+    `resumed` are steps from which the workers went on, `asking` is whether they have asked if they are to stop.
+    """
+
+    resumed: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    dropped: list[DroppedArchitecture] = field(default_factory=list)
+    asking: bool = False
+
+
 @ray.remote
 class StepLog:
     """Takes rows from the first worker, which does not wait, and keeps them until they are fetched.
@@ -40,25 +54,22 @@ class StepLog:
     """
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.dropped: list[DroppedArchitecture] = []
+        self.news = News()
         self.files: dict[str, bytes] = {}
-        self.resumed: list[int] = []
         self.stopping = False
 
     def resume(self, step: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
         """Takes what the steps until a checkpoint gave, which a driver that was killed may have had no time to tell."""
-        self.resumed.append(step)
+        self.news.resumed.append(step)
         self.add(history, dropped)
 
     def add(self, rows: list[Row], dropped: list[DroppedArchitecture]) -> None:
-        self.rows.extend(rows)
-        self.dropped.extend(dropped)
+        self.news.rows.extend(rows)
+        self.news.dropped.extend(dropped)
 
-    def take(self) -> tuple[list[int], list[Row], list[DroppedArchitecture]]:
-        """What is new; first the steps from which the workers went on."""
-        taken = self.resumed, self.rows, self.dropped
-        self.resumed, self.rows, self.dropped = [], [], []
+    def take(self) -> News:
+        """What is new; it is told once."""
+        taken, self.news = self.news, News()
         return taken
 
     def keep(self, name: str, content: bytes) -> None:
@@ -72,6 +83,8 @@ class StepLog:
         self.stopping = True
 
     def is_stopping(self) -> bool:
+        """What the workers ask after a step, at most every second."""
+        self.news.asking = True
         return self.stopping
 
 
@@ -83,7 +96,8 @@ class Progress:
 
     def __init__(self, log: Any, steps: int, run: StageRun):
         self.log, self.run = log, run
-        self.step = self.dropped_until = self.named = 0
+        self.step = 0
+        self.dropped: set[tuple[int, int]] = set()
         self.heard, self.hinted = time.monotonic(), False
         self.bar = tqdm(
             total=steps,
@@ -106,14 +120,15 @@ class Progress:
                     self.log.stop.remote()
                     tell("asked to end: the workers finish their step and write a checkpoint")
                 try:
-                    resumed, rows, dropped = ray.get(self.log.take.remote(), timeout=TERMINATION_SECONDS)
+                    news = ray.get(self.log.take.remote(), timeout=TERMINATION_SECONDS)
                 except RayError:
                     if asked is not None:  # Ray was asked to end too, and did
                         raise Terminated("terminated without another checkpoint") from None
                     raise
-                self._begin_at(resumed)
-                self._tell(dropped)
-                self._add(rows)
+                self._begin_at(news.resumed)
+                self._name(news.dropped)
+                self._add(news.rows)
+                self._explain_silence(bool(news.rows) or news.asking)
                 if not last and asked is not None and time.monotonic() - asked > TERMINATION_SECONDS:
                     raise Terminated("terminated before the workers had written another checkpoint")
                 if last:
@@ -134,13 +149,17 @@ class Progress:
                 rows.append(row)
         if rows:
             self.run.log_history([{name: value for name, value in row.items() if value == value} for row in rows])
-            self.step, self.heard, self.hinted = int(rows[-1]["step"]), time.monotonic(), False
+            self.step = int(rows[-1]["step"])
             for row in rows:
                 self.shown |= {"loss": f"{row['loss']:.3f}", "top1": f"{row['top1']:.1%}"}
                 if row.get("val_top1") is not None:
                     self.shown["val"] = f"{row['val_top1']:.1%}"
             self.bar.set_postfix(self.shown, refresh=False)
             self.bar.update(self.step - self.bar.n)
+
+    def _explain_silence(self, heard: bool) -> None:
+        if heard:
+            self.heard, self.hinted = time.monotonic(), False
         elif time.monotonic() - self.heard > SILENCE_SECONDS and not self.hinted:
             self.hinted = True
             have = ray.available_resources()
@@ -149,15 +168,17 @@ class Progress:
                 f"{have.get('GPU', 0):g} GPUs free; lost nodes are waited for unless train.min_workers is set"
             )
 
-    def _tell(self, dropped: list[DroppedArchitecture]) -> None:
+    def _name(self, dropped: list[DroppedArchitecture]) -> None:
         for item in dropped:
-            if item["step"] > self.dropped_until and self.named < MOST_NAMED:
-                self.named += 1
+            drop = item["step"], item["index"]
+            if drop in self.dropped:  # it comes again after a restart
+                continue
+            self.dropped.add(drop)
+            if len(self.dropped) <= MOST_NAMED:
                 tell(
                     f"step {item['step']:,}: architecture {item['index']} ({item['identity']}) was dropped: its loss "
-                    "or gradient is not finite" + (" (more are not named)" if self.named == MOST_NAMED else "")
+                    "or gradient is not finite" + (" (more are not named)" if len(self.dropped) == MOST_NAMED else "")
                 )
-        self.dropped_until = max([self.dropped_until, *(item["step"] for item in dropped)])
 
 
 def tell(message: str) -> None:
