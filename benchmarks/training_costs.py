@@ -22,9 +22,9 @@ import typer
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
-from ghn.costs import Kind, kind_of, training_seconds
+from ghn.costs import Work, training_seconds, work_of
 from ghn.meta_batch import share_meta_batch
-from ghn.program import Program, flops_of
+from ghn.program import Program
 from ghn.sampling import draws, training_widths
 from ghn.training import StepSettings, target_gradient
 
@@ -62,10 +62,10 @@ def measured(ghn: GHN, architecture: Architecture, settings: StepSettings) -> fl
 
 def features(program: Program) -> list[float]:
     """What the prices are multiplied with."""
-    flops = dict.fromkeys(Kind, 0.0)
-    for operation in program.operations:
-        flops[kind_of(operation)] += BATCH * flops_of(operation)
-    return [len(program.operations), BATCH * program.activations, *flops.values()]
+    work = dict.fromkeys(Work, 0)
+    for kind, amount in map(work_of, program.operations):
+        work[kind] += BATCH * amount
+    return [len(program.operations), BATCH * program.activations, *work.values()]
 
 
 def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers: int) -> float:
@@ -108,7 +108,7 @@ def main(
         times += seconds.tolist()
     table = np.array(rows) / np.array(times)[:, None]
     prices, _ = nnls(table, np.ones(len(table)))
-    for name, price in zip(["operation", "activation", *Kind], prices, strict=True):
+    for name, price in zip(["operation", "activation", *Work], prices, strict=True):
         print(f"  best price of {name}: {price:.2g} s")
     print(json.dumps(result))
 

@@ -59,7 +59,7 @@ class Preparation:
         )
         programs = [item.architecture.program(size, len(self.images.classes)) for item in drawn]
         costs = [training_seconds(program, settings.batch) for program in programs]
-        nodes = [len(program.graph.nodes) for program in programs]
+        nodes = [int(self.training_set.nodes[item.index]) for item in drawn]
         slices = {
             share.number: Slice.of(self.ghn, {position: drawn[position] for position in share.part}, share.mine, size)
             for share in share_meta_batch(costs, nodes, self.workers, settings.slices)[self.rank]
