@@ -22,8 +22,8 @@ import torch
 import typer
 from scratch_project import scratch_project, settings_file, trained
 
-WARM_UP = 3
-"""Steps that are left out."""
+WARM_UP = 12
+"""Steps that are left out: until then a worker's memory grows, and the largest networks of a step take longer."""
 
 
 def settings_of(

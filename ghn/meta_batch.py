@@ -91,6 +91,11 @@ def count_parts(meta_batch: int, slices: int) -> int:
     return min(meta_batch, max(slices, math.ceil(meta_batch / SLICE)))
 
 
+def shares_whole_parts(workers: int, slices: int) -> bool:
+    """Whether so many workers compute whole parts each, or else share the networks within parts."""
+    return workers <= slices
+
+
 def share_meta_batch(costs: Sequence[float], nodes: Sequence[int], workers: int, slices: int) -> list[list[Share]]:
     """For each worker what it computes of a meta-batch, so that all have about as much to do.
 
@@ -112,7 +117,7 @@ def share_meta_batch(costs: Sequence[float], nodes: Sequence[int], workers: int,
 
     whole = share_out([seconds(set(part)) for part in parts], workers)
     chosen = [{position for number in numbers for position in parts[number]} for numbers in whole]
-    if workers > slices:
+    if not shares_whole_parts(workers, slices):
         _even_out(chosen, seconds)
     return [
         [

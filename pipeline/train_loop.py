@@ -7,6 +7,7 @@ may change whenever a run goes on from a checkpoint.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import tempfile
@@ -24,7 +25,7 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 
 from ghn.learning_rates import cosine, multi_step, warm_up
-from ghn.meta_batch import TrainingSet, count_parts
+from ghn.meta_batch import TrainingSet, count_parts, shares_whole_parts
 from ghn.training import StepSettings, Stopwatch, accumulate_slice
 from pipeline.architecture_store import ArchitectureStore, Split
 from pipeline.errors import UserError
@@ -56,6 +57,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     worker = Worker(config)
     settings = worker.settings
     state = worker.first_state()
+    gc.freeze()  # what there is by now stays: the collector need not look through it again
     with worker.profile() as profiled:
         for prepared, waited in ahead(worker.preparation(state), range(state.step, settings.steps)):
             taken = worker.train_step(state, prepared, waited)
@@ -133,7 +135,7 @@ class Worker:
             self.params.seed, settings.label_smoothing, settings.architecture_clip, PRECISIONS[state.precision]
         )
         watch = Stopwatch(self.device)
-        whole = self.workers <= settings.slices
+        whole = shares_whole_parts(self.workers, settings.slices)
         total = StepTotal(state.ghn.parameters(), meta_batch, count_parts(meta_batch, settings.slices) if whole else 1)
         images = prepared.images.to(self.device, non_blocking=True)
         labels = prepared.labels.to(self.device, non_blocking=True)
