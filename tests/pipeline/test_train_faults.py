@@ -128,6 +128,7 @@ class Metadata(BaseHTTPRequestHandler):
 def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_one_worker_goes_on(
     cluster: Cluster, small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # it tries two workers before it knows
     endless = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": None, "min_workers": 1}
     small_project(train=SETTINGS | endless)
     store_architectures(load_params())
