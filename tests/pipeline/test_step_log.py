@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Thread, Timer
 
 import pytest
 import ray
@@ -107,15 +108,26 @@ def test_a_long_silence_is_explained_once_and_a_worker_that_asks_is_not_silent(
     log, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step_log, "SILENCE_SECONDS", 1.5)
-    training = Future()
-    Timer(4.0, training.set_result, [None]).start()
-    for moment in (0.5, 1.5):  # steps that no row tells of
-        Timer(moment, lambda: ray.get(log.is_stopping.remote())).start()
-    started = time.time()
+    training, asked = Future(), []
+
+    def hints() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if "no step for" in record.message]
+
+    def work() -> None:
+        for _ in range(8):  # steps that no row tells of
+            ray.get(log.is_stopping.remote())
+            asked.append(time.time())
+            time.sleep(0.3)
+        while not hints() and time.time() < asked[-1] + 30:
+            time.sleep(0.1)
+        time.sleep(2.0)  # as long as before
+        training.set_result(None)
+
+    Thread(target=work).start()
     follow(log, 5, training)
-    (hint,) = [record for record in caplog.records if "no step for" in record.message]
+    (hint,) = hints()
     assert "the cluster has 1 CPUs and 0 GPUs free" in hint.message
-    assert hint.created - started > 2.5
+    assert hint.created > asked[-1]
 
 
 def test_files_are_kept_for_the_driver(log) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from small_settings import ROOT, small_settings
 from training_runs import (
     Run,
     assert_same_run,
     checkpoints,
+    named,
     reference_run,
     take_architectures,
     wait_for,
@@ -90,7 +92,7 @@ def test_a_run_leaves_what_it_promises_and_the_same_settings_give_the_same_bytes
 def test_sigterm_writes_a_checkpoint_first_from_which_other_workers_go_on(reference: Run, project) -> None:
     project({"checkpoint_every": 1000})
     process = subprocess.Popen([GHN_COMMAND, "train"], start_new_session=True, stderr=subprocess.PIPE)
-    wait_for(lambda: bool(list(Path("storage/training").glob("*/.validate*"))), process)
+    wait_for(lambda: bool(named(psutil.Process(process.pid).children(recursive=True), "RayTrainWorker")), process)
     assert not checkpoints()
     process.terminate()
     _, output = process.communicate(timeout=100)

@@ -25,6 +25,7 @@ from training_runs import (
     checkpoints,
     history,
     in_background,
+    last_step,
     named,
     reference_run,
     take_architectures,
@@ -133,8 +134,8 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_on
     small_project(train=SETTINGS | endless)
     store_architectures(load_params())
     driver = in_background()
-    wait_for(lambda: len(processes(cluster, "RayTrainWorker")) == 2, driver)
-    time.sleep(3)
+    wait_for(lambda: last_step() > 0, driver)
+    assert len(processes(cluster, "RayTrainWorker")) == 2
     assert not checkpoints()
 
     node = cluster.worker_nodes.copy().pop()
@@ -148,7 +149,8 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_on
     before = set(processes(cluster, "RayTrainWorker"))
     cluster.remove_node(node, allow_graceful=False)
     wait_for(lambda: bool(set(processes(cluster, "RayTrainWorker")) - before), driver)
-    time.sleep(3)
+    reached = last_step()
+    wait_for(lambda: last_step() > reached, driver)
     assert len(processes(cluster, "RayTrainWorker")) == 1
     driver.terminate()
     _, output = driver.communicate(timeout=100)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +80,16 @@ def checkpoints() -> set[str]:
     return {path.name for path in Path("storage/training").glob("*/checkpoint_*") if path.name in notes}
 
 
+def last_step() -> int:
+    """The last step that the run under way has logged to MLflow; 0 before the first."""
+    try:
+        with closing(sqlite3.connect("file:mlflow.db?mode=ro", uri=True)) as database:
+            (step,) = database.execute("SELECT max(step) FROM metrics WHERE key = 'loss'").fetchone()
+    except sqlite3.OperationalError:  # there is no database yet, or no table
+        return 0
+    return step or 0
+
+
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
@@ -96,9 +108,7 @@ def named(processes: Iterator[psutil.Process] | list[psutil.Process], name: str)
     """Those whose title has `name`, as Ray gives it."""
     found = []
     for process in processes:
-        try:
+        with suppress(psutil.Error):  # it has ended meanwhile
             if name in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.Error:  # it has ended meanwhile
-            continue
     return found
