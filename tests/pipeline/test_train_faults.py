@@ -99,7 +99,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     at_a_random_moment()
     moments.choice(processes(cluster, "RayTrainWorker")).kill()
 
-    _, output = driver.communicate(timeout=200)
+    _, output = driver.communicate(timeout=300)
     assert driver.returncode == 0, output.decode()
     assert weights() == undisturbed.weights
     assert list(history()["step"]) == list(range(1, 91))
@@ -153,6 +153,6 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_on
     wait_for(lambda: last_step() > reached, driver)
     assert len(processes(cluster, "RayTrainWorker")) == 1
     driver.terminate()
-    _, output = driver.communicate(timeout=100)
+    _, output = driver.communicate(timeout=300)
     began, ended = re.findall(r"(?:going on from|terminated after) step ([\d,]+)", output.decode())
     assert 0 < int(began.replace(",", "")) < int(ended.replace(",", ""))

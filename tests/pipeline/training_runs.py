@@ -90,7 +90,7 @@ def last_step() -> int:
     return step or 0
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.stderr.read().decode()
