@@ -115,8 +115,8 @@ def test_a_long_silence_is_explained_once_and_a_worker_that_asks_is_not_silent(
 
     def work() -> None:
         for _ in range(8):  # steps that no row tells of
-            ray.get(log.is_stopping.remote())
             asked.append(time.time())
+            ray.get(log.is_stopping.remote())
             time.sleep(0.3)
         while not hints() and time.time() < asked[-1] + 30:
             time.sleep(0.1)
@@ -127,7 +127,7 @@ def test_a_long_silence_is_explained_once_and_a_worker_that_asks_is_not_silent(
     follow(log, 5, training)
     (hint,) = hints()
     assert "the cluster has 1 CPUs and 0 GPUs free" in hint.message
-    assert hint.created > asked[-1]
+    assert hint.created - asked[-1] > 1.5
 
 
 def test_files_are_kept_for_the_driver(log) -> None:
