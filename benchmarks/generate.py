@@ -22,11 +22,11 @@ from typing import Annotated
 
 import typer
 
-from ghn.architectures import Architecture
-from ghn.outlines import summarise
-from ghn.sampling import sample_architecture
-from pipeline.cluster import ray_cluster
-from pipeline.drawn_splits import draw_splits, shard_tasks
+from ghn.deepnets1m.architecture import Architecture
+from ghn.deepnets1m.sampling import sample_architecture
+from ghn.networks.summary import summarise
+from pipeline.architectures.sampled_splits import sample_splits, shard_tasks
+from pipeline.cluster.ray_cluster import ray_cluster
 
 SEED = 0
 
@@ -41,10 +41,10 @@ def main(
     """Time stage `generate`."""
     print(f"{platform.processor() or platform.machine()}, {workers} workers, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, ray_cluster("local", workers):
-        draw_splits({split: shard_tasks(f"{folder}/warm", split, SEED + 1, 10 * workers, 10)})
+        sample_splits({split: shard_tasks(f"{folder}/warm", split, SEED + 1, 10 * workers, 10)})
         tasks = shard_tasks(f"{folder}/{split}", split, SEED, count, shard_rows)
         started = perf_counter()
-        shards = draw_splits({split: tasks})[split]
+        shards = sample_splits({split: tasks})[split]
         seconds = perf_counter() - started
         peak = max(peak_of_workers(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     rate, size = count / seconds, sum(shard.bytes for shard in shards)

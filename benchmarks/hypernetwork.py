@@ -20,9 +20,9 @@ import typer
 from torch import Tensor
 
 from ghn import GHN, GHNConfig
-from ghn.gnn import GatedGNN
-from ghn.graphs import GraphBatch
-from ghn.sampling import sample_architecture, training_widths
+from ghn.deepnets1m.sampling import sample_architecture, training_widths
+from ghn.models.gated_gnn import GatedGNN
+from ghn.networks.graph_batch import GraphBatch
 
 CONFIG = GHNConfig(num_classes=10, image_size=32)
 """The published settings for CIFAR-10."""
@@ -32,14 +32,14 @@ LARGEST = 10_000
 
 
 def meta_batch(ghn: GHN, count: int) -> GraphBatch:
-    """The graphs of the first architectures of the training split, at the widths that training draws."""
+    """The graphs of the first architectures of the training split, at the widths that training samples."""
     graphs = []
     for index in range(count):
         architecture = sample_architecture(0, "train", index)
         parameters = architecture.num_parameters(32, 10)
-        draws = torch.rand(2, generator=torch.Generator().manual_seed(index)).numpy()
+        samples = torch.rand(2, generator=torch.Generator().manual_seed(index)).numpy()
         widths, head_widths = (32, 48, 64, 80, 96, 112, 128), (64, 128, 192, 256, 320, 384, 448, 512)
-        graphs.append(training_widths(architecture, parameters, widths, head_widths, draws).graph(32, 10))
+        graphs.append(training_widths(architecture, parameters, widths, head_widths, samples).graph(32, 10))
     return ghn.batch(graphs)
 
 
@@ -64,12 +64,12 @@ def timed(ghn: GHN, batch: GraphBatch, repeats: int) -> tuple[float, float]:
 def node_by_node(gnn: GatedGNN, h_NH: Tensor, batch: GraphBatch) -> Tensor:
     """The published description, literally: each node in turn, the MLPs at each of its edges."""
     states = list(h_NH.unbind())
-    for hears, speaks, order in (
+    for incoming, speaks, order in (
         (batch.targets, batch.sources, range(batch.num_nodes)),
         (batch.sources, batch.targets, reversed(range(batch.num_nodes))),
     ):
         edges: list[list[tuple[int, int]]] = [[] for _ in states]
-        for v, u, distance in zip(hears.tolist(), speaks.tolist(), batch.distances.tolist(), strict=True):
+        for v, u, distance in zip(incoming.tolist(), speaks.tolist(), batch.distances.tolist(), strict=True):
             edges[v].append((u, distance))
         for v in order:
             message = torch.zeros_like(states[v])

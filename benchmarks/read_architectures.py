@@ -47,12 +47,12 @@ def write(folder: str, count: int) -> None:
     """A manifest and shards of split train."""
     import pyarrow as pa
 
-    from pipeline.architecture_shards import SCHEMA, shard_name, table_of, write_shard
-    from pipeline.architecture_store import Split, write_manifest
-    from pipeline.drawn_splits import draw_shard, finish_shard, shard_tasks
+    from pipeline.architectures.sampled_splits import finish_shard, sample_shard, shard_tasks
+    from pipeline.architectures.shards import SCHEMA, shard_name, table_of, write_shard
+    from pipeline.architectures.store import Split, write_manifest
 
     (task,) = shard_tasks(f"{folder}/drawn", "train", 0, SHARD_ROWS, SHARD_ROWS)
-    draw_shard(task)
+    sample_shard(task)
     shard = finish_shard(task, table_of([]))
     table = Split("train", f"{folder}/drawn", [shard]).table(*SCHEMA.names)
     shards = []
@@ -68,8 +68,8 @@ def measure(folder: str, reads: int) -> dict[str, float]:
     started = perf_counter()
     import pyarrow.parquet as pq
 
-    from pipeline.architecture_shards import RECORD
-    from pipeline.architecture_store import ArchitectureStore
+    from pipeline.architectures.shards import RECORD
+    from pipeline.architectures.store import ArchitectureStore
 
     split = ArchitectureStore(folder, Path(folder) / "manifest.json")["train"]
     measured = {"open_seconds": perf_counter() - started}

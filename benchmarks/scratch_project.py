@@ -27,8 +27,8 @@ def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterat
     logging.basicConfig(format="%(message)s")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from pipeline.cluster import ray_cluster
-    from pipeline.generate import store_architectures
+    from pipeline.architectures.splits import store_architectures
+    from pipeline.cluster.ray_cluster import ray_cluster
     from pipeline.params import Params
 
     before = Path.cwd()
@@ -46,7 +46,7 @@ def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterat
 def trained(settings: dict[str, Any]) -> pd.DataFrame:
     """The history of a training run of the project."""
     from pipeline.params import Params
-    from pipeline.train import train
+    from pipeline.stages.train import train
 
     train(Params.model_validate(settings))
     return pd.read_csv("results/train/history.csv")

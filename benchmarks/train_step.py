@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--meta-batch 8] [--batch 64] [--image-size 32] [--dtype fp32] [--threads 2]
 
 A step is graphs, hypernetwork forward, each target network forward and backward, hypernetwork backward and clipping.
-Its architectures, at the widths that training draws, and its images are at hand. The plain loop does it as one would
+Its architectures, at the widths that training samples, and its images are at hand. The plain loop does it as one would
 write it first: for each architecture it predicts the parameters node by node, builds our `nn.Module` and runs it in
 fp32; then it calls backward once. Both compute the same steps, and compare one gradient. Whatever the meta-batch, the
 same 64 architectures are timed (more, if it is larger), so that figures of different meta-batches compare.
@@ -31,10 +31,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig
-from ghn.graphs import Graph, GraphBatch, Node
-from ghn.meta_batch import SLICE, Drawn, TrainingSet, draw_meta_batch
-from ghn.sampling import draws
-from ghn.training import Slice, StepSettings, Stopwatch, accumulate_slice
+from ghn.deepnets1m.sampling import samples
+from ghn.networks.graph import Graph, Node
+from ghn.networks.graph_batch import GraphBatch
+from ghn.training.load_balance import MICRO_BATCH_SIZE
+from ghn.training.meta_batch import SampledArchitecture, TrainingSet, sample_meta_batch
+from ghn.training.step import MicroBatch, StepSettings, Stopwatch, accumulate_micro_batch
 
 WIDTHS, HEAD_WIDTHS = range(32, 129, 16), range(64, 513, 64)
 """What the published C and fc_dim are drawn from."""
@@ -48,7 +50,7 @@ CLASSES = 10
 
 
 def training_set() -> TrainingSet:
-    drawn = [next(draws(0, "train", index)) for index in range(TRAINING_SET)]
+    drawn = [next(samples(0, "train", index)) for index in range(TRAINING_SET)]
     return TrainingSet(
         nodes=np.array([draw.summary.nodes for draw in drawn]),
         parameters=np.array([draw.summary.num_parameters for draw in drawn]),
@@ -56,36 +58,36 @@ def training_set() -> TrainingSet:
     )
 
 
-def meta_batches(size: int) -> Iterator[list[Drawn]]:
+def meta_batches(size: int) -> Iterator[list[SampledArchitecture]]:
     """Meta-batches of a size, which together hold the same architectures whatever the size is."""
     among, several = training_set(), max(1, ARCHITECTURES // size)
     published = range(math.ceil(several * size / META_BATCH))
     architectures = [
         item
         for step in published
-        for item in draw_meta_batch(among, 0, step, META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
+        for item in sample_meta_batch(among, 0, step, META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
     ]
     return (architectures[start : start + size] for start in range(0, several * size, size))
 
 
 def train_step(
-    ghn: GHN, drawn: Sequence[Drawn], images: Tensor, labels: Tensor, step: int, settings: StepSettings
+    ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor, step: int, settings: StepSettings
 ) -> tuple[float, float]:
     """Seconds of a step, and of its hypernetwork."""
     started = perf_counter()
     watch, graph_seconds = Stopwatch(images.device), 0.0
     ghn.zero_grad()
-    for start in range(0, len(drawn), SLICE):
-        positions = range(start, min(start + SLICE, len(drawn)))
-        part = Slice.of(ghn, {position: drawn[position] for position in positions}, positions, images.shape[-1])
+    for start in range(0, len(drawn), MICRO_BATCH_SIZE):
+        positions = range(start, min(start + MICRO_BATCH_SIZE, len(drawn)))
+        part = MicroBatch.of(ghn, {position: drawn[position] for position in positions}, positions, images.shape[-1])
         graph_seconds += part.graph_seconds
-        accumulate_slice(ghn, part, images, labels, step, settings, watch)
+        accumulate_micro_batch(ghn, part, images, labels, step, settings, watch)
     torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
     hypernetwork = watch.seconds["hypernetwork_forward"] + watch.seconds["hypernetwork_backward"]
     return perf_counter() - started, graph_seconds + hypernetwork
 
 
-def plain_step(ghn: GHN, drawn: Sequence[Drawn], images: Tensor, labels: Tensor) -> float:
+def plain_step(ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> float:
     """Seconds of the plain loop for the same step."""
     started = perf_counter()
     ghn.zero_grad()
@@ -115,7 +117,7 @@ def alone(node: Node) -> GraphBatch:
     return GraphBatch((node,), 1, np.zeros(1, dtype=int), np.array([0, 1]), none, none, none)
 
 
-def require_equal_gradients(ghn: GHN, drawn: Sequence[Drawn], images: Tensor, labels: Tensor) -> None:
+def require_equal_gradients(ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> None:
     """Both loops compute the same, up to rounding (compared for networks without dropout)."""
     gradients = []
     for step in (train_step, plain_step):

@@ -3,7 +3,7 @@
     python benchmarks/training_costs.py [--architectures 60] [--dtype fp32]
 
 Measures the forward and backward pass of training architectures, 64 images, one thread, at 32×32 pixels (widths 32 to
-128) and at 14×14 (widths 16 to 32), and compares `ghn.costs.training_seconds` with that; then fits its prices again. It
+128) and at 14×14 (widths 16 to 32), and compares `ghn.training.cost_model.training_seconds` with that; then fits its prices again. It
 also shows how evenly that lets two and three workers share meta-batches of eight. The last line is JSON: for each image
 size `relative_error` (standard deviation of predicted / measured, which has mean 1), and `imbalance` of two workers
 (slowest / mean, by measured seconds).
@@ -22,11 +22,11 @@ import typer
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
-from ghn.costs import Work, training_seconds, work_of
-from ghn.meta_batch import share_meta_batch
-from ghn.program import Program
-from ghn.sampling import draws, training_widths
-from ghn.training import StepSettings, target_gradient
+from ghn.deepnets1m.sampling import samples, training_widths
+from ghn.networks.program import Program
+from ghn.training.cost_model import Work, training_seconds, work_of
+from ghn.training.load_balance import assign_meta_batch
+from ghn.training.step import StepSettings, target_gradient
 
 BATCH = 64
 META_BATCH = 8
@@ -35,10 +35,10 @@ SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32), (64, 1
 
 
 def drawn(image_size: int, count: int) -> list[Architecture]:
-    """The first training architectures, at widths that training draws."""
+    """The first training architectures, at widths that training samples."""
     widths, head_widths = SIZES[image_size]
     random = np.random.default_rng(0)
-    first = [next(draws(0, "train", index)) for index in range(count)]
+    first = [next(samples(0, "train", index)) for index in range(count)]
     return [
         training_widths(draw.architecture, draw.summary.num_parameters, widths, head_widths, random.random(2))
         for draw in first
@@ -73,7 +73,7 @@ def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers:
     slowest, mean = 0.0, 0.0
     for start in range(0, len(seconds) - META_BATCH + 1, META_BATCH):
         chosen = slice(start, start + META_BATCH)
-        shares = share_meta_batch(costs[chosen].tolist(), nodes[chosen], workers, slices=1)
+        shares = assign_meta_batch(costs[chosen].tolist(), nodes[chosen], workers, slices=1)
         loads = [sum(seconds[start + position] for share in shares_ for position in share.mine) for shares_ in shares]
         slowest, mean = slowest + max(loads), mean + sum(loads) / workers
     return slowest / mean

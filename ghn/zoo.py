@@ -1,4 +1,4 @@
-"""Architectures by name: torchvision's, timm's, the predefined ones and whatever a split draws."""
+"""Architectures by name: torchvision's, timm's, the predefined ones and whatever a split samples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ghn.architectures import Network
-from ghn.predefined import PREDEFINED
-from ghn.sampling import SPLIT_RULES, sample_architecture
+from ghn.deepnets1m.predefined import PREDEFINED
+from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
+from ghn.networks.network import Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ def list_architectures(pattern: str = "*") -> list[str]:
     """The names that `load` takes, as far as they match a shell pattern such as `*resnet*`.
 
     Those of torchvision stand alone (`resnet50`); those of timm, if it is installed, begin with `timm/`, and those of
-    the split `predefined` with `predefined/`. Not listed: `<split>/<number>`, what that split draws with seed 0.
+    the split `predefined` with `predefined/`. Not listed: `<split>/<number>`, what that split samples with seed 0.
     """
     names = [f"predefined/{name}" for name in PREDEFINED]
     if find_spec("torchvision") is not None:

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.errors import Terminated, UserError
 from pipeline.params import load_params
-from pipeline.storage import FORBIDDEN, FULL
+from pipeline.storage.files import FORBIDDEN, FULL
 
 app = typer.Typer(
     help="Graph hypernetworks: predict all parameters of networks never seen.",
@@ -26,12 +26,12 @@ app = typer.Typer(
 STAGES = "Stages of the pipeline, in this order"
 ARCHITECTURES = "Stored architectures"
 NETWORKS = "Any network"
-FILES = "Published files"
+FILES = "PaperStatistics files"
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
 
-def explained(command: Callable[..., None]) -> Callable[..., None]:
+def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
     """What the user can mend is said in its own words, without a traceback, and exits with status 1."""
 
     @functools.wraps(command)
@@ -61,11 +61,11 @@ def run_stage(stage: str, file: Path) -> None:
     params = load_params(file)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
-    getattr(import_module(f"pipeline.{stage}"), stage)(params)
+    getattr(import_module(f"pipeline.stages.{stage}"), stage)(params)
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def check(params: ParamsFile = Path("params.yaml")) -> None:
     """Check the settings, the storage and the images that they name."""
     run_stage("check", params)
@@ -73,60 +73,62 @@ def check(params: ParamsFile = Path("params.yaml")) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def generate(params: ParamsFile = Path("params.yaml")) -> None:
     """Sample the architectures of all splits into sharded Parquet."""
     run_stage("generate", params)
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def train(params: ParamsFile = Path("params.yaml")) -> None:
     """Train a hypernetwork on the training architectures and images."""
     run_stage("train", params)
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def evaluate(params: ParamsFile = Path("params.yaml")) -> None:
     """Score predicted parameters on every split, beside random ones."""
     run_stage("evaluate", params)
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def finetune(params: ParamsFile = Path("params.yaml")) -> None:
     """Transfer to other data sets, from predicted and from random parameters."""
     run_stage("finetune", params)
 
 
 @app.command(rich_help_panel=STAGES)
-@explained
+@exits_on_user_error
 def report(params: ParamsFile = Path("params.yaml")) -> None:
     """Draw the plots and tables and write one page of all results."""
     run_stage("report", params)
 
 
 @app.command(rich_help_panel=ARCHITECTURES)
-@explained
+@exits_on_user_error
 def verify(
     params: ParamsFile = Path("params.yaml"),
     recompute: Annotated[int, typer.Option(min=0, help="Rows of each split that are compiled again.")] = 200,
     every_row: Annotated[bool, typer.Option("--every-row", help="Count all other rows again too.")] = False,
 ) -> None:
     """Verify what stage generate wrote: checksums, that no network is there twice, and rows computed again."""
-    from pipeline.verify import verify as verify_architectures
+    from pipeline.architectures.verify import verify as verify_architectures
 
     verify_architectures(load_params(params), recompute=recompute, every_row=every_row)
 
 
-Architecture = Annotated[str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split draws.")]
+Architecture = Annotated[
+    str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split samples.")
+]
 Classes = Annotated[int | None, typer.Option("--classes", min=1, help="Of the network; by default those of the GHN.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In pixels; by default what it takes.")]
 
 
 @app.command("list", rich_help_panel=NETWORKS)
-@explained
+@exits_on_user_error
 def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'.")] = "*") -> None:
     """List the architectures that have a name: torchvision's, timm's (if installed) and the predefined ones."""
     from ghn import list_architectures
@@ -138,7 +140,7 @@ def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'."
 
 
 @app.command(rich_help_panel=NETWORKS)
-@explained
+@exits_on_user_error
 def predict(
     architecture: Architecture,
     checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")],
@@ -154,7 +156,7 @@ def predict(
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
 ) -> None:
     """Predict the parameters of a network and write them to a file."""
-    from pipeline.networks import predict_network
+    from pipeline.commands.one_network import predict_network
 
     predict_network(
         architecture,
@@ -170,46 +172,46 @@ def predict(
 
 
 @app.command(rich_help_panel=NETWORKS)
-@explained
+@exits_on_user_error
 def graph(
     architecture: Architecture,
     out: Annotated[Path, typer.Option(help="Where to draw it: .svg, .pdf or .png.")],
     classes: Annotated[int, typer.Option(min=1, help="Of the network.")] = 1000,
     image_size: ImageSize = None,
-    virtual_edges: Annotated[bool, typer.Option(help="Draw virtual edges too.")] = False,
+    virtual_edges: Annotated[bool, typer.Option(help="Sample virtual edges too.")] = False,
 ) -> None:
-    """Draw the graph of a network, as a GHN sees it."""
-    from pipeline.networks import draw_network
+    """Render the graph of a network, as a GHN sees it."""
+    from pipeline.commands.one_network import render_network
 
-    draw_network(architecture, out, classes, image_size, virtual_edges)
+    render_network(architecture, out, classes, image_size, virtual_edges)
 
 
 @app.command("import-ghn", rich_help_panel=FILES)
-@explained
+@exits_on_user_error
 def import_ghn(
     file: Annotated[Path, typer.Argument(help="A GHN in the published format.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
 ) -> None:
     """Import a published GHN; nothing in the file is executed."""
-    from pipeline.networks import import_hypernetwork
+    from pipeline.commands.one_network import import_hypernetwork
 
     import_hypernetwork(file, out)
 
 
 @app.command("export-ghn", rich_help_panel=FILES)
-@explained
+@exits_on_user_error
 def export_ghn(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
 ) -> None:
     """Export a GHN to the published format."""
-    from pipeline.networks import export_hypernetwork
+    from pipeline.commands.one_network import export_hypernetwork
 
     export_hypernetwork(checkpoint, out)
 
 
 @app.command("import-deepnets", rich_help_panel=FILES)
-@explained
+@exits_on_user_error
 def import_architectures(
     hdf5: Annotated[Path, typer.Argument(help="The graphs, such as deepnets1m_train.hdf5.")],
     metadata: Annotated[Path, typer.Argument(help="The records, such as deepnets1m_train_meta.json.")],
@@ -218,7 +220,7 @@ def import_architectures(
     keep_disagreeing: Annotated[bool, typer.Option(help="Import rows too whose graph is not their record's.")] = False,
 ) -> None:
     """Import published architectures of DeepNets-1M; every row is checked."""
-    from pipeline.deepnets.importing import import_deepnets
+    from pipeline.architectures.deepnets1m_files.import_split import import_deepnets
 
     import_deepnets(hdf5, metadata, split, storage, keep_disagreeing)
 

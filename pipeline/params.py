@@ -29,7 +29,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
 """The sampled splits; `predefined` is added to the evaluation as it is."""
 
-DRAWN = tuple(split for split in SPLITS if split != "wide")
+SAMPLED_SPLITS = tuple(split for split in SPLITS if split != "wide")
 """Those that are drawn or imported; `wide` is made from `test`."""
 
 
@@ -65,8 +65,8 @@ class GenerateSettings(Section):
     @model_validator(mode="after")
     def _imported_splits_exist(self) -> GenerateSettings:
         for split in self.imported:
-            if split not in DRAWN:
-                raise ValueError(f"imported names split {split}: must be one of {', '.join(DRAWN)}")
+            if split not in SAMPLED_SPLITS:
+                raise ValueError(f"imported names split {split}: must be one of {', '.join(SAMPLED_SPLITS)}")
         return self
 
     @model_validator(mode="after")
@@ -226,7 +226,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(_explain(error, path)) from error
 
 
-def fingerprint(settings: Any, length: int = 12) -> str:
+def settings_hash(settings: Any, length: int = 12) -> str:
     """Hexadecimal digits that change whenever the settings do (any JSON-serialisable value)."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()[:length]

@@ -11,7 +11,7 @@ from small_settings import ROOT
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.networks import draw_network
+from pipeline.commands.one_network import render_network
 
 README = (ROOT / "README.md").read_text()
 
@@ -48,7 +48,7 @@ def test_its_python_examples_name_what_exists() -> None:
 
 
 def test_its_picture_is_what_its_command_draws(tmp_path: Path) -> None:
-    draw_network("resnet18", tmp_path / "resnet18.svg", num_classes=1000, image_size=None, virtual_edges=False)
+    render_network("resnet18", tmp_path / "resnet18.svg", num_classes=1000, image_size=None, virtual_edges=False)
     assert (tmp_path / "resnet18.svg").read_bytes() == (ROOT / "docs/resnet18.svg").read_bytes()
 
 

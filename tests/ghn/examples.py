@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ghn import GHN, Architecture, Genotype, GHNConfig
-from ghn.architectures import OPERATIONS
-from ghn.graphs import Graph, Node
-from ghn.program import InvalidArchitecture, Program
-from ghn.sampling import SPLIT_RULES, sample_architecture
+from ghn.deepnets1m.genotype import OPERATIONS
+from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
+from ghn.networks.graph import Graph, Node
+from ghn.networks.program import InvalidArchitecture, Program
 
 CLASSES = 3
 CONFIG = GHNConfig(num_classes=CLASSES, image_size=16, hidden=8, kernel=3)
@@ -64,7 +64,7 @@ def composed(draw) -> Architecture:
 
 
 def sampled() -> st.SearchStrategy[Architecture]:
-    """What a split draws."""
+    """What a split samples."""
     return st.builds(sample, st.sampled_from(sorted(SPLIT_RULES)), st.integers(0, 9999), st.integers(0, 9999))
 
 

@@ -9,7 +9,7 @@ from examples import tiny_ghn
 from torch import Tensor, nn
 
 from ghn import Graph
-from ghn.program import Parameter
+from ghn.networks.operations import Parameter
 
 
 class Calls(nn.Module):

@@ -8,7 +8,10 @@ import pytest
 import ghn
 
 
-@pytest.mark.parametrize("modules", ["ghn.sampling, ghn.graphs, ghn.cells", "pipeline.architecture_store"])
+@pytest.mark.parametrize(
+    "modules",
+    ["ghn.deepnets1m.sampling, ghn.networks.graph, ghn.deepnets1m.architecture", "pipeline.architectures.store"],
+)
 def test_architectures_do_not_wait_for_pytorch(modules: str) -> None:
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

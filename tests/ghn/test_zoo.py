@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ghn import list_architectures, load
-from ghn.predefined import PREDEFINED
-from ghn.sampling import sample_architecture
+from ghn.deepnets1m.predefined import PREDEFINED
+from ghn.deepnets1m.sampling import sample_architecture
 from ghn.zoo import find_network
 
 

@@ -13,7 +13,7 @@ import pytest
 from example_results import make_results
 from small_settings import ROOT
 
-from pipeline.cluster import ray_cluster
+from pipeline.cluster.ray_cluster import ray_cluster
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ghn import GHN, GHNConfig
-from pipeline.results import write_csv, write_json, write_parquet
-from pipeline.training_plots import TIME_PARTS
+from pipeline.reporting.training_plots import TIME_PARTS
+from pipeline.storage.tables import write_csv, write_json, write_parquet
 
 # split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
 SPLITS = {

@@ -12,8 +12,8 @@ import yaml
 from small_settings import small_settings
 
 from ghn import GHN, GHNConfig
-from pipeline.generate import generate
 from pipeline.params import Params
+from pipeline.stages.generate import generate
 
 STAGES = ("check", "generate", "train", "evaluate", "finetune", "report")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_settings import ROOT
 
 from pipeline.errors import UserError
-from pipeline.params import Params, fingerprint, load_params
+from pipeline.params import Params, load_params, settings_hash
 
-ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
@@ -189,5 +189,5 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_depends_on_every_value_and_not_on_the_order_of_keys() -> None:
-    assert fingerprint({"a": 1, "b": [2, None]}) == fingerprint({"b": [2, None], "a": 1})
-    assert len({fingerprint({"a": value}) for value in (1, 2, 1.5, "1", None, True)}) == 6
+    assert settings_hash({"a": 1, "b": [2, None]}) == settings_hash({"b": [2, None], "a": 1})
+    assert len({settings_hash({"a": value}) for value in (1, 2, 1.5, "1", None, True)}) == 6

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ghn import GHN, GHNConfig
+from pipeline.cluster.cached_tasks import read_task_cache, task_cache_folder
 from pipeline.errors import UserError
-from pipeline.results import finished_folder, read_finished, trained_ghn, write_json
+from pipeline.evaluation.networks import trained_ghn
+from pipeline.storage.tables import write_json
 
 CONFIG = GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=3)
 
@@ -22,32 +24,32 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_what_is_finished_is_found_again_by_name(tmp_path: Path) -> None:
-    folder = finished_folder(str(tmp_path), "evaluations", {"batch": 64})
-    assert read_finished(folder) == {}
+    folder = task_cache_folder(str(tmp_path), "evaluations", {"batch": 64})
+    assert read_task_cache(folder) == {}
     write_json(f"{folder}/first.json", [1, 0.5, None])
     write_json(f"{folder}/second.json", {"a": "b"})
-    assert read_finished(folder) == {"first": [1, 0.5, None], "second": {"a": "b"}}
+    assert read_task_cache(folder) == {"first": [1, 0.5, None], "second": {"a": "b"}}
 
 
 def test_other_settings_find_other_results(tmp_path: Path) -> None:
-    write_json(f"{finished_folder(str(tmp_path), 'evaluations', {'batch': 64})}/a.json", 1)
-    assert read_finished(finished_folder(str(tmp_path), "evaluations", {"batch": 32})) == {}
-    assert read_finished(finished_folder(str(tmp_path), "finetuning", {"batch": 64})) == {}
+    write_json(f"{task_cache_folder(str(tmp_path), 'evaluations', {'batch': 64})}/a.json", 1)
+    assert read_task_cache(task_cache_folder(str(tmp_path), "evaluations", {"batch": 32})) == {}
+    assert read_task_cache(task_cache_folder(str(tmp_path), "finetuning", {"batch": 64})) == {}
 
 
 def test_what_is_finished_is_found_again_in_a_bucket(bucket: str) -> None:
-    folder = finished_folder(bucket, "evaluations", "settings")
+    folder = task_cache_folder(bucket, "evaluations", "settings")
     assert folder.startswith("s3://bucket/prefix/evaluations/")
-    assert read_finished(folder) == {}
+    assert read_task_cache(folder) == {}
     write_json(f"{folder}/a.json", [1])
     write_json(f"{folder}/b.json", [2])
-    assert read_finished(folder) == {"a": [1], "b": [2]}
+    assert read_task_cache(folder) == {"a": [1], "b": [2]}
 
 
 def test_a_damaged_result_counts_as_not_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_json(tmp_path / "whole.json", [1])
     (tmp_path / "cut.json").write_text('[{"top1": 0.')
-    assert read_finished(str(tmp_path)) == {"whole": [1]}
+    assert read_task_cache(str(tmp_path)) == {"whole": [1]}
     assert "cut.json" in caplog.text
 
 
@@ -62,7 +64,7 @@ def test_a_relative_storage_is_meant_from_the_workspace(tmp_path: Path, monkeypa
     copy.mkdir(parents=True)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(copy)
-    assert finished_folder("storage", "evaluations", 1).startswith(f"{tmp_path}/storage/evaluations/")
+    assert task_cache_folder("storage", "evaluations", 1).startswith(f"{tmp_path}/storage/evaluations/")
 
 
 def test_two_checkpoints_have_two_digests(checkpoint: Path) -> None:

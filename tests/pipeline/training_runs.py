@@ -16,15 +16,15 @@ import pandas as pd
 import psutil
 import pytest
 
-from pipeline.architecture_store import write_manifest
-from pipeline.cluster import ray_cluster
-from pipeline.generate import make_splits
+from pipeline.architectures.splits import make_splits
+from pipeline.architectures.store import write_manifest
+from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.params import Params
 from pipeline.results import MANIFEST
-from pipeline.train import train
+from pipeline.stages.train import train
 
 MEASURED = ["loss", "top1", "dropped", "step", "learning_rate", "gradient_norm", "architecture_norm_max"]
-TRAIN = "from pipeline import params, train; train.train(params.load_params())"
+TRAIN = "from pipeline.params import load_params; from pipeline.stages.train import train; train(load_params())"
 
 
 @dataclass(frozen=True)

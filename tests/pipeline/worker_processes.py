@@ -20,7 +20,9 @@ def in_processes(workers: int, function: Callable[..., Any], *arguments: Any) ->
     They are forked from a process that has imported what they need: that takes seconds, once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch", "pipeline.validation", "pipeline.step_total"])
+    context.set_forkserver_preload(
+        ["pytest", "torch", "pipeline.training.validation", "pipeline.training.gradient_reduction"]
+    )
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, context) as pool:
         store = os.path.join(folder, "store")
         futures = [pool.submit(_in_group, store, rank, workers, function, arguments) for rank in range(workers)]

@@ -1,0 +1,193 @@
+"""Architectures of DeepNets-1M: records that compile to programs.
+
+Source: Knyazev, Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures",
+NeurIPS 2021; the cells follow DARTS (Liu, Simonyan, Yang, ICLR 2019). Field names are those of the published
+data set.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ghn.deepnets1m.block_summary import SummaryBuilder
+from ghn.deepnets1m.blocks import edge, factorised_reduction, head, patches, relu_conv_norm, stem_0, stem_1, subsample
+from ghn.deepnets1m.genotype import Genotype, require_fields
+from ghn.networks.network import Network
+from ghn.networks.program import LARGE_IMAGE, Builder, Program, ProgramBuilder
+from ghn.networks.summary import Summary
+
+INTEGERS = ("n_cells", "C", "C_mult", "ks", "stem_type", "fc_layers", "fc_dim")
+SWITCHES = ("stem_pool", "preproc", "glob_avg")
+
+
+@dataclass(frozen=True)
+class Architecture(Network):
+    """A network of stacked cells: a genotype and everything else needed to build it."""
+
+    genotype: Genotype
+    n_cells: int
+    C: int = 32
+    C_mult: int = 1
+    ks: int = 3
+    stem_type: int = 0
+    stem_pool: bool = False
+    norm: str | None = "bnorm"
+    preproc: bool = True
+    glob_avg: bool = True
+    fc_layers: int = 1
+    fc_dim: int = 256
+
+    def __post_init__(self) -> None:
+        for names, kind, words in ((INTEGERS, int, "an integer"), (SWITCHES, bool, "true or false")):
+            for name in names:
+                if type(getattr(self, name)) is not kind:
+                    raise ValueError(f"{name} = {getattr(self, name)!r}: must be {words}")
+        if self.n_cells < 1:
+            raise ValueError(f"n_cells = {self.n_cells}: must be at least 1")
+        if self.C < 2 or self.C % 2:
+            raise ValueError(f"C = {self.C}: must be even and at least 2")
+        if self.C_mult not in (1, 2):
+            raise ValueError(f"C_mult = {self.C_mult}: must be 1 or 2")
+        if self.ks not in (3, 5, 7):
+            raise ValueError(f"ks = {self.ks}: must be 3, 5 or 7")
+        if self.stem_type not in (0, 1):
+            raise ValueError(f"stem_type = {self.stem_type}: must be 0 or 1")
+        if self.norm not in ("bnorm", None):
+            raise ValueError(f"norm = {self.norm!r}: must be 'bnorm' or null")
+        if self.fc_layers not in (1, 2):
+            raise ValueError(f"fc_layers = {self.fc_layers}: must be 1 or 2")
+        if self.fc_dim < 1:
+            raise ValueError(f"fc_dim = {self.fc_dim}: must be at least 1")
+        if self.has_msa and self.C % 8:
+            raise ValueError(f"C = {self.C}: must be divisible by the 8 heads of msa")
+        if not self.preproc and (self.C_mult > 1 or self.n_states > 1):
+            raise ValueError("preproc = false: only possible with one state a cell and C_mult = 1")
+
+    @property
+    def has_msa(self) -> bool:
+        """Whether the network is a transformer: patches, a position encoding, one resolution throughout."""
+        return "msa" in self.genotype.operations
+
+    @property
+    def n_states(self) -> int:
+        """The number of concatenated states, the larger of the two cells'."""
+        return max(len(self.genotype.normal_concat), len(self.genotype.reduce_concat))
+
+    def compile(self, image_size: int, num_classes: int) -> Program:
+        """The program of the architecture for square images and a number of classes.
+
+        Raises:
+            InvalidArchitecture: nothing reaches the output.
+            ValueError: the image is too small or the number of classes is not positive.
+        """
+        build = ProgramBuilder(image_size, num_classes)
+        return build.finish(assemble(build, self, image_size, num_classes))
+
+    def summary(self, image_size: int, num_classes: int) -> Summary:
+        """What `summarise(self.compile(…))` gives and raises, added up from blocks without a program."""
+        build = SummaryBuilder(image_size)
+        return build.finish(assemble(build, self, image_size, num_classes))
+
+    def num_parameters(self, image_size: int, num_classes: int) -> int:
+        """The number of elements of all parameters, after pruning, added up from blocks without a program."""
+        build = SummaryBuilder(image_size)
+        return build.num_parameters(assemble(build, self, image_size, num_classes))
+
+    def with_width(self, C: int, fc_dim: int | None = None) -> Architecture:
+        """The same architecture with another width (and hidden width of the head)."""
+        return replace(self, C=C, fc_dim=self.fc_dim if fc_dim is None else fc_dim)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types (edges as lists, not tuples)."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Architecture:
+        """The architecture of a record with the fields of the published data set; other keys are ignored.
+
+        Raises:
+            ValueError: a field is missing or impossible.
+        """
+        require_fields(record, ["genotype", "n_cells"], "architecture record")
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        return cls(**{**known, "genotype": Genotype.from_dict(record["genotype"])})
+
+
+def assemble(build: Builder, architecture: Architecture, image_size: int, num_classes: int) -> int | None:
+    """Describe an architecture to a builder, block by block; return the position of the logits, None if absent.
+
+    The builder is a `ProgramBuilder`, which keeps every operation, or a `SummaryBuilder`, which keeps what it counted of
+    blocks that it has seen before.
+    """
+    if image_size < 8:
+        raise ValueError(f"image_size = {image_size}: must be at least 8 pixels")
+    if num_classes < 1:
+        raise ValueError(f"num_classes = {num_classes}: must be at least 1")
+    x = _cells(build, architecture, *_stem(build, architecture, image_size >= LARGE_IMAGE))
+    if x is None:
+        return None
+    hidden = architecture.fc_dim if architecture.fc_layers == 2 else None
+    return build.block(head, x, "classifier", architecture.glob_avg, hidden, num_classes)
+
+
+def _stem(build: Builder, architecture: Architecture, large: bool) -> tuple[int, int]:
+    """The two results that the first cell reads."""
+    C, ks, norm = architecture.C, architecture.ks, architecture.norm is not None
+    if architecture.has_msa:
+        x = build.block(patches, build.image, "", C, large)
+        return x, x
+    if architecture.stem_type == 0:
+        channels = 3 * C if architecture.preproc and not large else C
+        x = build.block(stem_0, build.image, "stem", channels, ks, 4 if large else 1, architecture.stem_pool, norm)
+        return x, x
+    first = build.block(stem_1, build.image, "stem0", C, ks, 2 if large else 1, norm)
+    return first, build.block(relu_conv_norm, first, "stem1", C, 3, 2, norm)
+
+
+def _cells(build: Builder, architecture: Architecture, older: int | None, newer: int | None) -> int | None:
+    """The result of the last cell; `older` and `newer` are those that the first one reads."""
+    genotype, norm, width = architecture.genotype, architecture.norm is not None, architecture.C
+    keeps_resolution = architecture.has_msa
+    reductions = {n for n in (architecture.n_cells // 3, 2 * architecture.n_cells // 3) if n > 0}
+    # After stem 1 the two inputs of cell 0 differ in resolution as if a reduction had come before.
+    shrink = architecture.stem_type == 1 and not keeps_resolution
+    for index in range(architecture.n_cells):
+        edges, concat, stride = genotype.normal, genotype.normal_concat, 1
+        if index in reductions:
+            edges, concat, stride = genotype.reduce, genotype.reduce_concat, 1 if keeps_resolution else 2
+            width *= architecture.C_mult
+        name = f"cells.{index}"
+        if architecture.preproc:
+            states = [
+                _preprocess(build, older, f"{name}.preprocess0", width, shrink, norm),
+                _preprocess(build, newer, f"{name}.preprocess1", width, False, norm),
+            ]
+        else:
+            states = [build.block(subsample, older, name) if shrink and older is not None else older, newer]
+        for place in range(0, len(edges), 2):
+            ends = [
+                _edge(build, states[source], f"{name}._ops.{k}", operation, width, stride if source < 2 else 1, norm)
+                for k, (operation, source) in enumerate(edges[place : place + 2], start=place)
+            ]
+            states.append(build.add(ends))
+        older, newer = newer, build.concat([states[state] for state in concat])
+        shrink = stride == 2
+    return newer
+
+
+def _preprocess(build: Builder, x: int | None, name: str, width: int, shrink: bool, norm: bool) -> int | None:
+    if x is None:
+        return None
+    if shrink:
+        return build.block(factorised_reduction, x, name, width, norm)
+    return build.block(relu_conv_norm, x, f"{name}.op", width, 1, 1, norm)
+
+
+def _edge(build: Builder, x: int | None, name: str, operation: str, width: int, stride: int, norm: bool) -> int | None:
+    if x is None or operation == "none":
+        return None
+    if operation == "skip_connect" and stride == 1:
+        return x
+    return build.block(edge, x, name, operation, width, stride, norm)

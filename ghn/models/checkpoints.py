@@ -1,0 +1,87 @@
+"""Checkpoints: a folder with weights in safetensors and the configuration in JSON; nothing executes code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ghn.models.config import GHNConfig
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or does not fit; the message names the file."""
+
+
+def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint folder whole, in the place of an earlier one; when interrupted, that one stays.
+
+    Raises:
+        CheckpointError: the folder is there and holds something else, which would be lost.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists():
+        others = {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG} if folder.is_dir() else {"a file"}
+        if others:
+            raise CheckpointError(f"{folder} is not a checkpoint (it holds {min(others)}): save to a folder of its own")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / "checkpoint"
+        whole.mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, whole / WEIGHTS)
+        (whole / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        shutil.copymode(whole / CONFIG, whole / WEIGHTS)  # safetensors lets nobody else read
+        _replace(folder, whole, Path(scratch) / "before")
+
+
+def _replace(folder: Path, new: Path, before: Path) -> None:
+    """Gives `new` the name `folder`; what had it moves to `before`, and back again if that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(before)
+    try:
+        new.rename(folder)
+    except BaseException:
+        before.rename(folder)
+        raise
+
+
+def read_checkpoint(folder: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    """Return the configuration and the weights of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the configuration is impossible.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} not found: a checkpoint folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = GHNConfig(**json.loads((folder / CONFIG).read_text()))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a GHN configuration: {error}") from error
+    return config, read_weights(folder)
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint folder by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error

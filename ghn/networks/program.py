@@ -1,0 +1,254 @@
+"""An architecture compiled to a *program*: a flat, topologically ordered list of operations.
+
+The program is the one source of truth about a network. From it come the graph that the hypernetwork reads
+(`ghn.networks.graph`), the functional forward pass (`ghn.networks.functional`), the `nn.Module` (`ghn.networks.module`) and the costs
+(below), so the four can never disagree.
+
+Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ghn.networks.canonical_hash import hash_of_value, image_value, polynomial
+from ghn.networks.graph import Graph, graph_of_operations
+from ghn.networks.operations import Operation, Parameter, flops_of
+
+LARGE_IMAGE = 112
+"""Images of at least this side get the stems of the published ImageNet networks."""
+
+
+class InvalidArchitecture(ValueError):
+    """The architecture has no output: every path from the image ends in `none`."""
+
+    def __init__(self) -> None:
+        super().__init__("the network has no output: every path from the image ends in 'none'")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled network; the first operation is the image, the last one gives the logits."""
+
+    operations: tuple[Operation, ...]
+    image_size: int
+    num_classes: int
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, in the order in which the operations use them."""
+        for operation in self.operations:
+            yield from operation.parameters
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return sum(parameter.size for parameter in self.parameters())
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of one image's forward pass: two for each multiply-add of convolutions,
+        linear layers and attention products; norms, activations and pools are left out, as is usual."""
+        return sum(flops_of(operation) for operation in self.operations)
+
+    @cached_property
+    def activations(self) -> int:
+        """Elements of all intermediate results for one image: what a backward pass has to keep."""
+        return sum(math.prod(operation.shape) for operation in self.operations)
+
+    @cached_property
+    def freed_after(self) -> tuple[tuple[int, ...], ...]:
+        """For each operation, the results that nothing reads after it, so that they can be freed."""
+        last: dict[int, int] = {}
+        for position, operation in enumerate(self.operations):
+            for source in operation.inputs:
+                last[source] = position
+        freed: list[list[int]] = [[] for _ in self.operations]
+        for source, position in last.items():
+            freed[position].append(source)
+        return tuple(map(tuple, freed))
+
+    @cached_property
+    def network_hash(self) -> str:
+        """Equal for equal networks, whatever the names of their parameters: see `ghn.networks.canonical_hash`."""
+        value = polynomial(self.operations)(image_value(self.image_size))
+        return hash_of_value(value, len(self.operations), self.num_parameters)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The computational graph of primitives that the hypernetwork reads."""
+        return graph_of_operations(self.operations)
+
+
+class Builder(ABC):
+    """What a network is described to, step by step.
+
+    Every method returns the position of its result. A position may be `None`, which stands for an absent
+    result (Section 4: `none` contributes nothing): whatever is applied to it is absent too.
+    """
+
+    @property
+    def image(self) -> int:
+        return 0
+
+    @abstractmethod
+    def shape(self, x: int) -> tuple[int, ...]:
+        """The shape of the result at a position."""
+
+    @abstractmethod
+    def emit(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        """An operation without parameters and settings."""
+
+    @abstractmethod
+    def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
+        """What `emit(builder, x, name, *settings)` gives, where `builder` takes single operations.
+
+        It may depend on the shape of `x` and on the settings, which are hashable, and on nothing else.
+        """
+
+    def add(self, inputs: list[int | None]) -> int | None:
+        """The sum of the results that are present; absent if none is."""
+        present = [x for x in inputs if x is not None]
+        if not present:
+            return None
+        if len(present) == 1:
+            return present[0]
+        return self.emit("add", tuple(present), self.shape(present[0]))
+
+    def concat(self, inputs: list[int | None]) -> int | None:
+        """The concatenation along channels, with zeros in place of absent results; absent if all are."""
+        present = next((x for x in inputs if x is not None), None)
+        if present is None:
+            return None
+        shape = self.shape(present)
+        filled = [self.emit("zeros", (), shape) if x is None else x for x in inputs]
+        if len(filled) == 1:
+            return filled[0]
+        channels = sum([self.shape(x)[0] for x in filled])
+        return self.emit("concat", tuple(filled), (channels, *shape[1:]))
+
+
+class ProgramBuilder(Builder):
+    """Collects operations; `finish` prunes what does not reach the output and gives the program."""
+
+    def __init__(self, image_size: int, num_classes: int):
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.operations: list[Operation] = [Operation("image", (), (3, image_size, image_size))]
+
+    @classmethod
+    def on(cls, shape: tuple[int, ...]) -> ProgramBuilder:
+        """A builder for a part of a network, whose first operation stands for what comes before; it has that shape."""
+        build = cls(shape[-1], 0)
+        build.operations[0] = Operation("image", (), shape)
+        return build
+
+    def shape(self, x: int) -> tuple[int, ...]:
+        return self.operations[x].shape
+
+    def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
+        return emit(self, x, name, *settings)
+
+    def emit(
+        self,
+        kind: str,
+        inputs: tuple[int, ...],
+        shape: tuple[int, ...],
+        parameters: tuple[Parameter, ...] = (),
+        settings: tuple[int, ...] = (),
+    ) -> int:
+        self.operations.append(Operation(kind, inputs, shape, parameters, settings))
+        return len(self.operations) - 1
+
+    def unary(self, kind: str, x: int) -> int:
+        """An operation without settings that keeps the shape: `relu`, `gelu`, `dropout`, …"""
+        return self.emit(kind, (x,), self.operations[x].shape)
+
+    def conv(
+        self,
+        x: int,
+        out: int,
+        kernel: int | tuple[int, int],
+        name: str,
+        stride: int | tuple[int, int] = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> int:
+        """A convolution without bias; `padding` defaults to half the kernel."""
+        kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        sh, sw = stride if isinstance(stride, tuple) else (stride, stride)
+        ph, pw = (kh // 2, kw // 2) if padding is None else (padding, padding)
+        channels, height, width = self.operations[x].shape
+        height = (height + 2 * ph - dilation * (kh - 1) - 1) // sh + 1
+        width = (width + 2 * pw - dilation * (kw - 1) - 1) // sw + 1
+        weight = Parameter(f"{name}.weight", (out, channels // groups, kh, kw))
+        settings = (sh, sw, ph, pw, dilation, groups)
+        return self.emit("conv", (x,), (out, height, width), (weight,), settings)
+
+    def batch_norm(self, x: int, name: str) -> int:
+        shape = self.operations[x].shape
+        parameters = (Parameter(f"{name}.weight", shape[:1], "scale"), Parameter(f"{name}.bias", shape[:1], "bias"))
+        return self.emit("batch_norm", (x,), shape, parameters)
+
+    def layer_norm(self, x: int, name: str) -> int:
+        shape = self.operations[x].shape
+        parameters = (Parameter(f"{name}.weight", shape[-1:], "scale"), Parameter(f"{name}.bias", shape[-1:], "bias"))
+        return self.emit("layer_norm", (x,), shape, parameters)
+
+    def linear(self, x: int, out: int, name: str, bias: bool = True) -> int:
+        shape = self.operations[x].shape
+        parameters = [Parameter(f"{name}.weight", (out, shape[-1]))]
+        if bias:
+            parameters.append(Parameter(f"{name}.bias", (out,), "bias"))
+        return self.emit("linear", (x,), (*shape[:-1], out), tuple(parameters))
+
+    def pool(self, kind: str, x: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> int:
+        """`max_pool` or `avg_pool` (which does not count the padding)."""
+        channels, height, width = self.operations[x].shape
+        height = (height + 2 * padding - kernel) // stride + 1
+        width = (width + 2 * padding - kernel) // stride + 1
+        return self.emit(kind, (x,), (channels, height, width), (), (kernel, stride, padding))
+
+    def subsample(self, x: int, stride: int) -> int:
+        """Every `stride`-th row and column."""
+        channels, height, width = self.operations[x].shape
+        return self.emit("subsample", (x,), (channels, -(-height // stride), -(-width // stride)), (), (stride,))
+
+    def position_encoding(self, x: int, name: str) -> int:
+        """Adds a learned tensor of shape (1, C, P, P), P the side of `x`."""
+        shape = self.operations[x].shape
+        encoding = self.emit("position_encoding", (), shape, (Parameter(f"{name}.weight", (1, *shape), "encoding"),))
+        return self.emit("add", (x, encoding), shape)
+
+    def global_pool(self, x: int) -> int:
+        return self.emit("global_pool", (x,), self.operations[x].shape[:1])
+
+    def flatten(self, x: int) -> int:
+        return self.emit("flatten", (x,), (math.prod(self.operations[x].shape),))
+
+    def finish(self, output: int | None) -> Program:
+        """The program of everything that `output` depends on.
+
+        Raises:
+            InvalidArchitecture: the output is absent.
+        """
+        if output is None:
+            raise InvalidArchitecture
+        needed = [False] * len(self.operations)
+        needed[0] = needed[output] = True
+        for position in range(output, -1, -1):
+            if needed[position]:
+                for source in self.operations[position].inputs:
+                    needed[source] = True
+        place: dict[int, int] = {}
+        kept: list[Operation] = []
+        for position, operation in enumerate(self.operations[: output + 1]):
+            if needed[position]:
+                place[position] = len(kept)
+                kind, inputs, shape, parameters, settings = operation
+                kept.append(Operation(kind, tuple([place[x] for x in inputs]), shape, parameters, settings))
+        return Program(tuple(kept), self.image_size, self.num_classes)

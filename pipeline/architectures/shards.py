@@ -1,0 +1,187 @@
+"""Shards of architectures: the columns, and Parquet files that hold some rows of one split.
+
+Writing the same rows gives the same bytes, so it does not matter who writes a shard, or when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ghn.deepnets1m.architecture import Architecture
+from ghn.deepnets1m.genotype import Genotype
+from ghn.networks.summary import Summary
+from pipeline.storage.files import read_bytes, write_bytes
+
+
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"is": meaning})
+
+
+EDGES = pa.list_(pa.struct([("operation", pa.string()), ("state", pa.int8())]))
+STATES = pa.list_(pa.int8())
+
+GENOTYPE = pa.struct([("normal", EDGES), ("normal_concat", STATES), ("reduce", EDGES), ("reduce_concat", STATES)])
+
+SETTINGS = [
+    _field("n_cells", pa.int16(), "number of cells"),
+    _field("C", pa.int32(), "channels of the first cell"),
+    _field("C_mult", pa.int8(), "factor of the channels at each of the two reduction cells"),
+    _field("ks", pa.int8(), "kernel of the stem's first convolution"),
+    _field("stem_type", pa.int8(), "0: one convolution; 1: three, which halve the resolution"),
+    _field("stem_pool", pa.bool_(), "whether a max-pool ends stem 0"),
+    _field("norm", pa.string(), "bnorm, or null for a network without norm"),
+    _field("preproc", pa.bool_(), "whether cells begin with 1x1 convolutions of their two inputs"),
+    _field("glob_avg", pa.bool_(), "global average pool before the head, else flatten"),
+    _field("fc_layers", pa.int8(), "linear layers of the head"),
+    _field("fc_dim", pa.int32(), "width between them, if there are two"),
+]
+"""The fields of an `Architecture` beside its genotype, under the names that the published data set has for them."""
+
+SCHEMA = pa.schema(
+    [
+        _field("index", pa.int64(), "position in the split"),
+        _field("identity", pa.string(), "24 hexadecimal digits; equal networks, equal identity"),
+        _field("genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"),
+        *SETTINGS,
+        _field("nodes", pa.int32(), "nodes of the graph"),
+        _field("edges", pa.int32(), "edges of the graph, without virtual ones"),
+        _field("depth", pa.int32(), "edges of the longest path of the graph"),
+        _field("parameters", pa.int64(), "elements of all parameters, 32x32 images, 10 classes"),
+        _field("parameters_large", pa.int64(), "elements of all parameters, 224x224 images, 1000 classes"),
+        _field("flops", pa.int64(), "floating-point operations of a forward pass, one 32x32 image, 10 classes"),
+        _field("seed", pa.int64(), "of the stream that the architecture was drawn from; null if it was imported"),
+        _field("draw", pa.int32(), "which draw of the stream (seed, split, index) it is; null if it was imported"),
+    ]
+)
+
+RECORD = ["genotype", *(field.name for field in SETTINGS)]
+
+ROWS_IN_GROUP = 1000
+"""Rows that are compressed together: reading one takes the time of all, and fewer take more space."""
+
+
+class Row(NamedTuple):
+    """One architecture of a split; `seed` and `draw` say how it was drawn, if it was."""
+
+    index: int
+    architecture: Architecture
+    summary: Summary
+    """For 32×32 images, 10 classes."""
+    parameters_large: int
+    """Elements of all parameters for 224×224 images, 1000 classes."""
+    seed: int | None = None
+    draw: int | None = None
+
+
+def row(index: int, architecture: Architecture, seed: int | None = None, draw: int | None = None) -> Row:
+    """The row of an architecture of which nothing else is known yet."""
+    summary, parameters_large = architecture.summary(32, 10), architecture.num_parameters(224, 1000)
+    return Row(index, architecture, summary, parameters_large, seed, draw)
+
+
+def table_of(rows: Sequence[Row]) -> pa.Table:
+    """Rows in the columns of `SCHEMA`."""
+    architectures = [row.architecture for row in rows]
+    genotypes = [architecture.genotype for architecture in architectures]
+    summaries = [row.summary for row in rows]
+    columns = {
+        "index": [row.index for row in rows],
+        "identity": [summary.network_hash for summary in summaries],
+        "genotype": pa.StructArray.from_arrays(
+            [
+                _edges([genotype.normal for genotype in genotypes]),
+                pa.array([genotype.normal_concat for genotype in genotypes], STATES),
+                _edges([genotype.reduce for genotype in genotypes]),
+                pa.array([genotype.reduce_concat for genotype in genotypes], STATES),
+            ],
+            fields=list(GENOTYPE),
+        ),
+        **{field.name: [getattr(a, field.name) for a in architectures] for field in SETTINGS},
+        "nodes": [summary.nodes for summary in summaries],
+        "edges": [summary.edges for summary in summaries],
+        "depth": [summary.depth for summary in summaries],
+        "parameters": [summary.num_parameters for summary in summaries],
+        "parameters_large": [row.parameters_large for row in rows],
+        "flops": [summary.flops for summary in summaries],
+        "seed": [row.seed for row in rows],
+        "draw": [row.draw for row in rows],
+    }
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values, SCHEMA.field(name).type)
+        for name, values in columns.items()
+    ]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _edges(cells: Sequence[Sequence[tuple[str, int]]]) -> pa.ListArray:
+    ends = np.cumsum([0, *map(len, cells)], dtype=np.int32)
+    operations = pa.array([operation for cell in cells for operation, _ in cell], pa.string())
+    states = pa.array([state for cell in cells for _, state in cell], pa.int8())
+    edges = pa.StructArray.from_arrays([operations, states], fields=list(EDGES.value_type))
+    return pa.ListArray.from_arrays(pa.array(ends), edges, type=EDGES)
+
+
+def architecture_of(record: dict[str, Any]) -> Architecture:
+    """The architecture of a row's columns `RECORD`."""
+    genotype = record["genotype"]
+    edges = {
+        cell: tuple([(edge["operation"], edge["state"]) for edge in genotype[cell]]) for cell in ("normal", "reduce")
+    }
+    concat = {name: tuple(genotype[name]) for name in ("normal_concat", "reduce_concat")}
+    return Architecture(Genotype(**edges, **concat), **{field.name: record[field.name] for field in SETTINGS})
+
+
+@dataclass(frozen=True)
+class ArchitectureShard:
+    """One file of a split, as the manifest names it."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def shard_name(first: int, last: int) -> str:
+    """The name of the file with the rows from `first` up to and without `last`."""
+    return f"{first:08d}-{last:08d}.parquet"
+
+
+def write_shard(place: str, table: pa.Table) -> ArchitectureShard:
+    """Writes one shard, all of it or nothing; the same rows give the same bytes."""
+    content = _encode(table)
+    write_bytes(place, content)
+    return _shard(place, len(table), content)
+
+
+def find_shard(place: str, first: int, last: int) -> tuple[ArchitectureShard, pa.Table] | None:
+    """The shard with these rows that an earlier run has left, and its content; None if it is missing or damaged.
+
+    There is no checksum to compare it with before there is a manifest. But it is whole if writing the rows that were
+    read gives it, to the last byte.
+    """
+    try:
+        content = read_bytes(place)
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except (FileNotFoundError, pa.ArrowException, OSError):
+        return None
+    if table.schema != SCHEMA or table["index"].to_pylist() != list(range(first, last)) or _encode(table) != content:
+        return None
+    return _shard(place, len(table), content), table
+
+
+def _encode(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = table.cast(SCHEMA).combine_chunks()  # columns that were read have numbers among their metadata
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_IN_GROUP, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def _shard(place: str, rows: int, content: bytes) -> ArchitectureShard:
+    return ArchitectureShard(place.rpartition("/")[2], rows, len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,94 @@
+"""The files of all splits: sampled, imported, or widened from test."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+from ghn.deepnets1m.sampling import widen
+from ghn.networks.program import LARGE_IMAGE
+from pipeline.architectures.imported_splits import find_imported_splits
+from pipeline.architectures.sampled_splits import SAMPLED_FORMAT, Task, sample_splits, shard_tasks
+from pipeline.architectures.shards import ArchitectureShard, find_shard, row, table_of, write_shard
+from pipeline.architectures.store import ArchitectureStore, Split, write_manifest
+from pipeline.cluster.ray_cluster import ray_cluster
+from pipeline.params import SAMPLED_SPLITS, SPLITS, Params, settings_hash
+from pipeline.results import MANIFEST
+from pipeline.storage.paths import storage_url
+
+log = logging.getLogger(__name__)
+
+SplitFiles = tuple[str, list[ArchitectureShard]]
+"""A split's folder below the storage, and its shards."""
+
+
+def store_architectures(params: Params) -> ArchitectureStore:
+    """Writes the shards that are missing and then the manifest."""
+    with ray_cluster(params.cluster.address, params.cluster.cpus):
+        splits = make_splits(params)
+    write_manifest(MANIFEST, splits)
+    return ArchitectureStore(params.storage)
+
+
+def make_splits(params: Params) -> dict[str, SplitFiles]:
+    """The files of all splits, after those that are missing were written on the cluster."""
+    splits = find_imported_splits(params)
+    imported = {split: _network_hashes(params.storage, split, files) for split, files in splits.items()}
+    _warn_of_repeats(imported)
+    # Rows of the small splits take many samples each: they come first, so that no worker is left alone with them.
+    drawn = sorted((split for split in SAMPLED_SPLITS if split not in splits), key="train".__eq__)
+    shards = sample_splits({split: _tasks(params, split) for split in drawn}, set().union(*imported.values()))
+    splits |= {split: (_folder(params, split), shards[split]) for split in drawn}
+    splits["wide"] = (_folder(params, "wide"), _widened(params, splits["test"]))
+    return {split: splits[split] for split in SPLITS}
+
+
+def _folder(params: Params, split: str) -> str:
+    """Where a split's shards lie below the storage; another place when a setting changes their content."""
+    settings: dict[str, Any] = {
+        "format": SAMPLED_FORMAT,
+        "seed": params.seed,
+        "shard_rows": params.generate.shard_rows,
+    }
+    if split == "wide":
+        settings["large"] = params.images.size >= LARGE_IMAGE
+    if params.generate.imported:  # addresses that change with the content
+        settings["imported"] = dict(params.generate.imported)
+    return f"architectures/{split}/{settings_hash(settings)}"
+
+
+def _tasks(params: Params, split: str) -> list[Task]:
+    folder = storage_url(params.storage, _folder(params, split))
+    return shard_tasks(folder, split, params.seed, getattr(params.generate, split), params.generate.shard_rows)
+
+
+def _widened(params: Params, test_files: SplitFiles) -> list[ArchitectureShard]:
+    """The shards of split wide: the first architectures of split test, widened."""
+    folder, test_shards = test_files
+    test = Split("test", storage_url(params.storage, folder), test_shards)
+    drawn = test.table("seed", "draw").to_pylist()
+    shards = []
+    for task in _tasks(params, "wide"):
+        table = table_of(
+            [
+                row(index, widen(test.read(index), params.images.size), **drawn[index])
+                for index in range(task.first, task.last)
+            ]
+        )
+        found = find_shard(task.place, task.first, task.last)
+        shards.append(found[0] if found and found[1].equals(table) else write_shard(task.place, table))
+    return shards
+
+
+def _network_hashes(storage: str, split: str, files: SplitFiles) -> set[str]:
+    folder, shards = files
+    return set(Split(split, storage_url(storage, folder), shards).table("identity")["identity"].to_pylist())
+
+
+def _warn_of_repeats(imported: Mapping[str, set[str]]) -> None:
+    """Says how many architectures two imported splits have in common; what is drawn has none with any other split."""
+    for split, other in combinations(imported, 2):
+        if shared := len(imported[split] & imported[other]):
+            log.warning("%d architectures are in split %s and in %s, which are both imported", shared, split, other)

@@ -1,0 +1,152 @@
+"""A set of architectures in numbers.
+
+Columns are reduced as whole arrays, so that a million rows take seconds; graphs are only built for a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
+
+from ghn.deepnets1m.genotype import OPERATIONS
+from ghn.networks.graph import Graph
+from pipeline.architectures.store import ArchitectureStore, Split
+
+QUANTITIES = ("n_cells", "nodes", "edges", "depth", "parameters", "parameters_large", "flops")
+"""The columns that have a minimum, a median and so on."""
+
+CELLS = ("normal", "reduce")
+
+SAMPLE = 100
+"""Of so many architectures of each split, the first ones, graphs are built."""
+
+
+@dataclass(frozen=True)
+class SetStatistics:
+    """What is known of all splits.
+
+    Attributes:
+        splits: a row a split (`split_statistics`).
+        operations: a row an operation, a column a split and cell (`operation_shares`).
+        sample: a row a graph (`graph_sample`).
+        distinct: how many different networks there are in all splits together.
+    """
+
+    splits: pd.DataFrame
+    operations: pd.DataFrame
+    sample: pd.DataFrame
+    distinct: int
+
+    @property
+    def graphs(self) -> pd.DataFrame:
+        """A row a split: the mean and the standard deviation (n - 1) of `degree` and of `path` over its sample."""
+        return self.sample.groupby("split", sort=False)[["degree", "path"]].agg(["mean", "std"])
+
+
+def statistics_of(store: ArchitectureStore) -> SetStatistics:
+    """All statistics of a set of architectures."""
+    identities = [chunk for split in store.manifest["splits"] for chunk in store[split].table("identity")[0].chunks]
+    return SetStatistics(
+        splits=split_statistics(store),
+        operations=operation_shares(store),
+        sample=graph_sample(store),
+        distinct=pc.count_distinct(pa.chunked_array(identities, pa.string())).as_py(),
+    )
+
+
+def split_statistics(store: ArchitectureStore) -> pd.DataFrame:
+    """A row a split, by its name: how many rows and bytes it has, and how they are distributed.
+
+    Columns: rows, bytes, imported (whether they were, and not drawn); states_min and states_max (of the states of a
+    normal cell); the shares norm_free (networks without norm) and attention (networks with msa); and for each quantity
+    `nodes_min`, `nodes_max`, `nodes_mean`, `nodes_std`, `nodes_median` and so on. The standard deviation is that of a
+    sample, with n - 1, as in the published figures: not a number where there is one row.
+    """
+    entries = store.manifest["splits"]
+    rows = {split: _statistics(store[split]) | {"bytes": entry["bytes"]} for split, entry in entries.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
+
+
+def _statistics(split: Split) -> dict[str, Any]:
+    table = split.table("seed", "norm", "genotype")
+    states = pc.divide(pc.list_value_length(pc.struct_field(table["genotype"], "normal")), 2)
+    found: dict[str, Any] = {
+        "rows": len(split),
+        "imported": table["seed"].null_count == len(split),
+        "states_min": pc.min(states).as_py(),
+        "states_max": pc.max(states).as_py(),
+        "norm_free": table["norm"].null_count / len(split),
+        "attention": sum(map(_with_attention, table["genotype"].chunks)) / len(split),
+    }
+    for name, values in split.columns(*QUANTITIES).items():
+        found |= {
+            f"{name}_min": values.min(),
+            f"{name}_max": values.max(),
+            f"{name}_mean": values.mean(),
+            f"{name}_std": values.std(ddof=1) if len(values) > 1 else np.nan,
+            f"{name}_median": np.median(values),
+        }
+    return found
+
+
+def _with_attention(genotypes: pa.StructArray) -> int:
+    """How many of the genotypes use msa in either cell."""
+    found = np.zeros(len(genotypes), dtype=bool)
+    for cell in CELLS:
+        edges = pc.struct_field(genotypes, cell)
+        is_msa = pc.equal(pc.struct_field(pc.list_flatten(edges), "operation"), "msa")
+        found[pc.list_parent_indices(edges).filter(is_msa).to_numpy()] = True
+    return int(found.sum())
+
+
+def operation_shares(store: ArchitectureStore) -> pd.DataFrame:
+    """The share of each operation (row) among the edges of the cells of each split (columns: split, cell).
+
+    All edges of the records count, those that do not reach the output of the network too.
+    """
+    shares = {}
+    for split in store.manifest["splits"]:
+        genotype = store[split].table("genotype")["genotype"]
+        for cell in CELLS:
+            edges = pc.list_flatten(pc.struct_field(genotype, cell))
+            counts = pc.value_counts(pc.struct_field(edges, "operation"))
+            shares[split, cell] = {count["values"]: count["counts"] / len(edges) for count in counts.to_pylist()}
+    return pd.DataFrame(shares, index=pd.Index(OPERATIONS, name="operation")).fillna(0.0)
+
+
+def graph_sample(store: ArchitectureStore, size: int = SAMPLE) -> pd.DataFrame:
+    """A row for each of the first `size` architectures of every split: split, index, nodes, degree and path.
+
+    The graphs are those of 32×32 images and 10 classes, their `degree` and `path` what `average_degree` and
+    `average_path` say.
+    """
+    rows = []
+    for split in store.manifest["splits"]:
+        for index in range(min(size, len(store[split]))):
+            graph = store[split].read(index).graph(32, 10)
+            rows.append((split, index, len(graph.nodes), average_degree(graph), average_path(graph)))
+    return pd.DataFrame(rows, columns=["split", "index", "nodes", "degree", "path"])
+
+
+def average_degree(graph: Graph) -> float:
+    """The mean over all nodes of the number of edges at a node, whichever way they lead: 2 E / N."""
+    return 2 * len(graph.edges) / len(graph.nodes)
+
+
+def average_path(graph: Graph) -> float:
+    """The mean over all pairs of different nodes of the number of edges on a shortest path between them.
+
+    Edges are walked in both directions, and virtual ones are not: this is how the published figures are defined. (The
+    distances that a hypernetwork sees, `Graph.distances`, are those along the direction of the edges.)
+    """
+    N = len(graph.nodes)
+    sources, targets = np.array(graph.edges).T
+    edges = csr_array((np.ones(len(sources)), (sources, targets)), shape=(N, N))
+    return float(shortest_path(edges, directed=False, unweighted=True).sum() / (N * (N - 1)))

@@ -1,0 +1,172 @@
+"""The stored architectures: the manifest that names all shards of all splits, and reading any row of them.
+
+The manifest has the checksum of every shard; nothing is read from one before it was compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ghn.deepnets1m.architecture import Architecture
+from ghn.deepnets1m.predefined import PREDEFINED
+from ghn.networks.network import Network
+from pipeline.architectures.shards import RECORD, ROWS_IN_GROUP, SCHEMA, ArchitectureShard, architecture_of
+from pipeline.errors import UserError
+from pipeline.params import settings_hash
+from pipeline.results import MANIFEST
+from pipeline.storage.files import read_bytes, write_bytes
+from pipeline.storage.paths import storage_url
+
+SHARDS_IN_MEMORY = 1024
+"""A process keeps the compressed content of so many shards; those of a million rows have 50 MB."""
+
+
+class Split:
+    """The architectures of one split, read when they are asked for.
+
+    `files` are the places of its shards, for whoever reads Parquet: the folder may hold those of smaller splits too.
+    """
+
+    def __init__(self, name: str, folder: str, shards: Sequence[ArchitectureShard]):
+        self.name, self.folder, self.shards = name, folder, tuple(shards)
+        self.files = [f"{folder}/{shard.file}" for shard in shards]
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def table(self, *names: str) -> pa.Table:
+        """Whole columns of the split."""
+        tables = list(self.tables(*names))
+        return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(names))
+
+    def tables(self, *names: str) -> Iterator[pa.Table]:
+        """Whole columns of one shard after the other."""
+        return (self._open(shard).read(list(names)) for shard in range(len(self.shards)))
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Whole columns of the split as arrays."""
+        table = self.table(*names)
+        return {name: table[name].to_numpy() for name in names}
+
+    def read(self, index: int) -> Architecture:
+        """The architecture at a position."""
+        return architecture_of(self.row(index, *RECORD).to_pylist()[0])
+
+    def row(self, index: int, *names: str) -> pa.Table:
+        """Columns of the row at a position."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"split {self.name} has {len(self)} architectures: there is none at {index}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        group, position = divmod(int(index - self._starts[shard]), ROWS_IN_GROUP)
+        rows = self._open(shard).read_row_group(group, columns=list(names), use_threads=False)
+        return rows.slice(position, 1)
+
+    def read_all(self) -> list[Architecture]:
+        """All architectures of the split."""
+        return [architecture_of(record) for record in self.table(*RECORD).to_pylist()]
+
+    def _open(self, shard: int) -> pq.ParquetFile:
+        content, metadata = _checked_shard(self.files[shard], self.shards[shard].rows, self.shards[shard].sha256)
+        return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one a caller: threads may not share it
+
+
+@lru_cache(maxsize=SHARDS_IN_MEMORY)
+def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.FileMetaData]:
+    """The content of a shard, which is what the manifest says, and its description of itself."""
+    try:
+        content = read_bytes(place)
+    except FileNotFoundError as error:
+        raise UserError(f"shard {place} is missing\n`dvc repro --force generate` writes what is missing") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"shard {place} is damaged: its checksum is not the manifest's\n`dvc repro --force generate` mends it"
+        )
+    file = pq.ParquetFile(pa.BufferReader(content))
+    if file.metadata.num_rows != rows:
+        raise UserError(f"shard {place} has {file.metadata.num_rows} rows, not {rows} as the manifest says")
+    if file.schema_arrow != SCHEMA:
+        raise UserError(f"shard {place} has other columns than this version writes\nimport or generate it again")
+    return pa.py_buffer(content), file.metadata
+
+
+class ArchitectureStore:
+    """All splits that the manifest names (`splits`, by name), and `predefined`.
+
+    `manifest` is its place, or its content where that is not at hand: on other nodes.
+    Raises UserError if it is missing or damaged.
+    """
+
+    def __init__(self, storage: str, manifest: str | Path | dict[str, Any] = MANIFEST):
+        try:
+            self.manifest = manifest if isinstance(manifest, dict) else read_manifest(manifest)
+            self.splits = {
+                name: Split(
+                    name, storage_url(storage, entry["folder"]), [ArchitectureShard(**s) for s in entry["shards"]]
+                )
+                for name, entry in self.manifest["splits"].items()
+            }
+        except FileNotFoundError as error:
+            raise UserError(f"{manifest} not found: stage generate writes it, run `dvc repro generate`") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{manifest} is damaged: `dvc repro --force generate` writes it again") from error
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change whenever an architecture of any split does."""
+        return content_digest_of(self.manifest)
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in self.splits:
+            raise UserError(f"split {split!r} is not in the manifest: must be one of {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def read(self, split: str, index: int) -> Network:
+        """The network at a position of a split; `predefined` too."""
+        if split == "predefined":
+            return list(PREDEFINED.values())[index]
+        return self[split].read(index)
+
+    def networks(self, split: str) -> list[Network]:
+        """All networks of a split; `predefined` too."""
+        if split == "predefined":
+            return list(PREDEFINED.values())
+        return self[split].read_all()
+
+
+def content_digest_of(manifest: dict[str, Any]) -> str:
+    """A digest of all shards that a manifest names."""
+    return settings_hash([shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]])
+
+
+def read_manifest(place: str | Path) -> dict[str, Any]:
+    """A manifest's content. Raises FileNotFoundError if there is none, ValueError if it is no JSON."""
+    return json.loads(read_bytes(place))
+
+
+def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[ArchitectureShard]]]) -> None:
+    """Writes a manifest: for each split its folder below the storage and its shards.
+
+    A folder is named after the hash of the settings that its content depends on.
+    """
+    entries = {
+        name: {
+            "folder": folder,
+            "fingerprint": folder.rpartition("/")[2],
+            "rows": sum(shard.rows for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "shards": [asdict(shard) for shard in shards],
+        }
+        for name, (folder, shards) in splits.items()
+    }
+    write_bytes(place, (json.dumps({"splits": entries}, indent=1) + "\n").encode())

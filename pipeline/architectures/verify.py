@@ -1,0 +1,99 @@
+"""Whether the stored architectures are what they should be: `ghn verify`.
+
+Reads every shard that the manifest names and compares it with its checksum, looks for networks that are there twice,
+in one split or in two, and samples and compiles rows of each split again, operation by operation, to compare all columns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ghn.deepnets1m.architecture import Architecture
+from ghn.deepnets1m.sampling import sample_architecture, widen
+from ghn.networks.summary import summarise
+from pipeline.architectures.shards import SCHEMA, Row, architecture_of, row, table_of
+from pipeline.architectures.store import ArchitectureStore
+from pipeline.console import print_table
+from pipeline.errors import UserError
+from pipeline.params import Params
+from pipeline.results import MANIFEST
+
+COLUMNS = ("split", "rows", "repeated", "in other splits", "computed again", "that differ")
+
+
+def verify(params: Params, manifest: str | Path = MANIFEST, recompute: int = 200, every_row: bool = False) -> None:
+    """Prints, for each split, how many of its networks are there twice, are in other splits, or are not as stored.
+
+    Args:
+        recompute: rows of each split, spread evenly, that are drawn and compiled again.
+        every_row: whether all others are drawn again too, and counted from outlines.
+
+    Raises:
+        UserError: a shard is missing or damaged, a network is there twice, or a row is not what its columns say.
+    """
+    store = ArchitectureStore(params.storage, manifest)
+    identities = {name: split.columns("identity")["identity"].astype("S24") for name, split in store.splits.items()}
+    table, faults = [], []
+    for name, split in store.splits.items():
+        repeated = len(split) - len(np.unique(identities[name]))
+        others = [other for other in identities if other != name]
+        shared = sum(len(np.intersect1d(identities[name], identities[other])) for other in others)
+        computed, wrong = _compute_again(params, store, name, recompute, every_row)
+        if repeated:
+            faults.append(f"split {name}: rows that repeat another: {repeated}")
+        if shared:
+            faults.append(f"split {name}: networks that are in other splits: {shared}")
+        if wrong:
+            at = ", ".join(map(str, wrong[:3])) + ", …" * (len(wrong) > 3)
+            faults.append(f"split {name}: rows that are not what they say: {len(wrong)} (at {at})")
+        counts = (len(split), repeated, shared, computed, len(wrong))
+        table.append(dict(zip(COLUMNS, (name, *(f"{count:,}" for count in counts)), strict=True)))
+    print_table(f"{sum(map(len, store.splits.values())):,} architectures, all shards as in the manifest", table)
+    if faults:
+        raise UserError("\n".join(faults if len(faults) < 4 else [*faults[:2], f"… and {len(faults) - 2} more"]))
+
+
+def _compute_again(
+    params: Params, store: ArchitectureStore, name: str, count: int, every_row: bool
+) -> tuple[int, list[int]]:
+    """How many rows of a split were computed again, and the positions of those that differ."""
+    split = store[name]
+    compiled = np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()
+    wrong = set()
+    for position in tqdm(compiled, desc=f"{name}, compiled", unit="row", leave=False, dynamic_ncols=True):
+        stored = split.row(position, *SCHEMA.names)
+        (record,) = stored.to_pylist()
+        architecture = _expected(params, store, name, position, record)
+        summary = summarise(architecture.compile(32, 10))
+        parameters_large = architecture.compile(224, 1000).num_parameters
+        computed = Row(position, architecture, summary, parameters_large, record["seed"], record["draw"])
+        if not stored.equals(table_of([computed])):
+            wrong.add(position)
+    if not every_row:
+        return len(set(compiled)), sorted(wrong)
+    with tqdm(desc=f"{name}, counted", total=len(split), unit="row", leave=False, dynamic_ncols=True) as bar:
+        for stored in split.tables(*SCHEMA.names):
+            first, rows = bar.n, []
+            for position, record in enumerate(stored.to_pylist(), start=first):
+                architecture = _expected(params, store, name, position, record)
+                rows.append(row(position, architecture, record["seed"], record["draw"]))
+                bar.update()
+            computed = table_of(rows)
+            if not stored.equals(computed):
+                wrong |= {first + i for i in range(len(rows)) if not stored.slice(i, 1).equals(computed.slice(i, 1))}
+    return len(split), sorted(wrong)
+
+
+def _expected(
+    params: Params, store: ArchitectureStore, name: str, position: int, record: dict[str, Any]
+) -> Architecture:
+    """Drawn again if the row was drawn, made again from split test if it is of split wide; else as it is stored."""
+    if name == "wide":
+        return widen(store["test"].read(position), params.images.size)
+    if record["seed"] is None:
+        return architecture_of(record)
+    return sample_architecture(params.seed, name, position, record["draw"])

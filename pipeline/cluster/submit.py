@@ -1,0 +1,148 @@
+"""Runs the pipeline on the head node of a Ray cluster.
+
+    ray up cluster.yaml
+    ray submit cluster.yaml pipeline/submit.py -- -S storage=s3://bucket/prefix -S meta_batch=16
+
+`ray submit` copies this file to the home directory of the head node and runs it there with the arguments
+after `--` (through a shell: quote what a shell would change). It changes into the synchronised repository,
+joins the cluster, checks that all nodes can reach the storage, and becomes `dvc exp run -S ...`, or
+`dvc repro` when no setting is given: output, Ctrl-C and exit status are those of DVC. Settings given with -S
+stay in the head's params.yaml until the next `ray up`.
+
+DVC needs git. `ray up` sends `.git` along, so an experiment on the cluster knows its commit; where there is
+none (the code came as an archive), the files as they arrived become the first commit of a new repository on
+the head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster
+from pipeline.errors import UserError
+
+REPOSITORY = "~/repository"  # where cluster.yaml's file_mounts put the repository
+RESULTS = "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the pipeline with the arguments of the command line; returns 1 if it could not start."""
+    options = _parser().parse_args(arguments)
+    try:
+        submit(
+            Path(options.repository).expanduser(),
+            options.set_param,
+            options.stages,
+            options.mlflow_tracking_uri,
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def submit(
+    repository: Path, overrides: Sequence[str], stages: Sequence[str], mlflow_tracking_uri: str | None
+) -> NoReturn:
+    """Replaces this process by DVC, which runs `stages` (none: all) with the `overrides` ("key=value")."""
+    if not (repository / "dvc.yaml").exists():
+        raise UserError(
+            f"{repository} has no dvc.yaml: it must be the repository that cluster.yaml sends to the head\n"
+            "(give another place with --repository)"
+        )
+    os.chdir(repository)
+    os.environ.setdefault(ADDRESS_VARIABLE, "auto")
+    with ray_cluster():
+        nodes = nodes_at_most()
+    _require_shared_storage(storage_setting(repository, overrides), nodes)
+    _require_git(repository)
+    print(
+        f"running on a cluster of up to {nodes} nodes; fetch what it leaves with\n"
+        f"ray rsync_down cluster.yaml {repository / RESULTS}/ {RESULTS}/",
+        flush=True,
+    )
+    command = dvc_command(overrides, stages)
+    os.execve(command[0], command, stage_environment(os.environ, mlflow_tracking_uri))
+
+
+def dvc_command(overrides: Sequence[str], stages: Sequence[str]) -> list[str]:
+    """The command that runs `stages`: an experiment if settings are overridden, else a plain reproduction."""
+    dvc = [sys.executable, "-m", "dvc"]
+    if not overrides:
+        return [*dvc, "repro", *stages]
+    return [*dvc, "exp", "run", *(part for item in overrides for part in ("-S", item)), *stages]
+
+
+def stage_environment(environment: Mapping[str, str], mlflow_tracking_uri: str | None) -> dict[str, str]:
+    """The environment of the stages: this process's, with its Python, all threads, the tracking server."""
+    # The cluster launcher's shell sets these for its own use; one thread would be a slow driver.
+    result = {name: value for name, value in environment.items() if name not in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}
+    result["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    result["DVC_NO_ANALYTICS"] = "1"
+    if mlflow_tracking_uri:
+        result["MLFLOW_TRACKING_URI"] = mlflow_tracking_uri
+    return result
+
+
+def storage_setting(repository: Path, overrides: Sequence[str]) -> str:
+    """The setting `storage` with which the stages will run: the last override, else that of params.yaml."""
+    for item in reversed(overrides):
+        key, _, value = item.partition("=")
+        if key.removeprefix("params.yaml:").lstrip("+") == "storage":
+            return value.strip("'\"")
+    path = repository / "params.yaml"
+    return str((yaml.safe_load(path.read_text()) or {}).get("storage", "")) if path.exists() else ""
+
+
+def _require_shared_storage(storage: str, nodes: int) -> None:
+    if nodes > 1 and not storage.startswith("s3://"):
+        raise UserError(
+            f"storage = {storage!r} is a folder of one node, but the cluster has up to {nodes}:\n"
+            "give a bucket that all can reach: ray submit cluster.yaml pipeline/submit.py -- -S storage=s3://bucket/prefix"
+        )
+
+
+def _require_git(repository: Path) -> None:
+    if (repository / ".git").exists():
+        check = _git("rev-parse", "--git-dir")
+        if check.returncode:
+            raise UserError(
+                f"{repository}/.git is not usable: {check.stderr.strip().splitlines()[0]}\n"
+                "(a linked worktree cannot be synchronised: run `ray up` from a full clone)"
+            )
+        return
+    identity = ("-c", "user.name=cluster", "-c", "user.email=cluster@localhost")
+    for command in (
+        ("init", "--quiet"),
+        ("add", "--all"),
+        (*identity, "commit", "--quiet", "-m", "As synchronised"),
+    ):
+        done = _git(*command)
+        if done.returncode:
+            raise UserError(f"git {' '.join(command)} in {repository}: {done.stderr.strip().splitlines()[0]}")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Run the pipeline on the cluster whose head node this is.")
+    parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="as in dvc exp run")
+    parser.add_argument(
+        "--mlflow-tracking-uri", metavar="URI", help="server to log to (default: mlflow.db on the head)"
+    )
+    parser.add_argument("--repository", default=REPOSITORY, metavar="FOLDER", help="the repository on the head node")
+    parser.add_argument("stages", nargs="*", help="stages to run with all that they need (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What the commands about one network and about files of hypernetworks do."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from ghn import GHN, Graph, PredictionReport, TracingError, load, trace
+from ghn.models.checkpoints import CheckpointError
+from ghn.tracing.trace import declared_shape
+from ghn.zoo import find_network
+from pipeline.errors import UserError
+from pipeline.evaluation.scores import score
+from pipeline.images.batches import evaluation_batches
+from pipeline.images.dataset import Images
+from pipeline.images.load import load_images
+from pipeline.reporting.graph_pictures.plot import PICTURE_SUFFIXES, render_graph, save
+
+CALIBRATION_BATCHES = 16
+"""Batches of images that running statistics are estimated from."""
+
+BATCH = 64
+"""Images a batch."""
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """What a user can mend, in our library's words."""
+    try:
+        yield
+    except (CheckpointError, TracingError) as error:
+        raise UserError(str(error)) from error
+
+
+def require_file_name(out: Path) -> None:
+    """Makes the folder that a file is to be written to. Raises UserError if there can be no such file."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: must be the name of a file")
+    require_folder_of(out)
+
+
+def require_folder_of(out: Path) -> None:
+    """Makes the folder that something is to be written to. Raises UserError if there can be none."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def read_hypernetwork(checkpoint: Path) -> GHN:
+    """The hypernetwork of a checkpoint folder, or of a file in the published format."""
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} not found: must be a checkpoint folder, or a file in the published format")
+    with as_user_error():
+        return GHN.from_public_checkpoint(checkpoint) if checkpoint.is_file() else GHN.from_pretrained(checkpoint)
+
+
+def import_hypernetwork(file: Path, out: Path) -> None:
+    """Writes a hypernetwork in the published format to a checkpoint folder."""
+    require_folder_of(out)
+    with as_user_error():
+        ghn = GHN.from_public_checkpoint(file)
+        ghn.save(out)
+    print(f"{_settings(ghn)}\nwritten to {out}")
+
+
+def export_hypernetwork(checkpoint: Path, out: Path) -> None:
+    """Writes the hypernetwork of a checkpoint folder to a file in the published format."""
+    require_file_name(out)
+    with as_user_error():
+        ghn = GHN.from_pretrained(checkpoint)
+        ghn.to_public_checkpoint(out)
+    print(f"{_settings(ghn)}\nwritten to {out}")
+
+
+def _settings(ghn: GHN) -> str:
+    return ", ".join(f"{key} {value}" for key, value in ghn.config.to_dict().items())
+
+
+def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
+    """The graph of a network by its name (see `ghn.list_architectures`)."""
+    network = find_network(name)
+    if network is not None:
+        return network.graph(image_size or 224, num_classes)
+    with as_user_error():
+        return trace(_load(name, num_classes, image_size), image_size=image_size)
+
+
+def render_network(name: str, out: Path, num_classes: int, image_size: int | None, virtual_edges: bool) -> None:
+    """Draws the graph of a network; the suffix of `out` says how, .svg, .pdf or .png."""
+    if out.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"{out} is not the name of a picture: must end in {', '.join(PICTURE_SUFFIXES)}")
+    require_file_name(out)
+    graph = named_graph(name, num_classes, image_size)
+    save(render_graph(graph, name, virtual_edges), out)
+    print(f"{len(graph.nodes)} nodes, written to {out}")
+
+
+def predict_network(
+    name: str,
+    checkpoint: Path,
+    out: Path,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    class_layers: bool = True,
+    dataset: str | None = None,
+    folder: str | None = None,
+    cache: Path = Path("storage/images"),
+) -> None:
+    """Predicts the parameters of a network and writes its state to `out` in safetensors.
+
+    Args:
+        name: of the network (see `ghn.list_architectures`).
+        checkpoint: of the hypernetwork (see `read_hypernetwork`).
+        num_classes: by default as many as the hypernetwork knows.
+        image_size: in pixels; by default what the network says that it takes. Others are traced at any size that
+            they take; images for them are of the size that the hypernetwork was trained with.
+        dataset, folder: images (see `load_images`) to classify, if the network has as many classes, and to estimate
+            running statistics from. Networks of ours have none: they always use those of the batch.
+        cache: a folder for the decoded images.
+    """
+    require_file_name(out)
+    ghn = read_hypernetwork(checkpoint)
+    classes = ghn.config.num_classes if num_classes is None else num_classes
+    is_ours = find_network(name) is not None
+    model = _load(name, classes, image_size or ghn.config.image_size if is_ours else image_size)
+    if dataset is not None and image_size is None:
+        declared = declared_shape(model)
+        image_size = ghn.config.image_size if declared is None else declared[-1]
+    images = None
+    with as_user_error():
+        if dataset is not None:
+            ghn.graph(model, image_size=image_size)  # before images are decoded for nothing
+            images = load_images(dataset, image_size, cache, folder=folder)
+        report = ghn.predict(
+            model,
+            image_size=image_size,
+            predict_class_layers=class_layers,
+            calibration_images=None if images is None or is_ours else _calibration(images),
+        )
+    _write(model, out)
+    print(f"{name}: {report}")
+    if report.batch_statistics:
+        print("the file has no running statistics: call ghn.use_batch_statistics(network) before it is loaded")
+        print("into one, or give --images to estimate them")
+    if images is not None:
+        print(_score(model, report, images, classes))
+    print(f"written to {out}")
+
+
+def _score(model: nn.Module, report: PredictionReport, images: Images, classes: int) -> str:
+    """How many test images a predicted network classifies rightly, in words."""
+    if len(images.classes) != classes:
+        return f"no score: {images.name} has {len(images.classes)} classes, the network {classes}"
+    if not any(node.is_class_layer and node.parameters for node in report.graph.nodes):
+        return "no score: the classification layer is not predicted"
+    with torch.inference_mode():
+        top1 = score(model.eval(), evaluation_batches(images.test, images, BATCH), torch.device("cpu")).top1
+    return f"top-1 on the {len(images.test)} test images of {images.name}: {top1:.1%}"
+
+
+def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+    try:
+        return load(name, num_classes, image_size or 224)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _calibration(images: Images) -> Iterator[Tensor]:
+    for batch, _ in islice(evaluation_batches(images.train, images, BATCH), CALIBRATION_BATCHES):
+        yield batch
+
+
+def _write(model: nn.Module, out: Path) -> None:
+    """The state of a network as one safetensors file, whole or not at all; tied parameters are written once."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        whole, ordinary = Path(scratch) / "whole", Path(scratch) / "ordinary"
+        save_model(model, str(whole))
+        ordinary.touch()
+        shutil.copymode(ordinary, whole)  # safetensors lets nobody else read
+        whole.replace(out)

@@ -1,1 +1,0 @@
-"""DeepNets-1M as published: its files, their checks and their import."""

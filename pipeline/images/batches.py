@@ -1,0 +1,124 @@
+"""Batches of normalised images, for training and for evaluation.
+
+Dimensions: B images of a batch, S image side in pixels; every image has 3 channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.order import FLIP, ORDER, SHIFT, keyed_rng, ordered_indices, prefetch_window
+
+EVALUATION_SEED = 20212
+VALUES_AT_A_TIME = 2**18  # values that are normalised at a time: they stay in the cache of a core
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images.
+
+    Each image is moved by up to `shift` pixels along both axes (what that uncovers gets the mean colour) and,
+    with `flip`, mirrored with probability 1/2.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise UserError(f"augmentation shift = {self.shift}: must be at least 0 pixels")
+
+
+def training_batch(
+    images: Images, seed: int, step: int, batch_size: int, augmentation: Augmentation
+) -> tuple[Tensor, Tensor]:
+    """The normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
+
+    What is drawn is a function of (seed, step) alone. Each epoch is a permutation of the train part; a batch
+    that crosses the end of an epoch goes on in the next one.
+    Raises UserError if the shift would move an image out of sight.
+    """
+    part, shift = images.train, augmentation.shift
+    if shift >= part.side:
+        raise UserError(f"augmentation shift = {shift}: must be less than the image size, {part.side} pixels")
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(part))
+    drawn = [(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)]
+    indices = np.concatenate([ordered_indices(part, seed, (ORDER, epoch), own) for epoch, own in drawn])
+    pixels_BCSS = part.take(indices)
+    epoch, own = drawn[-1]
+    prefetch_window(part, seed, (ORDER, epoch), own, then=(ORDER, epoch + 1))
+
+    mirrored_B = keyed_rng(seed, FLIP, step).random(batch_size) < 0.5 if augmentation.flip else None
+    offsets_2B = None
+    if shift:
+        offsets_2B = keyed_rng(seed, SHIFT, step).integers(0, 2 * shift + 1, size=(2, batch_size))
+        pixels_BCSS = _shifted(pixels_BCSS, shift, offsets_2B)
+    if mirrored_B is not None:
+        pixels_BCSS[mirrored_B] = pixels_BCSS[mirrored_B, :, :, ::-1]
+    x_BCSS = _normalised(pixels_BCSS, images)
+    if offsets_2B is not None:
+        _clear_uncovered(x_BCSS, shift, offsets_2B, mirrored_B)
+    return torch.from_numpy(x_BCSS), torch.from_numpy(part.labels[indices])
+
+
+def evaluation_batches(part: ImageSubset, images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields each image of `part` once, normalised as in training: float32 (B, 3, S, S) and int64 (B,).
+
+    The target networks normalise with the statistics of the batch. So the order is shuffled (in one fixed
+    way), lest a batch be all of one class, and the batches differ in size by at most one image, lest the last
+    be tiny. No batch is a single image, even where that takes one image more than `batch_size`. A part without images
+    has no batch.
+    """
+    count = len(part)
+    batches = max(1, min(math.ceil(count / batch_size), count // 2))
+    for places in np.array_split(np.arange(count), batches) if count else ():
+        indices = ordered_indices(part, EVALUATION_SEED, (ORDER,), places)
+        pixels_BCSS = part.take(indices)
+        prefetch_window(part, EVALUATION_SEED, (ORDER,), places)
+        yield torch.from_numpy(_normalised(pixels_BCSS, images)), torch.from_numpy(part.labels[indices])
+
+
+# Pixels
+
+
+def _normalised(pixels_BCSS: np.ndarray, images: Images) -> np.ndarray:
+    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (images.mean, images.std))
+    x_BCSS = np.empty(pixels_BCSS.shape, dtype=np.float32)
+    size = max(1, VALUES_AT_A_TIME // math.prod(pixels_BCSS.shape[1:]))
+    for start in range(0, len(x_BCSS), size):
+        block = x_BCSS[start : start + size]
+        np.divide(pixels_BCSS[start : start + size], np.float32(255), out=block, dtype=np.float32)
+        block -= mean
+        block /= std
+    return x_BCSS
+
+
+def _shifted(pixels_BCSS: np.ndarray, shift: int, offsets_2B: np.ndarray) -> np.ndarray:
+    """Cuts a window out of each image with a margin of `shift` around it, `offsets` (top, left) into that."""
+    batch, channels, side, _ = pixels_BCSS.shape
+    padded = np.zeros((batch, channels, side + 2 * shift, side + 2 * shift), dtype=np.uint8)
+    padded[:, :, shift:-shift, shift:-shift] = pixels_BCSS
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(2, 3))
+    return windows[np.arange(batch), :, *offsets_2B]
+
+
+def _clear_uncovered(x_BCSS: np.ndarray, shift: int, offsets_2B: np.ndarray, mirrored_B: np.ndarray | None) -> None:
+    """Sets what a shift has uncovered to 0, the mean of normalised images; a byte cannot say that."""
+    side = x_BCSS.shape[-1]
+    top_B, left_B = offsets_2B
+    if mirrored_B is not None:
+        left_B = np.where(mirrored_B, 2 * shift - left_B, left_B)
+    for strip in (slice(0, shift), slice(side - shift, side)):  # nothing else can be uncovered
+        along = np.arange(side)[strip]
+        for view, offset_B in ((x_BCSS[:, :, strip], top_B), (x_BCSS.swapaxes(2, 3)[:, :, strip], left_B)):
+            place_BL = along + offset_B[:, None]
+            uncovered_BL = (place_BL < shift) | (place_BL >= shift + side)
+            np.copyto(view, 0, where=uncovered_BL[:, None, :, None])

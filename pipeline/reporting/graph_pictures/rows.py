@@ -1,0 +1,158 @@
+"""The rows of a picture of a graph: which nodes and lines are in each, and in which order.
+
+A row holds the nodes of one level, and beside them a *line* for every node above that is still to reach a node
+below: all edges of a node share its line (in a DenseNet, dozens of edges become one). Levels and barycentres are from
+Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures" (1981).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ghn.networks.graph import Graph
+
+SWEEPS = 12
+ROWS_PER_BLOCK = 3.5
+"""A division into blocks is too fine if they have fewer rows on average."""
+
+Item = int
+"""What is in a row: node v as v, the line of node u as ~u."""
+
+Segment = tuple[Item, Item]
+"""A part of an edge, from an item of a row to one of the next."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`items` of each row, from left to right; `segments` and `is_layer` of each row but the last: what leads from it
+    to the next, and whether all of that is within a layer (a weight, its bias and its norm)."""
+
+    items: list[list[Item]]
+    segments: list[list[Segment]]
+    is_layer: list[bool]
+    blocks: list[str]
+    """The name of the module that a row belongs to; empty if it has none."""
+    starts: frozenset[int]
+    """The nodes that nothing leads to."""
+
+
+def rows_of(graph: Graph) -> Rows:
+    """The rows of a graph, ordered so that few edges cross."""
+    targets: list[list[int]] = [[] for _ in graph.nodes]
+    for u, v in graph.edges:
+        targets[u].append(v)
+    row = graph.levels.tolist()
+    starts = frozenset(v for v, sources in enumerate(graph.sources) if not sources)
+    for v in starts:
+        if targets[v]:  # the position encoding of a late block belongs there, not beside the input
+            row[v] = min(row[w] for w in targets[v]) - 1
+    count = max(row) + 1
+    items: list[list[Item]] = [[] for _ in range(count)]
+    segments: list[list[Segment]] = [[] for _ in range(count - 1)]
+    for v in range(len(graph.nodes)):
+        items[row[v]].append(v)
+    for u in reversed(range(len(graph.nodes))):  # the line of a later node is closer to the nodes
+        last = max((row[v] for v in targets[u]), default=0)
+        for r in range(row[u] + 1, last):
+            items[r].append(~u)
+            segments[r - 1].append((u if r == row[u] + 1 else ~u, ~u))
+        for v in targets[u]:
+            segments[row[v] - 1].append((u if row[u] == row[v] - 1 else ~u, v))
+
+    def is_layer(a: Item, b: Item) -> bool:
+        follows = graph.nodes[b].primitive in ("bias", "bn", "ln") and len(graph.sources[b]) == 1
+        return follows and a >= 0 and len(targets[a]) == 1 and bool(graph.nodes[a].parameters)
+
+    layers = []
+    for between in segments:
+        to_nodes = [(a, b) for a, b in between if b >= 0]
+        layers.append(all(is_layer(a, b) for a, b in to_nodes))
+    return _ordered(Rows(items, segments, layers, _block_names(graph, row, count), starts))
+
+
+def carried_over(rows: Rows, first: int) -> list[Item]:
+    """The lines that lead into row `first` from those above, from left to right."""
+    if not 0 < first < len(rows.items):
+        return []
+    sources = {a for a, _ in rows.segments[first - 1]}
+    return [item if item < 0 else ~item for item in rows.items[first - 1] if item in sources]
+
+
+def _block_names(graph: Graph, row: Sequence[int], count: int) -> list[str]:
+    """For each row, the first module that is not yet complete, in the finest division that is in the order of rows.
+
+    Rows without parameters belong to the module before them; names are empty where there is no such division.
+    """
+    modules: dict[int, list[str]] = {}
+    first = [len(graph.nodes)] * count
+    for v, node in enumerate(graph.nodes):
+        if node.parameters and graph.sources[v]:
+            path = node.parameters[0].name.split(".")[:-1]
+            modules[v] = [part for part in path if not part.startswith("_")]
+            first[row[v]] = min(first[row[v]], v)
+    if not modules:
+        return [""] * count
+    incomplete = list(itertools.accumulate(reversed(first), min))[::-1]
+    latest = min(modules)
+    of_rows = [latest := i if v in modules else latest for v, i in zip(first, incomplete, strict=True)]
+
+    best, runs = [""] * count, 1
+    for depth in range(1, max(map(len, modules.values())) + 1):
+        names = [".".join(modules[v][:depth]) for v in of_rows]
+        number = 1 + sum(a != b for a, b in itertools.pairwise(names))
+        different = len({tuple(module[:depth]) for module in modules.values()})
+        # A division that is hardly finer is only a longer name for the same.
+        if abs(number - different) <= 0.2 * number and 1.25 * runs < number < count / ROWS_PER_BLOCK:
+            best, runs = names, number
+    return best
+
+
+def _ordered(rows: Rows) -> Rows:
+    """Sorts each row by where the neighbours are, in turn the ones above and below, and keeps the best."""
+    items = best = rows.items
+    fewest = _crossings(items, rows.segments)
+    for sweep in range(SWEEPS):
+        if fewest == 0:
+            break
+        items = _swept(items, rows.segments, down=sweep % 2 == 0)
+        crossings = _crossings(items, rows.segments)
+        if crossings < fewest:
+            best, fewest = items, crossings
+    return replace(rows, items=best)
+
+
+def _swept(items: list[list[Item]], segments: list[list[Segment]], down: bool) -> list[list[Item]]:
+    items = list(items)
+    for r in range(1, len(items)) if down else reversed(range(len(items) - 1)):
+        position = {item: p for p, item in enumerate(items[r - 1 if down else r + 1])}
+        neighbours: dict[Item, list[Item]] = {item: [] for item in items[r]}
+        for a, b in segments[r - 1 if down else r]:
+            neighbours[b if down else a].append(a if down else b)
+        barycentre: dict[Item, float] = {}
+        for p, (item, near) in enumerate(neighbours.items()):
+            # Nodes count first: else those of a DenseNet would move into the middle of their lines.
+            near = [other for other in near if other >= 0] or near
+            barycentre[item] = sum(position[other] for other in near) / len(near) if near else p
+        items[r] = sorted(items[r], key=barycentre.__getitem__)
+    return items
+
+
+def _crossings(items: list[list[Item]], segments: list[list[Segment]]) -> int:
+    """How often edges cross; not counted are lines that end across other lines, which reads well."""
+    total = 0
+    for (above, below), between in zip(itertools.pairwise(items), segments, strict=True):
+        if len(between) < 2:
+            continue
+        upper, lower = ({item: p for p, item in enumerate(row)} for row in (above, below))
+        a = np.array([upper[a] for a, _ in between])
+        b = np.array([lower[b] for _, b in between])
+        ends = np.array([a < 0 <= b for a, b in between])
+        passes = np.array([a < 0 and b < 0 for a, b in between])
+        crosses = (np.subtract.outer(a, a) < 0) & (np.subtract.outer(b, b) > 0)
+        harmless = np.logical_and.outer(ends, passes)
+        total += int((crosses & ~(harmless | harmless.T)).sum())
+    return total

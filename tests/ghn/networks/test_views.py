@@ -1,0 +1,57 @@
+"""The views of an architecture agree: its graph and the trace of its module, its functional forward and its module.
+
+`GHN_ARCHITECTURES=500 pytest tests/ghn/test_views.py` compares that many of each split.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from examples import CLASSES, images
+from torch import Tensor
+
+from ghn import Architecture, trace
+from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
+
+COUNT = int(os.environ.get("GHN_ARCHITECTURES", "40"))
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks are so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_views_agree(architecture: Architecture) -> None:
+    module = architecture.module(SIZE, CLASSES).eval()
+    assert trace(module) == architecture.graph(SIZE, CLASSES)
+
+    x = images(SIZE, 2)
+    own = dict(module.named_parameters())
+    given = {name: parameter.detach().clone().requires_grad_() for name, parameter in own.items()}
+    logits, functional = module(x), architecture.forward(given, x)
+    assert_same(logits, functional)
+    gradients = torch.autograd.grad(logits.square().sum(), list(own.values()))
+    functional_gradients = torch.autograd.grad(functional.square().sum(), list(given.values()))
+    for name, gradient, other in zip(own, gradients, functional_gradients, strict=True):
+        assert_same(gradient, other, name)
+
+
+def assert_same(one: Tensor, other: Tensor, name: str = "logits") -> None:
+    """To the last bit; a few networks with random parameters give no finite numbers, and both views do."""
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [*SPLIT_RULES, "wide"])
+def test_the_views_of_what_a_split_draws_agree(split: str) -> None:
+    for index in range(COUNT):
+        architecture = sample_architecture(0, "test" if split == "wide" else split, index)
+        assert_views_agree(architecture.with_width(32 if split == "wide" else 8, fc_dim=16))
