@@ -20,7 +20,7 @@ env: $(READY)
 $(READY): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pipeline,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pipeline,test,lint]"
 	touch $@
 
 repro: env
@@ -38,6 +38,8 @@ test-fast: env
 lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: env
 	$(BIN)/ruff format .
