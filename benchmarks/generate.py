@@ -3,14 +3,14 @@
     python benchmarks/generate.py [--count 100000] [--workers 2] [--split train] [--shard-rows 10000]
 
 The time is that of the stage's own tasks on a local Ray cluster that has started: sampling, all rejections, identities,
-counts, both passes, writing. Compares, on one core, with compiling programs and graphs operation by operation to learn
-the same of the same architectures. The last line is JSON: `architectures_per_second`,
-`architectures_per_second_per_core`, `bytes`, `peak_rss_bytes` (the largest of the workers and this process).
+counts, both passes, writing. Compares, on one core, adding up the summaries of blocks with compiling programs and
+graphs operation by operation. The last line is JSON: `architectures_per_second`,
+`architectures_per_second_per_core`, `bytes`, `peak_rss_bytes` (the largest of the workers and this process), `seconds`,
+`compiled_ratio` (time of compiling programs and graphs over that of adding up blocks).
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import tempfile
@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
+from frame import Record, finish, introduce
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.sampling import sample_architecture
@@ -37,9 +38,10 @@ def main(
     split: Annotated[str, typer.Option(help="Any that is drawn.")] = "train",
     shard_rows: Annotated[int, typer.Option(min=1, help="Architectures a file.")] = 10_000,
     compiled: Annotated[int, typer.Option(min=1, help="Architectures that are compiled for comparison.")] = 300,
+    record: Record = None,
 ) -> None:
     """Time stage `generate`."""
-    print(f"{platform.processor() or platform.machine()}, {workers} workers, Python {platform.python_version()}")
+    introduce(f"{workers} workers", f"Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, ray_cluster("local", workers):
         sample_splits({split: shard_tasks(f"{folder}/warm", split, SEED + 1, 10 * workers, 10)})
         tasks = shard_tasks(f"{folder}/{split}", split, SEED, count, shard_rows)
@@ -52,22 +54,21 @@ def main(
     print(f"{rate:,.0f} a second, {rate / workers:,.0f} a second and core; at most {peak / 2**20:.0f} MiB a process")
     print(f"{len(shards)} files, {size / 1e6:.1f} MB, {size / count:.1f} bytes each")
     architectures = [sample_architecture(SEED, split, index) for index in range(compiled)]
-    outlined, whole = seconds_each(outline, architectures), seconds_each(compile_whole, architectures)
-    print(f"identity, costs and graph size of one: {1e3 * outlined:.2f} ms from an outline;")
-    print(f"from programs and graphs {1e3 * whole:.2f} ms, {whole / outlined:.1f} times as long")
-    print(
-        json.dumps(
-            {
-                "architectures_per_second": round(rate, 1),
-                "architectures_per_second_per_core": round(rate / workers, 1),
-                "bytes": size,
-                "peak_rss_bytes": peak,
-            }
-        )
-    )
+    blocks, whole = seconds_each(add_up_blocks, architectures), seconds_each(compile_whole, architectures)
+    print(f"hash, costs and graph size of one architecture: {1e3 * blocks:.2f} ms from summaries of blocks;")
+    print(f"from programs and graphs {1e3 * whole:.2f} ms, {whole / blocks:.1f} times as long")
+    result = {
+        "architectures_per_second": round(rate, 1),
+        "architectures_per_second_per_core": round(rate / workers, 1),
+        "bytes": size,
+        "peak_rss_bytes": peak,
+        "seconds": round(seconds, 1),
+        "compiled_ratio": round(whole / blocks, 1),
+    }
+    finish(result, record)
 
 
-def outline(architecture: Architecture) -> object:
+def add_up_blocks(architecture: Architecture) -> object:
     return architecture.summary(32, 10), architecture.num_parameters(224, 1000)
 
 

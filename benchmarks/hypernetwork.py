@@ -8,8 +8,6 @@ on the same graphs and weights, and shows how the time grows with the number of 
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Callable
 from time import perf_counter
@@ -17,6 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
+from frame import Record, finish, introduce
 from torch import Tensor
 
 from ghn import GHN, GHNConfig
@@ -92,6 +91,7 @@ def main(
     meta_batch_size: Annotated[int, typer.Option("--meta-batch", help="Architectures.")] = 8,
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 7,
+    record: Record = None,
 ) -> None:
     """Time the hypernetwork."""
     torch.set_num_threads(threads)
@@ -99,7 +99,7 @@ def main(
     ghn = GHN(CONFIG)
     batch = meta_batch(ghn, meta_batch_size)
     forward, backward = timed(ghn, batch, repeats)
-    print(f"{platform.processor() or platform.machine()}, {threads} threads, fp32, PyTorch {torch.__version__}")
+    introduce(f"{threads} threads", "fp32", f"PyTorch {torch.__version__}")
     print(f"{meta_batch_size} graphs, {batch.num_nodes} nodes, {len(batch.sources)} edges, {levels(batch)} levels")
     print(f"forward {forward:.3f} s, backward {backward:.3f} s, together {forward + backward:.3f} s")
 
@@ -120,17 +120,14 @@ def main(
         growth.append({"nodes": larger.num_nodes, "seconds": round(total, 4)})
         print(f"{larger.num_nodes:6d} nodes {total:.3f} s, {1e3 * total / larger.num_nodes:.3f} ms a node")
         count *= 2
-    print(
-        json.dumps(
-            {
-                "forward_seconds": round(forward, 4),
-                "backward_seconds": round(backward, 4),
-                "nodes": batch.num_nodes,
-                "node_by_node_ratio": round(by_node / by_level, 1),
-                "growth": growth,
-            }
-        )
-    )
+    result = {
+        "forward_seconds": round(forward, 4),
+        "backward_seconds": round(backward, 4),
+        "nodes": batch.num_nodes,
+        "node_by_node_ratio": round(by_node / by_level, 1),
+        "growth": growth,
+    }
+    finish(result, record)
 
 
 def levels(batch: GraphBatch) -> int:

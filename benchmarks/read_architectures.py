@@ -4,12 +4,11 @@
 
 The set is made for the occasion: the same 10,000 architectures in every shard, under other indices. A process of its
 own opens and reads it. Compares with reading a row's whole shard each time. The last line is JSON: `open_seconds` (with
-the imports), `row_seconds`, `first_row_seconds` (of a shard that was not read before), `peak_rss_bytes`.
+the imports), `row_seconds`, `first_row_seconds` (of a shard that was not read before), `shard_ratio`, `peak_rss_bytes`.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import platform
 import random
@@ -21,26 +20,29 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
+from frame import Record, finish, introduce
 
 SHARD_ROWS = 10_000
 
 
 def main(
     count: Annotated[int, typer.Option(min=SHARD_ROWS, help="Architectures, a multiple of 10,000.")] = 1_000_000,
-    reads: Annotated[int, typer.Option(min=100, help="Rows drawn at random.")] = 2000,
+    reads: Annotated[int, typer.Option(min=100, help="Rows that are read at random.")] = 2000,
+    record: Record = None,
 ) -> None:
     """Time the store of architectures."""
     with tempfile.TemporaryDirectory() as folder:
         write(folder, count)
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process that has imported nothing yet
             measured = pool.apply(measure, (folder, reads))
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    introduce(f"Python {platform.python_version()}")
     print(f"{count:,} architectures opened in {measured['open_seconds']:.2f} s, imports included")
     print(f"a row at random: {1e3 * measured['row_seconds']:.2f} ms (median of {reads:,}), ", end="")
     print(f"{1e3 * measured['first_row_seconds']:.1f} ms where its shard was not read and checked before")
-    print(f"reading its whole shard takes {measured.pop('shard_seconds') / measured['row_seconds']:.0f} times as long")
+    measured["shard_ratio"] = measured.pop("shard_seconds") / measured["row_seconds"]
+    print(f"reading its whole shard takes {measured['shard_ratio']:.0f} times as long")
     print(f"at most {measured['peak_rss_bytes'] / 2**20:.0f} MiB of memory")
-    print(json.dumps({name: round(value, 6) for name, value in measured.items()}))
+    finish({name: round(value, 6) for name, value in measured.items()}, record)
 
 
 def write(folder: str, count: int) -> None:

@@ -13,13 +13,12 @@ mean) and `waiting` (share of the time that steps wait for data).
 
 from __future__ import annotations
 
-import json
-import platform
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 import typer
+from frame import Record, finish, introduce
 from scratch_project import scratch_project, settings_file, trained
 
 WARM_UP = 12
@@ -55,6 +54,7 @@ def main(
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Runs with each number of workers, in turn.")] = 2,
+    record: Record = None,
 ) -> None:
     """Compare a number of workers with one."""
     counts = list(dict.fromkeys((1, workers)))
@@ -63,7 +63,7 @@ def main(
     with scratch_project(settings[workers], cpus=workers):
         for count in counts * repeats:
             histories[count].append(trained(settings[count]).iloc[WARM_UP:])
-    print(f"{platform.processor() or platform.machine()}, {precision}, PyTorch {torch.__version__}, {steps} steps")
+    introduce(precision, f"PyTorch {torch.__version__}", f"{steps} steps")
     seconds = {count: pd.DataFrame([run["step_seconds"] for run in runs]).min() for count, runs in histories.items()}
     speeds = {count: settings[count]["meta_batch"] * steps / seconds[count].sum() for count in counts}
     for count, speed in speeds.items():
@@ -82,7 +82,7 @@ def main(
         "imbalance": round(imbalance, 4),
         "waiting": round(waiting, 5),
     }
-    print(json.dumps(result))
+    finish(result, record)
 
 
 if __name__ == "__main__":

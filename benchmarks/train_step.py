@@ -14,9 +14,7 @@ The last line is JSON: `step_seconds`, `hypernetwork_share` (of a step: graphs, 
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import resource
 from collections.abc import Iterator, Sequence
 from time import perf_counter
@@ -25,6 +23,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import typer
+from frame import Record, finish, introduce
 from hypernetwork import node_by_node
 from torch import Tensor
 from torch.func import functional_call
@@ -136,6 +135,7 @@ def main(
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     plain: Annotated[bool, typer.Option(help="Time the plain loop too.")] = True,
+    record: Record = None,
 ) -> None:
     """Time a training step."""
     torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def main(
     images = images.contiguous(memory_format=torch.channels_last)
     settings = StepSettings(seed=0, precision=torch.bfloat16 if dtype == "bf16" else torch.float32)
     steps = list(meta_batches(meta_batch))
-    print(f"{platform.processor() or platform.machine()}, {threads} threads, {dtype}, PyTorch {torch.__version__}")
+    introduce(f"{threads} threads", dtype, f"PyTorch {torch.__version__}")
 
     train_step(ghn, steps[0][:2], images, labels, 0, settings)
     taken = [train_step(ghn, drawn, images, labels, step, settings) for step, drawn in enumerate(steps)]
@@ -160,7 +160,7 @@ def main(
         plain_seconds = sum(plain_step(ghn, drawn, images, labels) for drawn in steps) / len(steps)
         result["plain_loop_seconds"] = round(plain_seconds, 4)
         print(f"plain loop {plain_seconds:.2f} s: a step takes {step_seconds / plain_seconds:.2f} of that")
-    print(json.dumps(result))
+    finish(result, record)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,21 @@
     python benchmarks/training_costs.py [--architectures 60] [--dtype fp32]
 
 Measures the forward and backward pass of training architectures, 64 images, one thread, at 32×32 pixels (widths 32 to
-128) and at 14×14 (widths 16 to 32), and compares `ghn.training.cost_model.training_seconds` with that; then fits its prices again. It
-also shows how evenly that lets two and three workers share meta-batches of eight. The last line is JSON: for each image
-size `relative_error` (standard deviation of predicted / measured, which has mean 1), and `imbalance` of two workers
-(slowest / mean, by measured seconds).
+128) and at 14×14 (widths 16 to 32), compares `ghn.training.cost_model.training_seconds` with that, and fits its prices
+again. It also shows how evenly two and three workers would share meta-batches of eight. The last line is JSON: for each
+image size `relative_error` (standard deviation of predicted / measured, which has mean 1), and `imbalance` of two
+workers (slowest / mean, by measured seconds).
 """
 
 from __future__ import annotations
 
-import json
-import platform
 from time import perf_counter
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
+from frame import Record, finish, introduce
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
@@ -82,12 +81,13 @@ def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers:
 def main(
     architectures: Annotated[int, typer.Option(min=META_BATCH, help="Of each image size.")] = 64,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+    record: Record = None,
 ) -> None:
     """Compare predicted with measured seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = StepSettings(seed=0, precision=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, {dtype}, PyTorch {torch.__version__}")
+    introduce("1 thread", dtype, f"PyTorch {torch.__version__}")
     rows, times, result = [], [], {}
     for size in SIZES:
         ghn = GHN(GHNConfig(num_classes=10, image_size=size))
@@ -110,7 +110,7 @@ def main(
     prices, _ = nnls(table, np.ones(len(table)))
     for name, price in zip(["operation", "activation", *Work], prices, strict=True):
         print(f"  best price of {name}: {price:.2g} s")
-    print(json.dumps(result))
+    finish(result, record)
 
 
 if __name__ == "__main__":
