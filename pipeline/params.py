@@ -1,6 +1,6 @@
 """The settings of a pipeline run: `params.yaml`, typed and validated.
 
-Read once, at the door of every stage. What is in a `Params` can be trusted.
+Every stage reads them once, when it begins. The values in a `Params` are possible: no other code checks them again.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError
 
-# Integers are strict, or `true` would be 1. Numbers are not: YAML reads 1e-3 as a text.
+# Integers are strict: otherwise `true` would be 1. Numbers are not, because YAML reads 1e-3 as a text.
 Integer = Annotated[int, Strict()]
 Count = Annotated[Integer, Field(ge=1)]
 Natural = Annotated[Integer, Field(ge=0)]
@@ -27,17 +29,49 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
-"""The sampled splits; `predefined` is added to the evaluation as it is."""
+"""Names of the stored splits. Split `predefined` is not stored: it is computed when it is evaluated."""
 
 SAMPLED_SPLITS = tuple(split for split in SPLITS if split != "wide")
-"""Those that are drawn or imported; `wide` is made from `test`."""
+"""Names of the splits that are sampled or imported; `wide` is made from `test`."""
+
+MOVED_KEYS = {
+    "train.learning_rate": "train.optimizer.learning_rate",
+    "train.weight_decay": "train.optimizer.weight_decay",
+    "train.schedule": "train.schedule.name",
+    "train.warmup": "train.schedule.warmup",
+    "train.milestones": "train.schedule.milestones",
+    "train.decay": "train.schedule.decay",
+    "train.validate_every": "train.validation.every",
+    "train.validate_architectures": "train.validation.architectures",
+    "train.validate_images": "train.validation.images",
+    "train.slices": "train.micro_batches",
+    "train.workers": "workers.number",
+    "train.min_workers": "workers.minimum",
+    "train.cpus_per_worker": "workers.cpus",
+    "train.gpus_per_worker": "workers.gpus",
+    "train.placement": "workers.placement",
+    "train.max_failures": "workers.max_failures",
+    "train.checkpoint_every": "workers.checkpoint_every",
+    "train.profile_steps": "workers.profile_steps",
+}
+"""New names of keys that earlier versions of `params.yaml` had, by their old names."""
 
 
 class Section(BaseModel):
+    """A group of settings that refuses unknown keys and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _require_increasing(name: str, values: Sequence[float]) -> None:
+    """Raise ValueError unless the values are different and in increasing order."""
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"{name} = {values}: must be different and in increasing order")
+
+
 class ImageSettings(Section):
+    """Images: their size, where they lie, and how they are augmented."""
+
     size: Annotated[Integer, Field(ge=8, le=224)]
     folder: str | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
@@ -45,13 +79,15 @@ class ImageSettings(Section):
     flip: StrictBool
 
     @model_validator(mode="after")
-    def _shifted_images_stay_in_sight(self) -> ImageSettings:
+    def _shift_is_less_than_the_size(self) -> ImageSettings:
         if self.shift >= self.size:
             raise ValueError(f"shift = {self.shift}: must be less than size = {self.size}")
         return self
 
 
 class GenerateSettings(Section):
+    """Numbers of architectures of each split, and the splits that are imported instead of sampled."""
+
     train: Count
     val: Count
     test: Count
@@ -83,15 +119,40 @@ class HypernetworkSettings(Section):
     virtual_edges: Count
 
 
-class TrainSettings(Section):
-    steps: Count
-    batch: Annotated[Integer, Field(ge=2)]
+class OptimizerSettings(Section):
+    """Settings of Adam."""
+
     learning_rate: Positive
-    schedule: Literal["multi_step", "cosine"]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class ScheduleSettings(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["multi_step", "cosine"]
     warmup: Natural
     milestones: list[Share]
     decay: Annotated[float, Field(gt=0, le=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> ScheduleSettings:
+        _require_increasing("milestones", self.milestones)
+        return self
+
+
+class ValidationSettings(Section):
+    """Validation during training, on architectures and images that are not trained on."""
+
+    every: Count | None
+    architectures: Count
+    images: Annotated[float, Field(gt=0, le=0.5)]
+
+
+class TrainSettings(Section):
+    """What is learned: a change of any value trains another hypernetwork."""
+
+    steps: Count
+    batch: Annotated[Integer, Field(ge=2)]
     clip: Positive
     architecture_clip: Positive | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -99,49 +160,58 @@ class TrainSettings(Section):
     widths: Annotated[list[Width], Field(min_length=1)]
     head_widths: Annotated[list[Count], Field(min_length=1)]
     max_nodes: Count
+    micro_batches: Count
     precision: Literal["auto", "fp32", "bf16", "fp64"]
-    validate_every: Count | None
-    validate_architectures: Count
-    validate_images: Annotated[float, Field(gt=0, le=0.5)]
-    workers: Count
-    min_workers: Count | None
-    slices: Count
-    cpus_per_worker: Count
-    gpus_per_worker: Annotated[Integer, Field(ge=0, le=1)]
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
     log_every: Count
-    checkpoint_every: Count
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    validation: ValidationSettings
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainSettings:
+        if self.schedule.warmup >= self.steps:
+            raise ValueError(
+                f"schedule.warmup = {self.schedule.warmup}: must be less than train.steps = {self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_increase(self) -> TrainSettings:
+        _require_increasing("widths", self.widths)
+        _require_increasing("head_widths", self.head_widths)
+        return self
+
+
+class WorkerSettings(Section):
+    """How training is run: no value changes what is learned."""
+
+    number: Count
+    minimum: Count | None
+    cpus: Count
+    gpus: Annotated[Integer, Field(ge=0, le=1)]
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
     max_failures: Natural
+    checkpoint_every: Count
     profile_steps: Natural
 
     @model_validator(mode="after")
-    def _fewer_workers_at_least(self) -> TrainSettings:
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers = {self.min_workers}: must be at most workers = {self.workers}")
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> TrainSettings:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup = {self.warmup}: must be less than steps = {self.steps}")
-        return self
-
-    @model_validator(mode="after")
-    def _sorted(self) -> TrainSettings:
-        for name in ("widths", "head_widths", "milestones"):
-            values = getattr(self, name)
-            if values != sorted(set(values)):
-                raise ValueError(f"{name} = {values}: must be different and in increasing order")
+    def _minimum_is_at_most_the_number(self) -> WorkerSettings:
+        if self.minimum is not None and self.minimum > self.number:
+            raise ValueError(f"minimum = {self.minimum}: must be at most workers.number = {self.number}")
         return self
 
 
 class EvaluateSettings(Section):
+    """How stage evaluate scores predicted and other parameters."""
+
     batch: Annotated[Integer, Field(ge=2)]
     width: Width
     head_width: Count
 
 
 class FinetuneSettings(Section):
+    """What stage finetune transfers to, and how it trains there."""
+
     datasets: Annotated[list[str], Field(min_length=1)]
     architectures: Count
     images_per_class: Count
@@ -153,16 +223,20 @@ class FinetuneSettings(Section):
 
 
 class ClusterSettings(Section):
+    """The Ray cluster that the stages run on."""
+
     address: str | None
     cpus: Count | None
 
 
 class TrackingSettings(Section):
+    """Where MLflow keeps the runs."""
+
     experiment: Annotated[str, Field(min_length=1)]
 
 
 class Params(Section):
-    """All settings; the fields and sections of `params.yaml`, where each is described."""
+    """All settings: the keys and sections of `params.yaml`, where each is described."""
 
     seed: Seed
     dataset: str
@@ -172,6 +246,7 @@ class Params(Section):
     generate: GenerateSettings
     hypernetwork: HypernetworkSettings
     train: TrainSettings
+    workers: WorkerSettings
     evaluate: EvaluateSettings
     finetune: FinetuneSettings
     cluster: ClusterSettings
@@ -184,19 +259,19 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _architectures_to_validate_on_exist(self) -> Params:
-        settings = self.train
-        if settings.validate_every is None or "val" in self.generate.imported:
+    def _validation_architectures_exist(self) -> Params:
+        validation = self.train.validation
+        if validation.every is None or "val" in self.generate.imported:
             return self
-        if settings.validate_architectures > self.generate.val:
+        if validation.architectures > self.generate.val:
             raise ValueError(
-                f"train.validate_architectures = {settings.validate_architectures}: must be at most generate.val = "
+                f"train.validation.architectures = {validation.architectures}: must be at most generate.val = "
                 f"{self.generate.val}"
             )
         return self
 
     @model_validator(mode="after")
-    def _architectures_to_finetune_exist(self) -> Params:
+    def _finetuned_architectures_exist(self) -> Params:
         if "test" not in self.generate.imported and self.finetune.architectures > self.generate.test:
             raise ValueError(
                 f"finetune.architectures = {self.finetune.architectures}: must be at most generate.test = "
@@ -206,10 +281,19 @@ class Params(Section):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """The validated settings of a file.
+    """Return the validated settings of a file.
 
     Raises:
         UserError: the file is missing or is not YAML, a key is unknown or missing, a value is impossible.
+    """
+    return validated(read_values(path), path)
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """Return the keys and values of a settings file, not validated.
+
+    Raises:
+        UserError: the file is missing, is not YAML or holds no keys.
     """
     path = Path(path)
     if not path.is_file():
@@ -220,40 +304,71 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings: must be `key: value` lines, as in params.yaml")
+    return values
+
+
+def validated(values: Mapping[str, Any], source: str | Path) -> Params:
+    """Return values as settings; `source` names in errors where they come from.
+
+    Raises:
+        UserError: a key is unknown, missing or has moved, a value is impossible.
+    """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, path)) from error
+        raise UserError(_explain(error, source)) from error
 
 
 def settings_hash(settings: Any, length: int = 12) -> str:
-    """Hexadecimal digits that change whenever the settings do (any JSON-serialisable value)."""
+    """Return hexadecimal digits that change whenever the settings do.
+
+    Args:
+        settings: any JSON-serialisable value; the order of its keys does not count.
+        length: number of digits, at most 64.
+    """
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()[:length]
 
 
-def _explain(error: ValidationError, path: Path) -> str:
-    """The first two problems, a line each, and how many more there are."""
-    lines = [_line(problem, path) for problem in error.errors()]
+def _explain(error: ValidationError, source: str | Path) -> str:
+    """Return the keys that have moved, or the first two problems, a line each, and the number of the others."""
+    problems = error.errors()
+    moved = [key for key, new_key in MOVED_KEYS.items() if any(_is_moved(problem, key, new_key) for problem in problems)]
+    if moved:  # they explain the sections that are missing too
+        return f"{', '.join(f'{key} is now {MOVED_KEYS[key]}' for key in moved)} (in {source})"
+    lines = [_line(problem, source) for problem in problems]
     if len(lines) > 2:
         lines[2:] = [f"… and {len(lines) - 2} more"]
     return "\n".join(lines)
 
 
-def _line(problem: Any, path: Path) -> str:
+def _is_moved(problem: ErrorDetails, key: str, new_key: str) -> bool:
+    if ".".join(map(str, problem["loc"])) != key:
+        return False
+    became_a_section = new_key.startswith(f"{key}.")
+    return problem["type"] == ("model_type" if became_a_section else "extra_forbidden")
+
+
+def _line(problem: ErrorDetails, source: str | Path) -> str:
     keys = [str(key) for key in problem["loc"]]
     name, value = ".".join(keys), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {name} in {path}{_suggestion(keys)}"
+        return f"unknown key {name} in {source}{_suggestion(keys)}"
     if problem["type"] == "missing":
-        return f"{name} is missing in {path}"
+        return f"{name} is missing in {source}"
+    if problem["type"] == "model_type":
+        return f"{name} = {_shown(value)} in {source}: must be a section of keys"
     if problem["type"] == "value_error":
         section = f"{name}." if name else ""  # the error names the key
-        return f"{section}{problem['ctx']['error']} (in {path})"
+        return f"{section}{problem['ctx']['error']} (in {source})"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    shown = json.dumps(value) if isinstance(value, str | int | float | None) else str(value)
-    return f"{name} = {shown[:100]} in {path}: must be {message}"
+    return f"{name} = {_shown(value)} in {source}: must be {message}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, str | int | float | None) else str(value)
+    return text[:100]
 
 
 def _suggestion(keys: list[str]) -> str:

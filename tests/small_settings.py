@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,11 @@ SMALL = {
         "batch": 8,
         "widths": [8, 16],
         "head_widths": [16],
-        "checkpoint_every": 10,
-        "validate_every": 3,
-        "schedule": "cosine",
-        "warmup": 2,
         "ema": 0.9,
-        "validate_architectures": 2,
-        "workers": 1,
+        "schedule": {"name": "cosine", "warmup": 2},
+        "validation": {"every": 3, "architectures": 2},
     },
+    "workers": {"number": 1, "checkpoint_every": 10},
     "evaluate": {"width": 8, "head_width": 16},
     "finetune": {
         "datasets": ["faces"],
@@ -43,9 +41,14 @@ SMALL = {
 
 
 def small_settings(**changes: Any) -> dict[str, Any]:
-    """The project's own settings, made small; `changes` are values of whole keys, or of keys in sections."""
+    """Return the project's own settings, made small; `changes` are values of whole keys, or of keys in sections."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for settings in (SMALL, changes):
-        for key, value in settings.items():
-            values[key] = values[key] | value if isinstance(value, dict) else value
-    return values
+    return changed(changed(values, SMALL), changes)
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some values changed, in sections and in their sections."""
+    return {**values} | {
+        key: changed(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
+        for key, change in changes.items()
+    }

@@ -1,28 +1,34 @@
 from __future__ import annotations
 
+import copy
+import operator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from small_settings import ROOT
 
 from pipeline.errors import UserError
-from pipeline.params import Params, load_params, settings_hash
+from pipeline.params import MOVED_KEYS, Params, load_params, settings_hash
 
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def written(tmp_path: Path, change: dict) -> Path:
+def written(tmp_path: Path, change: dict[str, Any]) -> Path:
     """The project's settings with some values changed, in a file."""
-    values = {key: value.copy() if isinstance(value, dict) else value for key, value in VALUES.items()}
+    values = copy.deepcopy(VALUES)
     for name, value in change.items():
-        section, _, key = name.rpartition(".")
-        (values[section] if section else values)[key] = value
+        *sections, key = name.split(".")
+        section = values
+        for each in sections:
+            section = section[each]
+        section[key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "params.yaml"
 
 
-def refused(tmp_path: Path, change: dict) -> str:
+def refused(tmp_path: Path, change: dict[str, Any]) -> str:
     """What is said about the project's settings with some values changed."""
     path = written(tmp_path, change)
     with pytest.raises(UserError) as caught:
@@ -52,8 +58,8 @@ def test_the_papers_settings_are_the_papers() -> None:
         assert (params.generate.test, params.generate.wide) == (500, 100)
         assert params.train.widths == list(range(32, 129, 16))
         assert params.train.head_widths == list(range(64, 513, 64))
-        assert params.train.milestones == pytest.approx([2 / 3, 5 / 6], abs=1e-3)
-        assert (params.train.learning_rate, params.train.weight_decay, params.train.clip) == (1e-3, 1e-5, 5)
+        assert params.train.schedule.milestones == pytest.approx([2 / 3, 5 / 6], abs=1e-3)
+        assert (optimizer.learning_rate, optimizer.weight_decay, params.train.clip) == (1e-3, 1e-5, 5)
         assert params.train.architecture_clip is None
         assert (params.hypernetwork.hidden, params.hypernetwork.virtual_edges) == (32, 50)
     assert (cifar10.images.size, cifar10.hypernetwork.kernel) == (32, 11)
@@ -67,34 +73,34 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"meta_batch": "many"}, 'meta_batch = "many"'),
         ({"images.size": 7}, "images.size = 7"),
         ({"images.size": 225}, "at most 224"),
-        ({"train.learning_rate": 0}, "train.learning_rate = 0"),
-        ({"train.learning_rate": float("inf")}, "train.learning_rate"),
+        ({"train.optimizer.learning_rate": 0}, "train.optimizer.learning_rate = 0"),
+        ({"train.optimizer.learning_rate": float("inf")}, "train.optimizer.learning_rate"),
         ({"train.widths": [12]}, "multiple of 8"),
         ({"train.widths": [32, 16]}, "increasing order"),
-        ({"train.milestones": [0.9, 0.5]}, "train.milestones"),
+        ({"train.schedule.milestones": [0.9, 0.5]}, "train.schedule.milestones"),
         ({"train.precision": "fp16"}, "fp32"),
         ({"train.precision": "bfloat16"}, 'train.precision = "bfloat16"'),
         ({"train.precision": None}, "train.precision = null"),
-        ({"train.schedule": "linear"}, "cosine"),
-        ({"train.placement": "pack"}, "STRICT_SPREAD"),
-        ({"train.warmup": -1}, "train.warmup = -1"),
-        ({"train.warmup": VALUES["train"]["steps"]}, "must be less than steps"),
+        ({"train.schedule.name": "linear"}, "cosine"),
+        ({"workers.placement": "pack"}, "STRICT_SPREAD"),
+        ({"train.schedule.warmup": -1}, "train.schedule.warmup = -1"),
+        ({"train.schedule.warmup": VALUES["train"]["steps"]}, "must be less than train.steps"),
         ({"train.ema": 0}, "train.ema = 0"),
         ({"train.ema": 1}, "train.ema = 1"),
-        ({"train.workers": 0}, "train.workers = 0"),
-        ({"train.slices": 0}, "train.slices = 0"),
-        ({"train.slices": None}, "train.slices = null"),
-        ({"train.workers": 2, "train.min_workers": 3}, "train.min_workers = 3: must be at most workers = 2"),
-        ({"train.min_workers": 0}, "train.min_workers = 0"),
-        ({"train.gpus_per_worker": 2}, "train.gpus_per_worker = 2"),
+        ({"workers.number": 0}, "workers.number = 0"),
+        ({"train.micro_batches": 0}, "train.micro_batches = 0"),
+        ({"train.micro_batches": None}, "train.micro_batches = null"),
+        ({"workers.number": 2, "workers.minimum": 3}, "workers.minimum = 3: must be at most workers.number = 2"),
+        ({"workers.minimum": 0}, "workers.minimum = 0"),
+        ({"workers.gpus": 2}, "workers.gpus = 2"),
         ({"train.log_every": 0}, "train.log_every = 0"),
-        ({"train.profile_steps": -1}, "train.profile_steps = -1"),
-        ({"train.validate_every": 0}, "train.validate_every = 0"),
-        ({"train.validate_images": 0}, "train.validate_images = 0"),
-        ({"train.validate_images": 0.6}, "at most 0.5"),
+        ({"workers.profile_steps": -1}, "workers.profile_steps = -1"),
+        ({"train.validation.every": 0}, "train.validation.every = 0"),
+        ({"train.validation.images": 0}, "train.validation.images = 0"),
+        ({"train.validation.images": 0.6}, "at most 0.5"),
         (
-            {"train.validate_every": 250, "train.validate_architectures": 51, "generate.val": 50},
-            "train.validate_architectures = 51: must be at most generate.val = 50",
+            {"train.validation.every": 250, "train.validation.architectures": 51, "generate.val": 50},
+            "train.validation.architectures = 51: must be at most generate.val = 50",
         ),
         ({"hypernetwork.variant": "ghn3"}, "ghn2"),
         ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
@@ -118,7 +124,7 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"storage": "s3://"}, "s3://bucket/prefix"),
     ],
 )
-def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, change: dict, expected: str) -> None:
+def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     message = refused(tmp_path, change)
     assert expected in message
     assert "must be" in message
@@ -128,29 +134,53 @@ def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, ch
     "change",
     [
         *({"train.precision": precision} for precision in ("auto", "fp32", "bf16", "fp64")),
-        *({"train.schedule": schedule} for schedule in ("multi_step", "cosine")),
-        *({"train.placement": placement} for placement in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")),
-        {"train.warmup": VALUES["train"]["steps"] - 1},
-        {"train.workers": 4, "train.slices": 4, "train.min_workers": 4},
-        {"train.workers": 64, "train.slices": 1, "train.min_workers": 1},
-        {"train.slices": 1000, "meta_batch": 1},
+        *({"train.schedule.name": schedule} for schedule in ("multi_step", "cosine")),
+        *({"workers.placement": placement} for placement in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")),
+        {"train.schedule.warmup": VALUES["train"]["steps"] - 1},
+        {"workers.number": 4, "train.micro_batches": 4, "workers.minimum": 4},
+        {"workers.number": 64, "train.micro_batches": 1, "workers.minimum": 1},
+        {"train.micro_batches": 1000, "meta_batch": 1},
         {"train.ema": 0.999},
-        {"train.validate_architectures": VALUES["generate"]["val"]},
-        {"train.validate_architectures": 51, "generate.val": 50, "train.validate_every": None},  # which is off
-        {"train.validate_architectures": 51, "generate.val": 50, "generate.imported": {"val": "a/manifest.json"}},
+        {"train.validation.architectures": VALUES["generate"]["val"]},
+        {"train.validation.architectures": 51, "generate.val": 50, "train.validation.every": None},  # which is off
+        {"train.validation.architectures": 51, "generate.val": 50, "generate.imported": {"val": "a/manifest.json"}},
     ],
     ids=str,
 )
-def test_what_is_possible_is_accepted(tmp_path: Path, change: dict) -> None:
+def test_what_is_possible_is_accepted(tmp_path: Path, change: dict[str, Any]) -> None:
     params = load_params(written(tmp_path, change))
     for name, value in change.items():
-        section, _, key = name.rpartition(".")
-        assert getattr(getattr(params, section) if section else params, key) == value
+        assert operator.attrgetter(name)(params) == value
 
 
 def test_a_misspelt_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     assert "did you mean meta_batch?" in refused(tmp_path, {"meta_bach": 4})
     assert "did you mean steps?" in refused(tmp_path, {"train.step": 4})
+
+
+def test_a_key_that_has_moved_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    assert "train.workers is now workers.number" in refused(tmp_path, {"train.workers": 2})
+    assert "train.schedule is now train.schedule.name" in refused(tmp_path, {"train.schedule": "cosine"})
+
+
+def test_a_file_of_an_earlier_version_is_refused_with_the_new_names_of_all_its_keys(tmp_path: Path) -> None:
+    values = copy.deepcopy(VALUES)
+    earlier = {old: operator.attrgetter(new)(load_params(ROOT / "params.yaml")) for old, new in MOVED_KEYS.items()}
+    for section in ("optimizer", "schedule", "validation"):
+        del values["train"][section]
+    del values["workers"]
+    values["train"] |= {name.removeprefix("train."): value for name, value in earlier.items()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert str(caught.value).count(" is now ") == len(MOVED_KEYS)
+    assert "missing" not in str(caught.value)
+
+
+def test_a_value_in_place_of_a_section_is_refused(tmp_path: Path) -> None:
+    assert "images = 8" in (message := refused(tmp_path, {"images": 8}))
+    assert "must be a section of keys" in message
+    assert "train.optimizer = null" in refused(tmp_path, {"train.optimizer": None})
 
 
 def test_many_problems_are_told_in_three_lines(tmp_path: Path) -> None:
@@ -173,7 +203,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_number_may_have_an_exponent(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 3e-3")
     (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml").train.learning_rate == 0.003
+    assert load_params(tmp_path / "params.yaml").train.optimizer.learning_rate == 0.003
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
