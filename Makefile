@@ -12,8 +12,9 @@ help:
 	@echo "make repro      set up, then run the pipeline of params.yaml (dvc repro)"
 	@echo "make test       set up, then run all tests"
 	@echo "make test-fast  the tests that take seconds"
-	@echo "make lint       check format and lint"
-	@echo "make format     mend both where possible"
+	@echo "make lint       check format, lint, floors and types"
+	@echo "make format     mend format and lint where possible"
+	@echo "make clean      remove the environment and caches; architectures, images, runs and results stay"
 
 env: $(READY)
 
@@ -46,4 +47,4 @@ format: env
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) storage mlflow.db mlartifacts
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ With `--record` it also writes `benchmarks/results/<name>.json`: the command, th
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -58,12 +59,14 @@ def finish(result: dict[str, Any], record: str | None) -> None:
 
 
 def command_line() -> str:
-    """Return the command that was given, without `--record`."""
+    """Return the command that was given, without `--record`, with the cores that it was pinned to."""
     words = sys.argv[1:]
     if "--record" in words:
         place = words.index("--record")
         del words[place : place + 2]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    allowed = sorted(os.sched_getaffinity(0))
+    pinned = [] if len(allowed) == os.cpu_count() else ["taskset", "-c", ",".join(map(str, allowed))]
+    return shlex.join([*pinned, "python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def commit() -> str:

@@ -26,9 +26,6 @@ from ghn.networks.graph_batch import GraphBatch
 CONFIG = GHNConfig(num_classes=10, image_size=32)
 """The published settings for CIFAR-10."""
 
-LARGEST = 10_000
-"""Nodes up to which the growth is measured."""
-
 
 def meta_batch(ghn: GHN, count: int) -> GraphBatch:
     """The graphs of the first architectures of the training split, at the widths that training samples."""
@@ -91,6 +88,7 @@ def main(
     meta_batch_size: Annotated[int, typer.Option("--meta-batch", help="Architectures.")] = 8,
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 7,
+    largest: Annotated[int, typer.Option(help="Nodes up to which the growth is measured.")] = 10_000,
     record: Record = None,
 ) -> None:
     """Time the hypernetwork."""
@@ -114,7 +112,7 @@ def main(
 
     growth = []
     count = meta_batch_size
-    while not growth or growth[-1]["nodes"] < LARGEST:
+    while not growth or growth[-1]["nodes"] < largest:
         larger = meta_batch(ghn, count)
         total = sum(timed(ghn, larger, 3))
         growth.append({"nodes": larger.num_nodes, "seconds": round(total, 4)})

@@ -43,7 +43,6 @@ WIDTHS, HEAD_WIDTHS = range(32, 129, 16), range(64, 513, 64)
 META_BATCH, MAX_NODES = 8, 2200
 """As published: larger meta-batches are made of several of these, so that all see the same architectures."""
 
-ARCHITECTURES = 64
 TRAINING_SET = 1000
 CLASSES = 10
 
@@ -57,16 +56,16 @@ def training_set() -> TrainingSet:
     )
 
 
-def meta_batches(size: int) -> Iterator[list[SampledArchitecture]]:
+def meta_batches(size: int, architectures: int) -> Iterator[list[SampledArchitecture]]:
     """Meta-batches of a size, which together hold the same architectures whatever the size is."""
-    among, several = training_set(), max(1, ARCHITECTURES // size)
+    among, several = training_set(), max(1, architectures // size)
     published = range(math.ceil(several * size / META_BATCH))
-    architectures = [
+    several_published = [
         item
         for step in published
         for item in sample_meta_batch(among, 0, step, META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
     ]
-    return (architectures[start : start + size] for start in range(0, several * size, size))
+    return (several_published[start : start + size] for start in range(0, several * size, size))
 
 
 def train_step(
@@ -134,6 +133,7 @@ def main(
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
+    architectures: Annotated[int, typer.Option(min=1, help="That are timed, in meta-batches.")] = 64,
     plain: Annotated[bool, typer.Option(help="Time the plain loop too.")] = True,
     record: Record = None,
 ) -> None:
@@ -144,7 +144,7 @@ def main(
     images, labels = torch.randn(batch, 3, image_size, image_size), torch.arange(batch) % CLASSES
     images = images.contiguous(memory_format=torch.channels_last)
     settings = StepSettings(seed=0, precision=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    steps = list(meta_batches(meta_batch))
+    steps = list(meta_batches(meta_batch, architectures))
     introduce(f"{threads} threads", dtype, f"PyTorch {torch.__version__}")
 
     train_step(ghn, steps[0][:2], images, labels, 0, settings)

@@ -44,11 +44,11 @@ def drawn(image_size: int, count: int) -> list[Architecture]:
     ]
 
 
-def measured(ghn: GHN, architecture: Architecture, settings: StepSettings) -> float:
+def measured(ghn: GHN, architecture: Architecture, settings: StepSettings, batch: int) -> float:
     """Seconds of a forward and backward pass, the shorter of two."""
     size = ghn.config.image_size
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH) % ghn.config.num_classes
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % ghn.config.num_classes
     with torch.no_grad():
         (parameters,) = ghn.predict_parameters([architecture])
     seconds = []
@@ -59,12 +59,12 @@ def measured(ghn: GHN, architecture: Architecture, settings: StepSettings) -> fl
     return min(seconds)
 
 
-def features(program: Program) -> list[float]:
+def features(program: Program, batch: int) -> list[float]:
     """What the prices are multiplied with."""
     work = dict.fromkeys(Work, 0)
     for kind, amount in map(work_of, program.operations):
-        work[kind] += BATCH * amount
-    return [len(program.operations), BATCH * program.activations, *work.values()]
+        work[kind] += batch * amount
+    return [len(program.operations), batch * program.activations, *work.values()]
 
 
 def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers: int) -> float:
@@ -81,6 +81,7 @@ def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers:
 def main(
     architectures: Annotated[int, typer.Option(min=META_BATCH, help="Of each image size.")] = 64,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+    batch: Annotated[int, typer.Option(min=2, help="Images.")] = BATCH,
     record: Record = None,
 ) -> None:
     """Compare predicted with measured seconds."""
@@ -93,8 +94,8 @@ def main(
         ghn = GHN(GHNConfig(num_classes=10, image_size=size))
         several = drawn(size, architectures)
         programs = [architecture.program(size, 10) for architecture in several]
-        seconds = np.array([measured(ghn, architecture, settings) for architecture in several])
-        costs = np.array([training_seconds(program, BATCH) for program in programs])
+        seconds = np.array([measured(ghn, architecture, settings, batch) for architecture in several])
+        costs = np.array([training_seconds(program, batch) for program in programs])
         ratio = costs / seconds
         error = float(ratio.std() / ratio.mean())
         nodes = [len(program.graph.nodes) for program in programs]
@@ -104,7 +105,7 @@ def main(
         )
         print(f"  slowest worker / mean of two workers {two:.3f}, of three {three:.3f}")
         result[str(size)] = {"relative_error": round(error, 4), "imbalance": round(two, 4)}
-        rows += [features(program) for program in programs]
+        rows += [features(program, batch) for program in programs]
         times += seconds.tolist()
     table = np.array(rows) / np.array(times)[:, None]
     prices, _ = nnls(table, np.ones(len(table)))
