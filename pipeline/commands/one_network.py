@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
 from pipeline.images.dataset import Images
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.reporting.graph_pictures.plot import PICTURE_SUFFIXES, render_graph, save
 
 CALIBRATION_BATCHES = 16
@@ -123,8 +123,8 @@ def predict_network(
         num_classes: by default as many as the hypernetwork knows.
         image_size: in pixels; by default what the network says that it takes. Others are traced at any size that
             they take; images for them are of the size that the hypernetwork was trained with.
-        dataset, folder: images (see `load_images`) to classify, if the network has as many classes, and to estimate
-            running statistics from. Networks of ours have none: they always use those of the batch.
+        dataset, folder: images (see `load_cached_images`) to classify, if the network has as many classes, and to
+            estimate running statistics from. Networks of ours have none: they always use those of the batch.
         cache: a folder for the decoded images.
     """
     require_file_name(out)
@@ -139,7 +139,7 @@ def predict_network(
     with as_user_error():
         if dataset is not None:
             ghn.graph(model, image_size=image_size)  # before images are decoded for nothing
-            images = load_images(dataset, image_size, cache, folder=folder)
+            images = load_cached_images(dataset, image_size, cache, folder=folder)
         report = ghn.predict(
             model,
             image_size=image_size,

@@ -32,8 +32,9 @@ from pipeline.images.shards import (
     node_cache,
 )
 from pipeline.images.sources import DatasetSource, RawImages, find_dataset
-from pipeline.params import settings_hash
+from pipeline.params import ImageSettings, settings_hash
 from pipeline.storage.files import file_sizes, is_in_bucket, read_bytes, write_bytes
+from pipeline.storage.paths import downloads_folder, image_cache, image_set_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +46,50 @@ SPLIT_SEED = 20211
 SCATTER_SEED = 20214
 
 
-def load_images(
+def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
+    """Return the images of a data set as the settings say, decoded into the storage at the first call.
+
+    See `load_cached_images`, also for what it raises.
+    """
+    return load_cached_images(
+        dataset,
+        settings.size,
+        image_cache(storage),
+        folder=settings.folder,
+        test_fraction=settings.test_fraction,
+    )
+
+
+def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetSource:
+    """Return where `load_images` would read a data set from, without decoding or downloading it.
+
+    Raises:
+        UserError: the data set is unknown, or its folder does not hold what it needs.
+    """
+    return find_dataset(dataset, settings.folder, downloads_folder(node_cache(image_cache(storage))))
+
+
+def load_cached_images(
     dataset: str, image_size: int, cache: str | Path, *, folder: str | None = None, test_fraction: float = 0.2
 ) -> Images:
-    """The images of a data set, `image_size` pixels wide and high.
+    """Return the images of a data set, `image_size` pixels wide and high.
 
-    `dataset` is a name of `list_datasets()` or the path of a folder of class folders; `folder` holds the
-    files of sets that are in no package. Gray images get three equal channels; photos are cut to their
-    central square. A set without a test part gives up `test_fraction` of each class, always the same images.
-    The first call decodes into `cache`, a folder or an address in a bucket (`pipeline.storage.paths.image_cache`), also when
-    several processes call at once; files are decoded on the whole cluster if this process is connected to Ray. What an
-    interrupted call has decoded is kept, and what is missing or cut off is decoded again.
-    Raises UserError if the data set or a setting is impossible, or an image cannot be read.
+    Gray images get three equal channels. Photos are cut to their central square. A data set without a test part gives
+    up `test_fraction` of each class, always the same images.
+
+    The first call decodes into `cache`, also when several processes call at once. Image files are decoded on the whole
+    cluster if this process is connected to Ray. An interrupted call keeps what it has decoded; the next one decodes
+    what is missing or damaged.
+
+    Args:
+        dataset: a name of `list_datasets()`, or the path of a folder of class folders.
+        image_size: in pixels.
+        cache: a folder or an address in a bucket (see `pipeline.storage.paths.image_cache`).
+        folder: where the files of data sets lie that are in no package.
+        test_fraction: above 0 and below 1.
+
+    Raises:
+        UserError: the data set or a setting is impossible, or an image cannot be read.
     """
     if image_size < 1:
         raise UserError(f"image_size = {image_size}: must be at least 1 pixel")
@@ -64,12 +97,11 @@ def load_images(
         raise UserError(f"test_fraction = {test_fraction}: must be above 0 and below 1")
     place = str(cache).rstrip("/") if is_in_bucket(cache) else os.path.abspath(Path(cache).expanduser())
     here = node_cache(place)
-    source = find_dataset(dataset, folder, downloads=here / "downloads")
+    source = find_dataset(dataset, folder, downloads_folder(here))
     key = [DECODED_FORMAT, source.name, source.listing, image_size, images_per_shard(image_size), WINDOW]
     if not source.has_test:
         key += [test_fraction, SPLIT_SEED]
-    name = f"{source.name}-{image_size}-{settings_hash(key)}"
-    stored = f"{place}/{name}"
+    stored = image_set_folder(place, source.name, image_size, settings_hash(key))
     with suppress(_Incomplete):
         return open_images(stored)
 
@@ -77,7 +109,8 @@ def load_images(
         here.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"image cache {here} cannot be made: {error.strerror}") from error
-    with FileLock(here / f"{name}.lock"):  # the first process decodes, the others wait and find its result
+    # The first process decodes, the others wait and find its result.
+    with FileLock(here / f"{stored.rpartition('/')[2]}.lock"):
         try:
             return open_images(stored)
         except _Incomplete as fault:

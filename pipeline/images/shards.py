@@ -37,6 +37,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError
 from pipeline.images.sources import RawImages, resized
 from pipeline.storage.files import AT_ONCE, file_sizes, is_in_bucket, read_bytes, read_folder, write_bytes
+from pipeline.storage.paths import node_image_cache
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def images_per_shard(image_size: int) -> int:
 
 def node_cache(place: str | Path) -> Path:
     """The folder on this node's disks for what belongs to a place of image sets: itself, if it is no bucket."""
-    return Path.home() / ".cache" / "ghn" / "images" if is_in_bucket(place) else Path(place)
+    return node_image_cache() if is_in_bucket(place) else Path(place)
 
 
 def is_small(folder: str, shards: int) -> bool:

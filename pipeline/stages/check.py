@@ -7,16 +7,13 @@ there or it is not, but never differs: settings that change and stay valid make 
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 from pipeline.architectures.imported_splits import find_imported_splits
 from pipeline.errors import UserError
-from pipeline.images.shards import node_cache
-from pipeline.images.sources import find_dataset
+from pipeline.images.load import find_images
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.files import remove, write_bytes
-from pipeline.storage.paths import image_cache, storage_url
+from pipeline.storage.paths import probe_file
 
 PASSED = b"The settings are possible, and the places that they name can be used.\n"
 
@@ -30,13 +27,13 @@ def check(params: Params) -> None:
     require_writable(params.storage)
     find_imported_splits(params)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
-        find_dataset(dataset, params.images.folder, downloads=node_cache(image_cache(params.storage)) / "downloads")
+        find_images(dataset, params.images, params.storage)
     write_bytes(results_folder("check") / "passed", PASSED)
 
 
 def require_writable(storage: str) -> None:
     """Raises UserError if no file can be written below a storage."""
-    place = storage_url(storage, f"check-{uuid4().hex}")
+    place = probe_file(storage)
     try:
         write_bytes(place, b"")
         remove(place)

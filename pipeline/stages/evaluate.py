@@ -31,7 +31,6 @@ from pipeline.images.load import load_images
 from pipeline.images.subsets import digest, in_memory
 from pipeline.params import Params, settings_hash
 from pipeline.results import results_folder
-from pipeline.storage.paths import image_cache
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import stage_run
 
@@ -83,13 +82,7 @@ def evaluate(params: Params) -> None:
 
 def test_images(params: Params) -> Images:
     """The data set of the pipeline with its train part left out, in memory."""
-    images = load_images(
-        params.dataset,
-        params.images.size,
-        image_cache(params.storage),
-        folder=params.images.folder,
-        test_fraction=params.images.test_fraction,
-    )
+    images = load_images(params.dataset, params.images, params.storage)
     return replace(images, train=in_memory(images.train, []), test=in_memory(images.test))
 
 

@@ -41,7 +41,6 @@ from pipeline.images.subsets import digest, few_shot, in_memory
 from pipeline.params import FinetuneSettings, Params, settings_hash
 from pipeline.results import results_folder
 from pipeline.stages.evaluate import GPU_SHARE
-from pipeline.storage.paths import image_cache
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import stage_run
 
@@ -121,13 +120,7 @@ def load_target(dataset: str, params: Params) -> Target:
 
     Raises UserError if a class has no image left to hold out.
     """
-    images = load_images(
-        dataset,
-        params.images.size,
-        image_cache(params.storage),
-        folder=params.images.folder,
-        test_fraction=params.images.test_fraction,
-    )
+    images = load_images(dataset, params.images, params.storage)
     return target_of(images, params.finetune.images_per_class, params.finetune.seeds, params.seed)
 
 

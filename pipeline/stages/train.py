@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghn.training.meta_batch import sample_meta_batch
+from ghn.training.meta_batch import sample_indices
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.ray_cluster import capacity, ray_cluster, slots_of
 from pipeline.errors import Terminated, UserError
@@ -21,12 +21,13 @@ from pipeline.images.load import load_images
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.files import file_sizes, remove
-from pipeline.storage.paths import image_cache, storage_url
+from pipeline.storage.paths import storage_root
 from pipeline.storage.tables import write_csv, write_json
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
 from pipeline.training.loop import split_off_held_out, training_set_of
 from pipeline.training.run import _fit, run_folder
 from pipeline.training.state import MAX_NONFINITE_SHARE, TrainingState
+from pipeline.training.step_loader import meta_batch_settings
 
 
 def train(params: Params) -> None:
@@ -46,7 +47,7 @@ def train(params: Params) -> None:
         folder = run_folder(params, store, images.settings_hash)
         config = {
             "params": params.model_dump(),
-            "storage": storage_url(params.storage, "").rstrip("/"),
+            "storage": storage_root(params.storage),
             "manifest": store.manifest,
             "images": images.place,
             "metrics_buffer": f"steps-{folder.rpartition('/')[2]}",
@@ -62,22 +63,14 @@ def train(params: Params) -> None:
 
 def _images(params: Params) -> Images:
     """The images that the settings name, decoded once, on the whole cluster."""
-    return load_images(
-        params.dataset,
-        params.images.size,
-        image_cache(params.storage),
-        folder=params.images.folder,
-        test_fraction=params.images.test_fraction,
-    )
+    return load_images(params.dataset, params.images, params.storage)
 
 
 def _require_a_first_step(params: Params, store: ArchitectureStore) -> None:
     """Raises UserError, before any worker starts, if a shard is missing or damaged, or no meta-batch can be drawn."""
-    settings = params.train
     training_set = training_set_of(store["train"])
-    sizes = settings.widths, settings.head_widths, settings.max_nodes
     try:
-        sample_meta_batch(training_set, params.seed, 0, params.meta_batch, *sizes)
+        sample_indices(training_set, meta_batch_settings(params), params.seed, 0)
     except ValueError as error:
         raise UserError(f"train.{error}") from error
 

@@ -23,7 +23,7 @@ from pipeline.params import Params, settings_hash
 from pipeline.results import RESULTS
 from pipeline.storage.arrow import arrow_filesystem
 from pipeline.storage.files import write_bytes
-from pipeline.storage.paths import storage_url
+from pipeline.storage.paths import training_folder
 from pipeline.tracking.mlflow_runs import StageRun
 from pipeline.training.loop import train_loop_per_worker
 from pipeline.training.progress import MetricsBuffer, Progress, print_above_bar
@@ -63,7 +63,7 @@ def run_folder(params: Params, store: ArchitectureStore, images: str) -> str:
     for key in NOT_PART_OF_THE_RUN:
         del everything["train"][key]
     splits = [store.manifest["splits"][name] for name in ("train", "val")]
-    return storage_url(params.storage, f"training/{settings_hash([everything, splits, images])}")
+    return training_folder(params.storage, settings_hash([everything, splits, images]))
 
 
 def _fit(params: Params, run: StageRun, folder: str, config: dict[str, Any]) -> Result:

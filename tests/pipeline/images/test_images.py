@@ -19,7 +19,7 @@ from small_settings import ROOT
 from pipeline.errors import UserError
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.images.subsets import few_shot
 
 PLAIN = Augmentation()
@@ -27,7 +27,7 @@ PLAIN = Augmentation()
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory) -> Images:
-    return load_images("mnist_5k", 28, tmp_path_factory.mktemp("cache"))
+    return load_cached_images("mnist_5k", 28, tmp_path_factory.mktemp("cache"))
 
 
 def numbered(count: int, side: int = 4) -> Images:
@@ -89,7 +89,7 @@ def test_gray_images_have_three_equal_channels(mnist) -> None:
 
 
 def test_mean_and_deviation_are_those_of_the_train_part(tmp_path) -> None:
-    images = load_images("folder", 12, tmp_path / "cache", folder=str(pictures(tmp_path / "pictures")))
+    images = load_cached_images("folder", 12, tmp_path / "cache", folder=str(pictures(tmp_path / "pictures")))
     scaled = np.asarray(images.train.pixels, dtype=np.float64) / 255
     assert images.mean == pytest.approx(scaled.mean(axis=(0, 2, 3)))
     assert images.std == pytest.approx(scaled.std(axis=(0, 2, 3)))
@@ -101,72 +101,72 @@ def test_a_channel_without_variation_does_not_make_batches_infinite(tmp_path) ->
         (tmp_path / "black" / name).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (8, 8), (7, 0, 0)).save(tmp_path / "black" / name / f"{number}.png")
-    images = load_images(str(tmp_path / "black"), 8, tmp_path / "cache")
+    images = load_cached_images(str(tmp_path / "black"), 8, tmp_path / "cache")
     assert training_batch(images, 0, 0, 4, PLAIN)[0].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("test_fraction", [0.001, 0.25, 0.999])
 def test_each_class_gives_its_share_to_the_test_part_but_is_in_both(test_fraction, tmp_path) -> None:
-    images = load_images("faces", 8, tmp_path, test_fraction=test_fraction)
+    images = load_cached_images("faces", 8, tmp_path, test_fraction=test_fraction)
     expected = min(max(round(test_fraction * 100), 1), 99)
     assert np.bincount(images.test.labels).tolist() == [expected, expected]
     assert len(images.train) + len(images.test) == 200
 
 
 def test_the_same_images_are_for_testing_in_every_cache(tmp_path) -> None:
-    assert same_images(load_images("faces", 16, tmp_path / "a"), load_images("faces", 16, tmp_path / "b"))
+    assert same_images(load_cached_images("faces", 16, tmp_path / "a"), load_cached_images("faces", 16, tmp_path / "b"))
 
 
 def test_another_class_does_not_change_how_the_classes_before_it_are_split(tmp_path) -> None:
     folder = pictures(tmp_path / "pictures", count=20)
-    before = load_images(str(folder), 8, tmp_path / "cache")
+    before = load_cached_images(str(folder), 8, tmp_path / "cache")
     os.rename(pictures(tmp_path / "more", count=20, seed=1) / "cats", folder / "zebras")
-    after = load_images(str(folder), 8, tmp_path / "cache")
+    after = load_cached_images(str(folder), 8, tmp_path / "cache")
     assert np.array_equal(after.test.pixels[: len(before.test)], before.test.pixels)
 
 
 @pytest.mark.parametrize("image_size", [0, -3])
 def test_an_impossible_image_size_is_refused(image_size, tmp_path) -> None:
     with pytest.raises(UserError, match=f"image_size = {image_size}: must be at least 1"):
-        load_images("faces", image_size, tmp_path)
+        load_cached_images("faces", image_size, tmp_path)
 
 
 @pytest.mark.parametrize("test_fraction", [0, 1, -0.5, 20, float("nan")])
 def test_an_impossible_test_fraction_is_refused(test_fraction, tmp_path) -> None:
     with pytest.raises(UserError, match=r"test_fraction = .*: must be above 0 and below 1"):
-        load_images("faces", 8, tmp_path, test_fraction=test_fraction)
+        load_cached_images("faces", 8, tmp_path, test_fraction=test_fraction)
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"image cache .*file"):
-        load_images("faces", 8, tmp_path / "file")
+        load_cached_images("faces", 8, tmp_path / "file")
 
 
 # The cache
 
 
 def test_a_decoded_set_is_not_decoded_again(tmp_path) -> None:
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in stored_folder(tmp_path).iterdir()}
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in stored_folder(tmp_path).iterdir()} == before
 
 
 def test_a_complete_cache_may_be_read_only(tmp_path) -> None:
-    expected = load_images("faces", 8, tmp_path)
+    expected = load_cached_images("faces", 8, tmp_path)
     for lock in tmp_path.glob("*.lock"):
         lock.unlink()
     tmp_path.chmod(0o500)
-    assert same_images(load_images("faces", 8, tmp_path), expected)
+    assert same_images(load_cached_images("faces", 8, tmp_path), expected)
     tmp_path.chmod(0o700)
     assert not list(tmp_path.glob("*.lock"))
 
 
 def test_size_fraction_and_data_set_have_their_own_folders(tmp_path) -> None:
-    load_images("faces", 8, tmp_path)
-    load_images("faces", 9, tmp_path)
-    load_images("faces", 8, tmp_path, test_fraction=0.5)
+    load_cached_images("faces", 8, tmp_path)
+    load_cached_images("faces", 9, tmp_path)
+    load_cached_images("faces", 8, tmp_path, test_fraction=0.5)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
 
 
@@ -174,27 +174,27 @@ def test_a_set_with_its_own_test_part_does_not_depend_on_the_fraction(tmp_path) 
     for part in ("train", "test"):
         pictures(tmp_path / "pictures" / part)
     for test_fraction in (0.2, 0.5):
-        load_images(str(tmp_path / "pictures"), 8, tmp_path / "cache", test_fraction=test_fraction)
+        load_cached_images(str(tmp_path / "pictures"), 8, tmp_path / "cache", test_fraction=test_fraction)
     assert stored_folder(tmp_path / "cache")
 
 
 def test_a_changed_folder_is_decoded_again(tmp_path) -> None:
     folder = pictures(tmp_path / "pictures")
-    first = load_images(str(folder), 8, tmp_path / "cache")
+    first = load_cached_images(str(folder), 8, tmp_path / "cache")
     Image.new("RGB", (9, 9)).save(folder / "cats" / "new.png")
-    second = load_images(str(folder), 8, tmp_path / "cache")
+    second = load_cached_images(str(folder), 8, tmp_path / "cache")
     assert len(second.train) + len(second.test) == len(first.train) + len(first.test) + 1
     Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "cats" / "new.png")
     os.utime(folder / "cats" / "new.png", ns=(1, 1))  # even within the resolution of the clock
-    assert not same_images(load_images(str(folder), 8, tmp_path / "cache"), second)
+    assert not same_images(load_cached_images(str(folder), 8, tmp_path / "cache"), second)
 
 
 def test_a_moved_folder_needs_no_decoding(tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     folder = pictures(tmp_path / "pictures")
-    load_images(str(folder), 8, tmp_path / "cache")
+    load_cached_images(str(folder), 8, tmp_path / "cache")
     folder.rename(tmp_path / "elsewhere" / "pictures")
-    load_images(str(tmp_path / "elsewhere" / "pictures"), 8, tmp_path / "cache")
+    load_cached_images(str(tmp_path / "elsewhere" / "pictures"), 8, tmp_path / "cache")
     assert stored_folder(tmp_path / "cache")
 
 
@@ -211,35 +211,35 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize("damage", [Path.unlink, cut_off, flipped])
 @pytest.mark.parametrize("name", ["train-00000.npy", "test-00000.npy", "train_labels.npy", "meta.json"])
 def test_a_damaged_cache_is_named_and_rebuilt(name, damage, tmp_path, caplog) -> None:
-    expected = load_images("faces", 8, tmp_path / "expected")
-    load_images("faces", 8, tmp_path / "cache")
+    expected = load_cached_images("faces", 8, tmp_path / "expected")
+    load_cached_images("faces", 8, tmp_path / "cache")
     damage(stored_folder(tmp_path / "cache") / name)
-    assert same_images(load_images("faces", 8, tmp_path / "cache"), expected)
+    assert same_images(load_cached_images("faces", 8, tmp_path / "cache"), expected)
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert str(stored_folder(tmp_path / "cache")) in warning.getMessage()
     assert name in warning.getMessage()
 
 
 def test_what_a_killed_process_left_long_ago_is_removed(tmp_path) -> None:
-    expected = load_images("faces", 8, tmp_path / "expected")
+    expected = load_cached_images("faces", 8, tmp_path / "expected")
     stored = tmp_path / "cache" / stored_folder(tmp_path / "expected").name
     stored.mkdir(parents=True)
     old, new = stored / ".train-00000.npy.0123", stored / ".train-00000.npy.4567"  # the other may be being written
     for left in (old, new):
         left.write_bytes(b"half an arr")
     os.utime(old, (1, 1))
-    assert same_images(load_images("faces", 8, tmp_path / "cache"), expected)
+    assert same_images(load_cached_images("faces", 8, tmp_path / "cache"), expected)
     assert not old.exists()
     assert new.exists()
 
 
 LOAD_AT_THE_SIGNAL = """
 import pathlib, sys, time
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 folder, cache = map(pathlib.Path, sys.argv[1:])
 print("ready", flush=True)
 sys.stdin.readline()
-images = load_images(str(folder), 64, cache)
+images = load_cached_images(str(folder), 64, cache)
 print(len(images.train), len(images.test), int(images.train.pixels.sum()), flush=True)
 """
 
@@ -271,7 +271,7 @@ def test_two_processes_that_start_at_once_both_get_the_images(tmp_path) -> None:
 
 def test_threads_that_start_at_once_all_get_the_images(tmp_path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(lambda _: load_images("faces", 8, tmp_path), range(4)))
+        loaded = list(pool.map(lambda _: load_cached_images("faces", 8, tmp_path), range(4)))
     assert all(same_images(images, loaded[0]) for images in loaded)
 
 

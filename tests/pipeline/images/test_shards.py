@@ -30,7 +30,7 @@ from pipeline.images import order as image_order
 from pipeline.images import shards as image_shards
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.images.shards import ImageShard, PixelShards, decode_shards, write_shard
 from pipeline.images.sources import RawImages
 from pipeline.images.subsets import hold_out, in_memory
@@ -140,9 +140,9 @@ def test_shards_are_indexed_like_the_array_that_was_cut(data, sizes, tmp_path_fa
 
 
 def test_a_set_in_shards_is_the_set_in_one(tmp_path, monkeypatch) -> None:
-    whole = load_images("faces", 8, tmp_path / "whole")
+    whole = load_cached_images("faces", 8, tmp_path / "whole")
     use_shards(monkeypatch, 25)
-    cut = load_images("faces", 8, tmp_path / "cut")
+    cut = load_cached_images("faces", 8, tmp_path / "cut")
     assert same_images(cut, whole)
     assert same_batches(cut, whole)
     assert [shard.images for shard in cut.train.source.shards] == [25] * 6 + [10]
@@ -159,7 +159,7 @@ def test_shards_of_imagenet_have_425_images() -> None:
 
 def test_a_part_is_sent_to_another_process_without_its_pixels(tmp_path, monkeypatch) -> None:
     use_shards(monkeypatch, 25)
-    train = load_images("faces", 8, tmp_path).train
+    train = load_cached_images("faces", 8, tmp_path).train
     train.prefetch(np.arange(160))
     sent = pickle.dumps(train.source)
     assert len(sent) < 3000 < train.source.shape[0] * FACE
@@ -229,9 +229,9 @@ def test_evaluation_goes_through_a_large_part_in_windows_too(tmp_path, monkeypat
 
 def test_the_classes_of_a_large_folder_are_mixed_in_its_shards(tmp_path, monkeypatch) -> None:
     folder = str(pictures(tmp_path / "pictures", count=50))
-    whole = load_images(folder, 8, tmp_path / "whole")
+    whole = load_cached_images(folder, 8, tmp_path / "whole")
     use_shards(monkeypatch, 10, window=4)
-    cut = load_images(folder, 8, tmp_path / "cut")
+    cut = load_cached_images(folder, 8, tmp_path / "cut")
     assert len(cut.train.source.shards) == 8
     assert all(0 < labels.sum() < 10 for labels in np.split(cut.train.labels, 8))
 
@@ -240,7 +240,7 @@ def test_the_classes_of_a_large_folder_are_mixed_in_its_shards(tmp_path, monkeyp
 
     assert pairs(cut.train) == pairs(whole.train)
     assert same_images(replace(cut, train=whole.train), whole)
-    assert same_images(load_images(folder, 8, tmp_path / "again"), cut)
+    assert same_images(load_cached_images(folder, 8, tmp_path / "again"), cut)
 
 
 # Images to choose checkpoints on
@@ -273,7 +273,7 @@ def test_what_is_held_out_is_a_fixed_share_of_each_class_and_nothing_of_it_is_tr
 
 
 def test_holding_out_nothing_changes_nothing(tmp_path) -> None:
-    loaded = load_images("faces", 8, tmp_path)
+    loaded = load_cached_images("faces", 8, tmp_path)
     rest, held_out = hold_out(loaded, 0)
     assert rest.train is loaded.train
     assert len(held_out) == 0
@@ -287,7 +287,7 @@ def test_holding_out_nothing_changes_nothing(tmp_path) -> None:
 def test_what_a_large_set_holds_out_is_in_few_shards(tmp_path, monkeypatch) -> None:
     folder = str(pictures(tmp_path / "pictures", count=200))
     use_shards(monkeypatch, 10, window=4)
-    loaded = load_images(folder, 8, tmp_path / "cache")
+    loaded = load_cached_images(folder, 8, tmp_path / "cache")
     _, held_out = hold_out(loaded, 0.1)
     assert np.bincount(held_out.labels).tolist() == [16, 16]
     assert len(held_out.bounds) - 1 <= 8 < len(loaded.train.source.shards) == 32
@@ -304,17 +304,17 @@ def times(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, flip])
 def test_a_damaged_shard_is_named_and_it_alone_is_decoded_again(damage, window, tmp_path, monkeypatch, caplog) -> None:
     use_shards(monkeypatch, 40, window)
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     before, folder = contents(tmp_path), set_folder(tmp_path)
     decoded = times(folder)
     damage(folder / "train-00002.npy")
     if damage is flip and window == 2:  # a large part is compared when it is read, and the message says what to do
-        loaded = load_images("faces", 8, tmp_path)
+        loaded = load_cached_images("faces", 8, tmp_path)
         loaded.train.take([0, 79, 159])
         with pytest.raises(UserError, match=r"train-00002\.npy is damaged.*\nremove it"):
             loaded.train.take([0, 100])
         (folder / "train-00002.npy").unlink()
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     assert contents(tmp_path) == before
     assert {name for name, then in times(folder).items() if then != decoded[name]} == {"train-00002.npy"}
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
@@ -324,7 +324,7 @@ def test_a_damaged_shard_is_named_and_it_alone_is_decoded_again(damage, window, 
 
 def test_a_shard_that_vanishes_is_named_when_it_is_read(tmp_path, monkeypatch) -> None:
     use_shards(monkeypatch, 40, window=2)
-    loaded = load_images("faces", 8, tmp_path)
+    loaded = load_cached_images("faces", 8, tmp_path)
     (set_folder(tmp_path) / "train-00003.npy").unlink()
     with pytest.raises(UserError, match=r"train-00003\.npy is missing"):
         loaded.train.take([150])
@@ -333,38 +333,38 @@ def test_a_shard_that_vanishes_is_named_when_it_is_read(tmp_path, monkeypatch) -
 def test_an_interrupted_decode_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     folder = pictures(tmp_path / "pictures", count=40)
     use_shards(monkeypatch, 10)
-    load_images(str(folder), 8, tmp_path / "undisturbed")
+    load_cached_images(str(folder), 8, tmp_path / "undisturbed")
     picture = folder / "dogs" / "9.png"
     content, status = picture.read_bytes(), picture.stat()
     picture.write_bytes(b"x" * len(content))
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(UserError, match=r"dogs/9\.png cannot be read"):
-        load_images(str(folder), 8, tmp_path / "cache")
+        load_cached_images(str(folder), 8, tmp_path / "cache")
     decoded = times(set_folder(tmp_path / "cache"))
     assert 1 <= len(decoded) < 8
     assert not (set_folder(tmp_path / "cache") / "meta.json").exists()
     picture.write_bytes(content)
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
-    load_images(str(folder), 8, tmp_path / "cache")
+    load_cached_images(str(folder), 8, tmp_path / "cache")
     assert times(set_folder(tmp_path / "cache")).items() > decoded.items()
     assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
 
 
 def test_a_shard_without_a_whole_record_is_decoded_again(tmp_path, monkeypatch) -> None:
     use_shards(monkeypatch, 40)
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     before, folder = contents(tmp_path), set_folder(tmp_path)
     (folder / "meta.json").unlink()
     (folder / "records" / "train-00001.npy.json").write_text("{")
     record = json.loads((folder / "records" / "train-00002.npy.json").read_text())
     (folder / "records" / "train-00002.npy.json").write_text(json.dumps(record | {"bytes": 7}))
-    load_images("faces", 8, tmp_path)
+    load_cached_images("faces", 8, tmp_path)
     assert contents(tmp_path) == before
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(small_disk) -> None:
     with pytest.raises(UserError, match=r"image cache .*disk.*: 0\.0 GB are needed, 0\.0 GB are free"):
-        load_images("faces", 64, small_disk / "cache")
+        load_cached_images("faces", 64, small_disk / "cache")
     assert not list(small_disk.rglob("*.npy"))
 
 
@@ -378,26 +378,26 @@ def in_bucket(flaky_bucket: FlakyBucket) -> str:
 def test_images_in_a_bucket_are_those_on_a_disk(flaky_bucket, home, tmp_path, monkeypatch) -> None:
     use_shards(monkeypatch, 40)
     flaky_bucket.answer(503, requests=3)
-    loaded = load_images("faces", 8, in_bucket(flaky_bucket))
-    on_disk = load_images("faces", 8, tmp_path / "cache")
+    loaded = load_cached_images("faces", 8, in_bucket(flaky_bucket))
+    on_disk = load_cached_images("faces", 8, tmp_path / "cache")
     assert same_images(loaded, on_disk)
     assert same_batches(loaded, on_disk)
     name = set_folder(tmp_path / "cache").name
     for file, content in contents(tmp_path / "cache").items():
         assert read_bytes(f"{in_bucket(flaky_bucket)}/{name}/{file}") == content
     flaky_bucket.requests.clear()
-    assert same_images(load_images("faces", 8, in_bucket(flaky_bucket)), on_disk)
+    assert same_images(load_cached_images("faces", 8, in_bucket(flaky_bucket)), on_disk)
     assert not [request for request in flaky_bucket.requests if "PUT" in request or "-0000" in request]
 
 
 FETCH = """
 import sys
-from pipeline import image_shards
-from pipeline.images.load import load_images
-image_shards.SHARD_BYTES = 40 * 3 * 8 * 8
+from pipeline.images import shards
+from pipeline.images.load import load_cached_images
+shards.SHARD_BYTES = 40 * 3 * 8 * 8
 print("ready", flush=True)
 sys.stdin.readline()
-images = load_images("faces", 8, sys.argv[1])
+images = load_cached_images("faces", 8, sys.argv[1])
 print(int(images.train.pixels.sum()), int(images.test.pixels.sum()), flush=True)
 """
 
@@ -405,8 +405,8 @@ print(int(images.train.pixels.sum()), int(images.test.pixels.sum()), flush=True)
 @pytest.mark.slow
 def test_two_processes_of_a_node_fetch_each_shard_once(flaky_bucket, home, tmp_path, monkeypatch) -> None:
     use_shards(monkeypatch, 40)
-    loaded = load_images("faces", 8, tmp_path / "cache")
-    load_images("faces", 8, in_bucket(flaky_bucket))
+    loaded = load_cached_images("faces", 8, tmp_path / "cache")
+    load_cached_images("faces", 8, in_bucket(flaky_bucket))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", FETCH, in_bucket(flaky_bucket)],
@@ -431,7 +431,7 @@ def test_two_processes_of_a_node_fetch_each_shard_once(flaky_bucket, home, tmp_p
 
 def test_the_next_window_is_fetched_while_this_one_is_drawn_from(flaky_bucket, home, monkeypatch) -> None:
     use_shards(monkeypatch, 20, window=2)
-    loaded = load_images("faces", 8, in_bucket(flaky_bucket))
+    loaded = load_cached_images("faces", 8, in_bucket(flaky_bucket))
     assert len(loaded.train.source.shards) == 8
     assert not list(home.rglob("*.npy"))  # nothing before it is needed
 
@@ -455,17 +455,17 @@ def test_a_damaged_shard_of_a_bucket_is_named_and_a_damaged_copy_is_fetched_agai
     flaky_bucket, home, monkeypatch, caplog
 ) -> None:
     use_shards(monkeypatch, 40)
-    expected = load_images("faces", 8, in_bucket(flaky_bucket)).train.pixels
+    expected = load_cached_images("faces", 8, in_bucket(flaky_bucket)).train.pixels
     copy = next(home.rglob("train-00002.npy"))
     flip(copy)
-    loaded = load_images("faces", 8, in_bucket(flaky_bucket))
+    loaded = load_cached_images("faces", 8, in_bucket(flaky_bucket))
     assert np.array_equal(loaded.train.pixels, expected)
     assert f"{copy} is damaged: fetching it again" in caplog.text
 
     place = f"{loaded.train.source.folder}/train-00001.npy"
     write_bytes(place, read_bytes(place)[:-1] + b"!")
     next(home.rglob("train-00001.npy")).unlink()
-    again = load_images("faces", 8, in_bucket(flaky_bucket))
+    again = load_cached_images("faces", 8, in_bucket(flaky_bucket))
     assert np.array_equal(again.train.take([0, 159]), expected[[0, 159]])
     with pytest.raises(UserError, match=r"s3://bucket/.*/train-00001\.npy is damaged.*\nremove it"):
         again.train.take([41])
@@ -473,7 +473,7 @@ def test_a_damaged_shard_of_a_bucket_is_named_and_a_damaged_copy_is_fetched_agai
 
 
 def test_a_home_that_is_too_small_for_the_shards_is_named(flaky_bucket, home, small_disk, monkeypatch) -> None:
-    loaded = load_images("faces", 64, in_bucket(flaky_bucket))
+    loaded = load_cached_images("faces", 64, in_bucket(flaky_bucket))
     monkeypatch.setenv("HOME", str(small_disk))
     with pytest.raises(UserError, match=r"image cache .*disk/\.cache/ghn/images/.*GB are needed, 0\.0 GB are free"):
         loaded.train.take([0])
@@ -510,7 +510,7 @@ def large_pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     with pytest.MonkeyPatch.context() as patch:
         use_shards(patch, 10)
-        load_images(str(pictures(folder / "pictures", count=40, side=400)), 8, folder / "threads")
+        load_cached_images(str(pictures(folder / "pictures", count=40, side=400)), 8, folder / "threads")
     return folder
 
 
@@ -530,12 +530,12 @@ def test_one_worker_and_two_of_which_one_is_killed_decode_to_the_bytes_of_thread
     use_shards(monkeypatch, 10)
     other = Occupied.remote()
     ray.get(other.ready.remote())
-    one = load_images(folder, 8, tmp_path / "one")
+    one = load_cached_images(folder, 8, tmp_path / "one")
     ray.kill(other)
     killed, stop = [], threading.Event()
     killer = threading.Thread(target=kill_a_worker, args=(killed, stop))
     killer.start()
-    two = load_images(folder, 8, tmp_path / "two")
+    two = load_cached_images(folder, 8, tmp_path / "two")
     stop.set()
     killer.join()
     assert len(killed) == 1

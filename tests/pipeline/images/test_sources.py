@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.images import sources as image_sets
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.images.sources import list_datasets
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}  # in the order of the labels
@@ -49,7 +49,7 @@ def are_colours(part) -> bool:
 def refused(dataset: str, cache: Path, **options) -> str:
     """Returns the message of the refusal; checks that it is short and that no data was left behind."""
     with pytest.raises(UserError) as caught:
-        load_images(dataset, 8, cache, **options)
+        load_cached_images(dataset, 8, cache, **options)
     message = str(caught.value)
     assert len(message.splitlines()) <= 3
     assert not cache.exists() or {path.suffix for path in cache.iterdir()} <= {".lock"}
@@ -87,14 +87,14 @@ def test_a_set_of_the_users_files_needs_to_know_the_folder(dataset, tmp_path) ->
 
 
 def test_digits_are_the_1797_of_scikit_learn_on_the_full_scale_of_bytes(tmp_path) -> None:
-    images = load_images("digits", 8, tmp_path)
+    images = load_cached_images("digits", 8, tmp_path)
     assert len(images.train) + len(images.test) == 1797
     assert images.classes == tuple("0123456789")
     assert (images.train.pixels.min(), images.train.pixels.max()) == (0, 255)
 
 
 def test_faces_are_100_faces_and_100_others(tmp_path) -> None:
-    images = load_images("faces", 25, tmp_path)
+    images = load_cached_images("faces", 25, tmp_path)
     assert images.classes == ("face", "no face")
     labels = np.concatenate([images.train.labels, images.test.labels])
     assert np.bincount(labels).tolist() == [100, 100]
@@ -135,7 +135,7 @@ def is_the_small_fashion_mnist(images) -> bool:
 
 
 def test_fashion_mnist_is_read_from_a_folder_with_its_own_test_part(fashion, tmp_path) -> None:
-    images = load_images("fashion_mnist", 28, tmp_path / "cache", folder=str(fashion))
+    images = load_cached_images("fashion_mnist", 28, tmp_path / "cache", folder=str(fashion))
     assert is_the_small_fashion_mnist(images)
     assert images.classes[0] == "T-shirt/top"
     assert len(images.classes) == 10
@@ -143,7 +143,7 @@ def test_fashion_mnist_is_read_from_a_folder_with_its_own_test_part(fashion, tmp
 
 def test_fashion_mnist_is_found_where_debian_installs_it(fashion, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(image_sets, "DEBIAN_FASHION_MNIST", fashion)
-    assert is_the_small_fashion_mnist(load_images("fashion_mnist", 28, tmp_path / "cache"))
+    assert is_the_small_fashion_mnist(load_cached_images("fashion_mnist", 28, tmp_path / "cache"))
 
 
 def test_a_missing_file_of_fashion_mnist_is_named(fashion, tmp_path) -> None:
@@ -232,15 +232,15 @@ def is_the_small_cifar(images, name: str) -> bool:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_read_from_its_unpacked_files(name, tmp_path) -> None:
     folder = write_cifar(tmp_path / "data", name)
-    assert is_the_small_cifar(load_images(name, 32, tmp_path / "cache", folder=str(folder)), name)
+    assert is_the_small_cifar(load_cached_images(name, 32, tmp_path / "cache", folder=str(folder)), name)
     inner = folder / image_sets.CIFAR[name].inner_folder
-    assert is_the_small_cifar(load_images(name, 32, tmp_path / "cache", folder=str(inner)), name)
+    assert is_the_small_cifar(load_cached_images(name, 32, tmp_path / "cache", folder=str(inner)), name)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_read_from_its_archive(name, tmp_path) -> None:
     (tmp_path / image_sets.CIFAR[name].archive).write_bytes(cifar_archive(name))
-    assert is_the_small_cifar(load_images(name, 32, tmp_path / "cache", folder=str(tmp_path)), name)
+    assert is_the_small_cifar(load_cached_images(name, 32, tmp_path / "cache", folder=str(tmp_path)), name)
 
 
 def test_a_folder_without_cifar_is_refused_with_what_is_expected(tmp_path) -> None:
@@ -306,9 +306,9 @@ def test_cifar_is_downloaded_once_for_all_sizes(server, tmp_path, monkeypatch) -
     archive = cifar_archive("cifar10")
     (folder / "cifar-10-binary.tar.gz").write_bytes(archive)
     monkeypatch.setitem(image_sets.CIFAR, "cifar10", served_cifar(address, archive))
-    assert is_the_small_cifar(load_images("cifar10", 32, tmp_path / "cache"), "cifar10")
+    assert is_the_small_cifar(load_cached_images("cifar10", 32, tmp_path / "cache"), "cifar10")
     (folder / "cifar-10-binary.tar.gz").unlink()
-    assert is_the_small_cifar(load_images("cifar10", 16, tmp_path / "cache"), "cifar10")
+    assert is_the_small_cifar(load_cached_images("cifar10", 16, tmp_path / "cache"), "cifar10")
     assert os.listdir(tmp_path / "cache" / "downloads" / "cifar10") == ["cifar-10-binary.tar.gz"]
 
 
@@ -317,7 +317,7 @@ def test_a_download_with_another_checksum_is_not_kept(server, tmp_path, monkeypa
     (folder / "cifar-10-binary.tar.gz").write_bytes(b"something else")
     monkeypatch.setitem(image_sets.CIFAR, "cifar10", served_cifar(address, b"the archive"))
     with pytest.raises(UserError, match=r"cannot download .*cifar-10-binary\.tar\.gz"):
-        load_images("cifar10", 32, tmp_path / "cache")
+        load_cached_images("cifar10", 32, tmp_path / "cache")
     assert os.listdir(tmp_path / "cache" / "downloads" / "cifar10") == []
 
 
@@ -325,7 +325,7 @@ def test_without_internet_the_message_says_what_else_can_be_done(tmp_path, monke
     nowhere = "http://127.0.0.1:9"  # the port is reserved for throwing data away; nothing listens
     monkeypatch.setitem(image_sets.CIFAR, "cifar10", served_cifar(nowhere, b""))
     with pytest.raises(UserError) as caught:
-        load_images("cifar10", 32, tmp_path / "cache")
+        load_cached_images("cifar10", 32, tmp_path / "cache")
     assert f"{nowhere}/cifar-10-binary.tar.gz" in str(caught.value)
     assert "`folder`" in str(caught.value)
     assert "mnist_5k" in str(caught.value)
@@ -337,7 +337,7 @@ def test_without_internet_the_message_says_what_else_can_be_done(tmp_path, monke
 
 def test_a_folder_of_class_folders_is_split_by_class(tmp_path) -> None:
     folder = class_folders(tmp_path / "pictures", count=10)
-    images = load_images("folder", 8, tmp_path / "cache", folder=str(folder))
+    images = load_cached_images("folder", 8, tmp_path / "cache", folder=str(folder))
     assert images.name == "pictures"
     assert images.classes == ("blue", "green", "red")
     assert np.bincount(images.train.labels).tolist() == [8, 8, 8]
@@ -348,17 +348,17 @@ def test_a_folder_of_class_folders_is_split_by_class(tmp_path) -> None:
 
 def test_a_path_is_a_data_set_too(tmp_path, monkeypatch) -> None:
     class_folders(tmp_path / "pictures")
-    assert load_images(str(tmp_path / "pictures"), 8, tmp_path / "cache").name == "pictures"
+    assert load_cached_images(str(tmp_path / "pictures"), 8, tmp_path / "cache").name == "pictures"
     monkeypatch.chdir(tmp_path)
-    assert load_images("./pictures", 8, tmp_path / "cache").name == "pictures"
-    assert load_images("pictures", 8, tmp_path / "cache").name == "pictures"
+    assert load_cached_images("./pictures", 8, tmp_path / "cache").name == "pictures"
+    assert load_cached_images("pictures", 8, tmp_path / "cache").name == "pictures"
 
 
 @pytest.mark.parametrize("test_name", ["test", "val"])
 def test_a_test_folder_beside_train_is_the_test_part(test_name, tmp_path) -> None:
     class_folders(tmp_path / "pictures" / "train", count=2)
     class_folders(tmp_path / "pictures" / test_name, count=5)
-    images = load_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
+    images = load_cached_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
     assert np.bincount(images.train.labels).tolist() == [2, 2, 2]
     assert np.bincount(images.test.labels).tolist() == [5, 5, 5]
     assert are_colours(images.test)
@@ -366,7 +366,7 @@ def test_a_test_folder_beside_train_is_the_test_part(test_name, tmp_path) -> Non
 
 def test_train_without_a_test_folder_is_split(tmp_path) -> None:
     class_folders(tmp_path / "pictures" / "train", count=5)
-    images = load_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
+    images = load_cached_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "pictures"))
     assert images.classes == ("blue", "green", "red")
     assert np.bincount(images.test.labels).tolist() == [1, 1, 1]
 
@@ -375,7 +375,7 @@ def test_a_class_may_be_called_train(tmp_path) -> None:
     for name in ("bus", "train"):
         for number in range(2):
             paint(tmp_path / "vehicles" / name / f"{number}.jpg", (9, 9, 9))
-    images = load_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "vehicles"))
+    images = load_cached_images("folder", 8, tmp_path / "cache", folder=str(tmp_path / "vehicles"))
     assert images.classes == ("bus", "train")
 
 
@@ -386,7 +386,7 @@ def test_imagenet_is_train_and_val(tmp_path) -> None:
                 paint(tmp_path / part / wnid / f"{number}.JPEG", (9, 9, 9), (50, 37))
     (tmp_path / "test").mkdir()
     paint(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG", (9, 9, 9))
-    images = load_images("imagenet", 32, tmp_path / "cache", folder=str(tmp_path))
+    images = load_cached_images("imagenet", 32, tmp_path / "cache", folder=str(tmp_path))
     assert images.classes == ("n01440764", "n01443537")
     assert (len(images.train), len(images.test)) == (6, 2)
 
@@ -404,7 +404,7 @@ def test_images_in_deeper_folders_count_and_other_files_do_not(tmp_path) -> None
     (folder / "red" / "Thumbs.db").write_bytes(b"hello")
     (folder / "red" / "._0.png").write_bytes(b"hello")
     (folder / ".git").mkdir()
-    images = load_images("folder", 8, tmp_path / "cache", folder=str(folder))
+    images = load_cached_images("folder", 8, tmp_path / "cache", folder=str(folder))
     assert np.bincount(np.concatenate([images.train.labels, images.test.labels])).tolist() == [2, 2, 3]
     assert are_colours(images.train)
 

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.networks import Candidate, at_width, candidates_of, fresh_module, require_fit
 from pipeline.evaluation.scores import score
 from pipeline.images.dataset import Images
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.images.subsets import digest, in_memory
 from pipeline.params import EvaluateSettings, Params, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
@@ -65,7 +65,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    loaded = load_images("digits", 8, tmp_path_factory.mktemp("images"))
+    loaded = load_cached_images("digits", 8, tmp_path_factory.mktemp("images"))
     return replace(loaded, train=in_memory(loaded.train, []), test=in_memory(loaded.test))
 
 

@@ -18,7 +18,7 @@ from pipeline.architectures.store import write_manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.networks import fresh_module
 from pipeline.images.dataset import Images
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.params import FinetuneSettings, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
 from pipeline.stages.finetune import (
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    return load_images("digits", 8, tmp_path_factory.mktemp("images"))
+    return load_cached_images("digits", 8, tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from ghn.models.ghn import GHN
 from ghn.training.step import StepSettings, Stopwatch, accumulate_micro_batch
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.ray_cluster import ray_cluster
-from pipeline.images.load import load_images
+from pipeline.images.load import load_cached_images
 from pipeline.params import Params
 from pipeline.stages.train import train
 from pipeline.storage.files import write_bytes
@@ -64,7 +64,7 @@ def test_the_gradient_of_a_step_is_that_of_one_process(
     take_architectures(reference)
     params = small_project(meta_batch=8, train=RUN | {"slices": slices})
     training_set = training_set_of(ArchitectureStore("storage")["train"])
-    images = load_images("digits", 8, "storage/images")
+    images = load_cached_images("digits", 8, "storage/images")
     torch.manual_seed(0)
     ghn = GHN(GHNConfig(10, 8, "ghn2", 8, 5, 50)).to(dtype)
 

@@ -18,7 +18,7 @@ from ghn.models.hypernetwork import Hypernetwork
 from pipeline.errors import UserError
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.load import load_images, open_images
+from pipeline.images.load import load_cached_images, open_images
 from pipeline.images.subsets import hold_out
 from pipeline.params import Params
 from pipeline.training.validation import Validation
@@ -123,7 +123,7 @@ def test_a_run_holds_images_out_only_if_it_validates(validate_every: int | None,
 
     changes = {"validate_every": validate_every, "validate_images": 0.25}
     settings = Params.model_validate(small_settings(train=changes)).train
-    stored = load_images("faces", 8, tmp_path)
+    stored = load_cached_images("faces", 8, tmp_path)
     images, held_out = split_off_held_out(open_images(stored.place), settings)
     assert (len(images.train), len(held_out)) == ((120, 40) if validate_every else (160, 0))
     assert len(images.test) == 40
