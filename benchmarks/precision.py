@@ -19,7 +19,7 @@ from typing import Annotated
 import matplotlib
 import pandas as pd
 import typer
-from scratch_project import scratch_project, settings_file, trained
+from scratch_project import project_settings, scratch_project, trained
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -51,8 +51,9 @@ def main(
 ) -> None:
     """Compare the losses of both precisions."""
     out = out.absolute()
-    settings = settings_file("params.yaml")
-    settings["train"] |= {"steps": steps, "validate_every": None}
+    settings = project_settings()
+    settings["train"]["steps"] = steps
+    settings["train"]["validation"]["every"] = None
     losses: dict[str, list[pd.Series]] = {precision: [] for precision in COLOURS}
     with scratch_project(settings):
         for seed in range(seeds):

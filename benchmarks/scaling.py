@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import typer
 from frame import Record, finish, introduce
-from scratch_project import scratch_project, settings_file, trained
+from scratch_project import project_settings, scratch_project, trained
 
 WARM_UP = 12
 """Steps that are left out: until then a worker's memory grows, and the largest networks of a step take longer."""
@@ -29,21 +29,19 @@ def settings_of(
     workers: int, most_workers: int, steps: int, batch: int, image_size: int, precision: str
 ) -> dict[str, Any]:
     """The published settings with so many workers; with another number the run is the same to the last digit."""
-    settings = settings_file("params/cifar10.yaml") | {"dataset": "mnist_5k"}
+    settings = project_settings("cifar10") | {"dataset": "mnist_5k"}
     settings["images"] |= {"size": image_size, "flip": False}
     settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}
     settings["finetune"] |= {"architectures": 1}
     settings["train"] |= {
         "steps": steps + WARM_UP,
         "batch": batch,
-        "workers": workers,
-        "slices": most_workers,
-        "cpus_per_worker": 1,
-        "gpus_per_worker": 0,
+        "micro_batches": most_workers,
         "precision": precision,
-        "validate_every": None,
         "log_every": 1,
     }
+    settings["train"]["validation"]["every"] = None
+    settings["workers"] |= {"number": workers, "cpus": 1, "gpus": 0}
     return settings
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pipeline.params import Params, read_values, with_changes
+
 ROOT = Path(__file__).parents[1]
 
 
-def settings_file(name: str) -> dict[str, Any]:
-    """Settings of the repository: `params.yaml`, or a file of `params/`."""
-    return yaml.safe_load((ROOT / name).read_text())
+def project_settings(preset: str | None = None) -> dict[str, Any]:
+    """Return the settings of the repository: `params.yaml`, with those of `params/<preset>.yaml`."""
+    settings = read_values(ROOT / "params.yaml")
+    return settings if preset is None else with_changes(settings, read_values(ROOT / f"params/{preset}.yaml"))
 
 
 @contextmanager
@@ -29,7 +32,6 @@ def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterat
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     from pipeline.architectures.splits import store_architectures
     from pipeline.cluster.ray_cluster import ray_cluster
-    from pipeline.params import Params
 
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +47,6 @@ def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterat
 
 def trained(settings: dict[str, Any]) -> pd.DataFrame:
     """The history of a training run of the project."""
-    from pipeline.params import Params
     from pipeline.stages.train import train
 
     train(Params.model_validate(settings))

@@ -5,11 +5,12 @@ Every stage reads them once, when it begins. The values in a `Params` are possib
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,9 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 Width = Annotated[Integer, Field(ge=8, multiple_of=8)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+Keys = tuple[str, ...]
+"""A setting's key, after those of the sections that it lies in."""
 
 SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
 """Names of the stored splits. Split `predefined` is not stored: it is computed when it is evaluated."""
@@ -170,9 +174,7 @@ class TrainSettings(Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainSettings:
         if self.schedule.warmup >= self.steps:
-            raise ValueError(
-                f"schedule.warmup = {self.schedule.warmup}: must be less than train.steps = {self.steps}"
-            )
+            raise ValueError(f"schedule.warmup = {self.schedule.warmup}: must be less than train.steps = {self.steps}")
         return self
 
     @model_validator(mode="after")
@@ -319,6 +321,44 @@ def validated(values: Mapping[str, Any], source: str | Path) -> Params:
         raise UserError(_explain(error, source)) from error
 
 
+def section_of(key: str, section: type[Section] | None = None) -> type[Section] | None:
+    """Return the class of the section that a key of a section names, or None if the key is no section's.
+
+    Args:
+        section: class that has the key; by default that of all settings.
+    """
+    field = (section or Params).model_fields.get(key)
+    if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
+        return None
+    return field.annotation
+
+
+def leaves(values: Mapping[str, Any], section: type[Section] | None = None) -> Iterator[tuple[Keys, Any]]:
+    """Yield the keys and the value of each setting, in sections and in their sections."""
+    for key, value in values.items():
+        inner = section_of(key, section)
+        if inner is not None and isinstance(value, Mapping):
+            yield from (((key, *keys), leaf) for keys, leaf in leaves(value, inner))
+        else:
+            yield (key,), value
+
+
+def set_leaf(values: dict[str, Any], keys: Keys, value: Any) -> None:
+    """Set one setting, in place; its sections must be there."""
+    *sections, key = keys
+    for section in sections:
+        values = values[section]
+    values[key] = value
+
+
+def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some of them changed; keys that `changes` does not name keep their values."""
+    changed = copy.deepcopy(dict(values))
+    for keys, value in leaves(changes):
+        set_leaf(changed, keys, value)
+    return changed
+
+
 def settings_hash(settings: Any, length: int = 12) -> str:
     """Return hexadecimal digits that change whenever the settings do.
 
@@ -333,7 +373,7 @@ def settings_hash(settings: Any, length: int = 12) -> str:
 def _explain(error: ValidationError, source: str | Path) -> str:
     """Return the keys that have moved, or the first two problems, a line each, and the number of the others."""
     problems = error.errors()
-    moved = [key for key, new_key in MOVED_KEYS.items() if any(_is_moved(problem, key, new_key) for problem in problems)]
+    moved = [key for key in MOVED_KEYS if any(_is_moved(problem, key) for problem in problems)]
     if moved:  # they explain the sections that are missing too
         return f"{', '.join(f'{key} is now {MOVED_KEYS[key]}' for key in moved)} (in {source})"
     lines = [_line(problem, source) for problem in problems]
@@ -342,10 +382,10 @@ def _explain(error: ValidationError, source: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _is_moved(problem: ErrorDetails, key: str, new_key: str) -> bool:
+def _is_moved(problem: ErrorDetails, key: str) -> bool:
     if ".".join(map(str, problem["loc"])) != key:
         return False
-    became_a_section = new_key.startswith(f"{key}.")
+    became_a_section = MOVED_KEYS[key].startswith(f"{key}.")
     return problem["type"] == ("model_type" if became_a_section else "extra_forbidden")
 
 
@@ -371,10 +411,10 @@ def _shown(value: Any) -> str:
     return text[:100]
 
 
-def _suggestion(keys: list[str]) -> str:
-    model: Any = Params
+def _suggestion(keys: Sequence[str]) -> str:
+    section: type[Section] = Params
     for key in keys[:-1]:
-        model = model.model_fields[key].annotation
-    known = list(model.model_fields)
+        section = section_of(key, section) or section
+    known = list(section.model_fields)
     close = difflib.get_close_matches(keys[-1], known, n=1)
     return f": did you mean {close[0]}?" if close else f": must be one of {', '.join(known)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pipeline.params import with_changes
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,12 +44,10 @@ SMALL = {
 def small_settings(**changes: Any) -> dict[str, Any]:
     """Return the project's own settings, made small; `changes` are values of whole keys, or of keys in sections."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return changed(changed(values, SMALL), changes)
+    return with_changes(with_changes(values, SMALL), changes)
 
 
-def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with some values changed, in sections and in their sections."""
-    return {**values} | {
-        key: changed(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
-        for key, change in changes.items()
-    }
+def preset_settings(name: str) -> dict[str, Any]:
+    """Return the project's own settings with those of `params/<name>.yaml`."""
+    values, preset = (yaml.safe_load((ROOT / file).read_text()) for file in ("params.yaml", f"params/{name}.yaml"))
+    return with_changes(values, preset)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from small_settings import ROOT
+from small_settings import ROOT, preset_settings
 
 from pipeline.errors import UserError
-from pipeline.params import MOVED_KEYS, Params, load_params, settings_hash
+from pipeline.params import MOVED_KEYS, Params, leaves, load_params, read_values, set_leaf, settings_hash
 
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -19,11 +19,7 @@ def written(tmp_path: Path, change: dict[str, Any]) -> Path:
     """The project's settings with some values changed, in a file."""
     values = copy.deepcopy(VALUES)
     for name, value in change.items():
-        *sections, key = name.split(".")
-        section = values
-        for each in sections:
-            section = section[each]
-        section[key] = value
+        set_leaf(values, tuple(name.split(".")), value)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "params.yaml"
 
@@ -38,21 +34,31 @@ def refused(tmp_path: Path, change: dict[str, Any]) -> str:
     return message
 
 
-@pytest.mark.parametrize(
-    "file", ["params.yaml", "params/cifar10.yaml", "params/imagenet.yaml", "params/fashion_mnist.yaml"]
-)
-def test_every_settings_file_is_valid_and_complete(file: str) -> None:
-    params = load_params(ROOT / file)
-    values = yaml.safe_load((ROOT / file).read_text())
-    assert params == Params.model_validate(values)
-    for section, defaults in VALUES.items():  # a ready file is no patch: it shows every knob
-        assert not isinstance(defaults, dict) or set(values[section]) == set(defaults)
+def test_the_projects_settings_are_valid_and_complete() -> None:
+    assert load_params(ROOT / "params.yaml").model_dump() == VALUES
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "fashion_mnist"])
+def test_every_preset_is_valid_and_repeats_no_default(name: str) -> None:
+    values = preset_settings(name)
+    assert Params.model_validate(values).model_dump() == values
+    named, defaults = (dict(leaves(each)) for each in (read_values(ROOT / f"params/{name}.yaml"), VALUES))
+    assert named
+    assert [keys for keys, value in named.items() if defaults[keys] == value] == []
+
+
+def test_the_preset_of_fashion_mnist_fits_a_night_on_one_machine() -> None:
+    params = Params.model_validate(preset_settings("fashion_mnist"))
+    assert (params.dataset, params.images.size, params.train.widths) == ("fashion_mnist", 28, [16, 24, 32, 48])
+    assert (params.generate.train, params.train.steps) == (20_000, 20_000)
+    assert (params.workers.number, params.workers.gpus, params.workers.checkpoint_every) == (2, 0, 200)
 
 
 def test_the_papers_settings_are_the_papers() -> None:
-    cifar10, imagenet = (load_params(ROOT / f"params/{name}.yaml") for name in ("cifar10", "imagenet"))
+    cifar10, imagenet = (Params.model_validate(preset_settings(name)) for name in ("cifar10", "imagenet"))
     for params, images, batch, classes_smoothing in ((cifar10, 50_000, 64, 0.0), (imagenet, 1_281_167, 256, 0.1)):
         assert (params.meta_batch, params.train.batch, params.train.label_smoothing) == (8, batch, classes_smoothing)
+        optimizer = params.train.optimizer
         assert params.train.steps * batch / images == pytest.approx(300, rel=1e-3)
         assert params.generate.train == 1_000_000
         assert (params.generate.test, params.generate.wide) == (500, 100)
@@ -61,6 +67,8 @@ def test_the_papers_settings_are_the_papers() -> None:
         assert params.train.schedule.milestones == pytest.approx([2 / 3, 5 / 6], abs=1e-3)
         assert (optimizer.learning_rate, optimizer.weight_decay, params.train.clip) == (1e-3, 1e-5, 5)
         assert params.train.architecture_clip is None
+        assert params.train.schedule.name == "multi_step"
+        assert (params.workers.number, params.workers.gpus) == (4 if params is imagenet else 1, 1)
         assert (params.hypernetwork.hidden, params.hypernetwork.virtual_edges) == (32, 50)
     assert (cifar10.images.size, cifar10.hypernetwork.kernel) == (32, 11)
     assert (imagenet.images.size, imagenet.hypernetwork.kernel) == (224, 16)
@@ -124,7 +132,9 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"storage": "s3://"}, "s3://bucket/prefix"),
     ],
 )
-def test_an_impossible_value_is_refused_with_what_is_possible(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_an_impossible_value_is_refused_with_what_is_possible(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
     message = refused(tmp_path, change)
     assert expected in message
     assert "must be" in message

@@ -17,12 +17,12 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.cluster_utils import Cluster
 from ray.exceptions import WorkerCrashedError
-from small_settings import ROOT
+from small_settings import ROOT, preset_settings
 
 from pipeline.cluster import submit
 from pipeline.cluster.ray_cluster import MAX_RETRIES, capacity, nodes_at_most, ray_cluster, run_tasks
 from pipeline.errors import UserError
-from pipeline.params import load_params
+from pipeline.params import Params
 
 # Workers cannot import a test module: what it defines travels with the task.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -260,10 +260,10 @@ def test_the_nodes_get_all_that_the_stages_import() -> None:
 
 @pytest.mark.parametrize("file", ["cifar10", "imagenet"])
 def test_the_ready_settings_fit_on_the_cluster(file: str) -> None:
-    settings = load_params(ROOT / f"params/{file}.yaml").train
+    workers = Params.model_validate(preset_settings(file)).workers
     worker = prepared_configuration()["available_node_types"]["gpu"]
-    assert settings.workers * settings.gpus_per_worker <= worker["max_workers"] * worker["resources"]["GPU"]
-    assert settings.cpus_per_worker <= worker["resources"]["CPU"]
+    assert workers.number * workers.gpus <= worker["max_workers"] * worker["resources"]["GPU"]
+    assert workers.cpus <= worker["resources"]["CPU"]
 
 
 def test_the_nodes_get_the_repository_where_the_submitted_script_expects_it() -> None:
