@@ -1,4 +1,8 @@
-"""The command `ghn`: a stage of the pipeline each, as `dvc.yaml` runs them, and what else one does with a GHN."""
+"""Command `ghn`: a subcommand for each stage of the pipeline, as `dvc.yaml` runs it, and others for single networks.
+
+Each subcommand imports what it runs when it is called, because PyTorch, Ray and MLflow take seconds to import: help,
+completion and errors in `params.yaml` come at once.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,13 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.errors import Terminated, UserError
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.storage.files import FORBIDDEN, FULL
 
 app = typer.Typer(
@@ -24,15 +27,20 @@ app = typer.Typer(
 )
 
 STAGES = "Stages of the pipeline, in this order"
+SETTINGS = "Settings"
 ARCHITECTURES = "Stored architectures"
 NETWORKS = "Any network"
-FILES = "PaperStatistics files"
+FILES = "Published files"
 
+PARAMS = Path("params.yaml")
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
 
 def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
-    """What the user can mend is said in its own words, without a traceback, and exits with status 1."""
+    """Make a command print errors that the user can correct without a traceback, and exit with status 1.
+
+    SIGTERM ends it with status 143, Ctrl-C with 130.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -56,68 +64,108 @@ def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def run_stage(stage: str, file: Path) -> None:
-    """Runs the function `pipeline.<stage>.<stage>`, imported once the settings are known to be valid."""
+def begin_stage(file: Path) -> Params:
+    """Return the settings of a stage, which is imported once they are known to be valid; show what it logs."""
     params = load_params(file)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
-    getattr(import_module(f"pipeline.stages.{stage}"), stage)(params)
+    return params
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def check(params: ParamsFile = Path("params.yaml")) -> None:
+def check(file: ParamsFile = PARAMS) -> None:
     """Check the settings, the storage and the images that they name."""
-    run_stage("check", params)
-    print(f"{params} is valid")
+    params = begin_stage(file)
+    from pipeline.stages.check import check
+
+    check(params)
+    print(f"{file} is valid")
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def generate(params: ParamsFile = Path("params.yaml")) -> None:
+def generate(file: ParamsFile = PARAMS) -> None:
     """Sample the architectures of all splits into sharded Parquet."""
-    run_stage("generate", params)
+    params = begin_stage(file)
+    from pipeline.stages.generate import generate
+
+    generate(params)
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def train(params: ParamsFile = Path("params.yaml")) -> None:
+def describe(file: ParamsFile = PARAMS) -> None:
+    """Write the page about the architectures."""
+    params = begin_stage(file)
+    from pipeline.stages.describe import describe
+
+    describe(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
+def train(file: ParamsFile = PARAMS) -> None:
     """Train a hypernetwork on the training architectures and images."""
-    run_stage("train", params)
+    params = begin_stage(file)
+    from pipeline.stages.train import train
+
+    train(params)
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def evaluate(params: ParamsFile = Path("params.yaml")) -> None:
+def evaluate(file: ParamsFile = PARAMS) -> None:
     """Score predicted parameters on every split, beside random ones."""
-    run_stage("evaluate", params)
+    params = begin_stage(file)
+    from pipeline.stages.evaluate import evaluate
+
+    evaluate(params)
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def finetune(params: ParamsFile = Path("params.yaml")) -> None:
+def finetune(file: ParamsFile = PARAMS) -> None:
     """Transfer to other data sets, from predicted and from random parameters."""
-    run_stage("finetune", params)
+    params = begin_stage(file)
+    from pipeline.stages.finetune import finetune
+
+    finetune(params)
 
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
-def report(params: ParamsFile = Path("params.yaml")) -> None:
-    """Draw the plots and tables and write one page of all results."""
-    run_stage("report", params)
+def report(file: ParamsFile = PARAMS) -> None:
+    """Write the plots, the tables and one page of all results."""
+    params = begin_stage(file)
+    from pipeline.stages.report import report
+
+    report(params)
+
+
+@app.command(rich_help_panel=SETTINGS)
+@exits_on_user_error
+def preset(
+    preset: Annotated[str, typer.Argument(help="Name of a file in params/, such as cifar10, or path of a file.")],
+    file: ParamsFile = PARAMS,
+) -> None:
+    """Write ready settings into params.yaml; keys that they do not name stay, and so do comments."""
+    from pipeline.commands.preset import apply_preset
+
+    apply_preset(preset, file)
 
 
 @app.command(rich_help_panel=ARCHITECTURES)
 @exits_on_user_error
 def verify(
-    params: ParamsFile = Path("params.yaml"),
+    file: ParamsFile = PARAMS,
     recompute: Annotated[int, typer.Option(min=0, help="Rows of each split that are compiled again.")] = 200,
     every_row: Annotated[bool, typer.Option("--every-row", help="Count all other rows again too.")] = False,
 ) -> None:
     """Verify what stage generate wrote: checksums, that no network is there twice, and rows computed again."""
-    from pipeline.architectures.verify import verify as verify_architectures
+    from pipeline.architectures.verify import verify
 
-    verify_architectures(load_params(params), recompute=recompute, every_row=every_row)
+    verify(load_params(file), recompute=recompute, every_row=every_row)
 
 
 Architecture = Annotated[
@@ -175,7 +223,7 @@ def predict(
 @exits_on_user_error
 def graph(
     architecture: Architecture,
-    out: Annotated[Path, typer.Option(help="Where to draw it: .svg, .pdf or .png.")],
+    out: Annotated[Path, typer.Option(help="Where to write the picture: .svg, .pdf or .png.")],
     classes: Annotated[int, typer.Option(min=1, help="Of the network.")] = 1000,
     image_size: ImageSize = None,
     virtual_edges: Annotated[bool, typer.Option(help="Sample virtual edges too.")] = False,
@@ -217,7 +265,7 @@ def import_architectures(
     metadata: Annotated[Path, typer.Argument(help="The records, such as deepnets1m_train_meta.json.")],
     split: Annotated[str, typer.Option(help="Where they belong: train, val, test, deep, …")] = "train",
     storage: Annotated[str, typer.Option(help="A folder, or s3://bucket/prefix.")] = "storage",
-    keep_disagreeing: Annotated[bool, typer.Option(help="Import rows too whose graph is not their record's.")] = False,
+    keep_disagreeing: Annotated[bool, typer.Option(help="Also import rows whose graph is not their record's.")] = False,
 ) -> None:
     """Import published architectures of DeepNets-1M; every row is checked."""
     from pipeline.architectures.deepnets1m_files.import_split import import_deepnets

@@ -1,17 +1,41 @@
-"""Stage `describe`: the page about the architectures."""
+"""Stage `describe`: the page about the stored architectures, in `results/generate/report`.
+
+A stage of its own, because a change of a template or a color changes this page and no architecture.
+"""
 
 from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
 
+from pipeline.architectures.statistics import statistics_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.params import Params
+from pipeline.reporting.architecture_report import write_architecture_report
 from pipeline.reporting.page import git_state, versions
+from pipeline.results import results_folder
+from pipeline.tracking.mlflow_runs import stage_run
+
+
+def describe(params: Params) -> None:
+    """Write the page, its plots and the README's table of statistics; log them to MLflow.
+
+    Raises:
+        UserError: stage generate has written no manifest, or a shard is missing or damaged.
+    """
+    store = ArchitectureStore(params.storage)
+    with stage_run("describe", params.model_dump(), experiment=params.tracking.experiment) as run:
+        statistics = statistics_of(store)
+        folder = results_folder("generate") / "report"
+        page = write_architecture_report(store, statistics, provenance(params, store), folder)
+        run.log_artifact(folder)
+        run.log_data("architectures", store.digest)
+        run.log_table(statistics.splits.reset_index(), "tables/architectures")
+    print(page)
 
 
 def provenance(params: Params, store: ArchitectureStore) -> dict[str, str]:
-    """Where the page about the architectures comes from: code, seed, data, versions, date."""
+    """Return what the page tells about its origin: code, seed, data, versions, date."""
     imported = ", ".join(f"{split} from {address}" for split, address in params.generate.imported.items())
     return {
         "code": git_state(),

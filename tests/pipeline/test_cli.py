@@ -15,7 +15,7 @@ from ghn import GHN, GHNConfig
 from pipeline.params import Params
 from pipeline.stages.generate import generate
 
-STAGES = ("check", "generate", "train", "evaluate", "finetune", "report")
+STAGES = ("check", "generate", "describe", "train", "evaluate", "finetune", "report")
 
 
 def ghn(*arguments: str) -> tuple[int, str]:

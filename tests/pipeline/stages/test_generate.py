@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ghn.deepnets1m.sampling import SHARES, SPLIT_RULES, SplitRules, sample_architecture, samples
+from ghn.deepnets1m.sampling import HASH_BUCKETS, SPLIT_RULES, SplitRules, sample_architecture, samples
 from pipeline.architectures.sampled_splits import (
     Task,
     finish_shard,
@@ -23,7 +23,9 @@ from pipeline.architectures.sampled_splits import (
 from pipeline.architectures.shards import SCHEMA, row, table_of, write_shard
 from pipeline.architectures.splits import store_architectures
 from pipeline.architectures.store import ArchitectureStore, Split, write_manifest
+from pipeline.errors import UserError
 from pipeline.params import SPLITS, Params
+from pipeline.stages.describe import describe
 from pipeline.stages.generate import generate
 from pipeline.storage.files import write_bytes
 from pipeline.tracking.mlflow_runs import tracking_uri
@@ -56,18 +58,32 @@ def test_all_splits_are_there_distinct_and_disjoint(
 
 
 @pytest.mark.slow
-def test_the_stage_leaves_a_page_and_logs_what_there_is(
+def test_the_stage_prints_and_logs_how_many_architectures_there_are_and_another_one_leaves_a_page(
     ray_on_this_machine: None, small_project: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    generate(small_project())
+    params = small_project()
+    generate(params)
     assert re.search(r"train\s*│\s*12 │", capsys.readouterr().out)
+    assert [file.name for file in Path("results/generate").iterdir()] == ["manifest.json"]
+    describe(params)
     report = Path("results/generate/report")
+    assert capsys.readouterr().out.strip() == str(report / "index.html")
     assert {file.name for file in report.iterdir()} >= {"index.html", "statistics.md", "distributions.png"}
     client = MlflowClient(tracking_uri())
-    (experiment,) = [experiment for experiment in client.search_experiments() if experiment.name == "ghn"]
-    (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "generate"]
-    assert run.data.metrics["architectures_train"] == 12
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"manifest.json", "report", "tables"}
+    experiment = client.get_experiment_by_name("ghn")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs["generate"].data.metrics["architectures_train"] == 12
+    artifacts = {
+        stage: {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
+        for stage in ("generate", "describe")
+    }
+    assert artifacts == {"generate": {"manifest.json"}, "describe": {"report", "tables"}}
+
+
+def test_a_page_about_architectures_that_are_not_there_is_refused(small_project: Callable[..., Params]) -> None:
+    with pytest.raises(UserError, match="dvc repro generate"):
+        describe(small_project())
+    assert not Path("results/generate/report").exists()
 
 
 def test_the_same_settings_give_the_same_files(ray_on_this_machine: None, small_project: Callable[..., Params]) -> None:
@@ -163,7 +179,7 @@ def few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Split train samples so few different networks that a quarter repeats others."""
     monkeypatch.setattr("ghn.deepnets1m.sampling.OPERATIONS", ("none", "conv_1x1"))
     monkeypatch.setattr("ghn.deepnets1m.sampling.PARAMETER_FREE", ("none", "skip_connect"))
-    rules = SplitRules(shares=tuple(range(SHARES)), cells=(4, 5), states=(1, 1), states_if_deep=(1, 1))
+    rules = SplitRules(hash_buckets=tuple(range(HASH_BUCKETS)), cells=(4, 5), states=(1, 1), states_if_deep=(1, 1))
     monkeypatch.setitem(SPLIT_RULES, "train", rules)
 
 
@@ -222,7 +238,10 @@ def test_a_shard_of_another_seed_or_split_is_not_taken(tmp_path: Path, other: Ta
 @pytest.mark.slow
 def test_an_interrupted_stage_goes_on_where_it_was(small_project: Callable[..., Params]) -> None:
     params = small_project(generate={"train": 600, "shard_rows": 20})
-    code = "from pipeline.params import load_params; from pipeline.architectures.splits import store_architectures; store_architectures(load_params())"
+    code = (
+        "from pipeline.architectures.splits import store_architectures; from pipeline.params import load_params; "
+        "store_architectures(load_params())"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(list(STORED.glob("train/*-drafts/*.parquet"))) < 3:
