@@ -3,10 +3,10 @@
     python benchmarks/train_step.py [--meta-batch 8] [--batch 64] [--image-size 32] [--dtype fp32] [--threads 2]
 
 A step is graphs, hypernetwork forward, each target network forward and backward, hypernetwork backward and clipping.
-Its architectures, at the widths that training samples, and its images are at hand. The plain loop does it as one would
-write it first: for each architecture it predicts the parameters node by node, builds our `nn.Module` and runs it in
-fp32; then it calls backward once. Both compute the same steps, and compare one gradient. Whatever the meta-batch, the
-same 64 architectures are timed (more, if it is larger), so that figures of different meta-batches compare.
+Its architectures, compiled at the widths that training samples, and its images are at hand. The plain loop does it as
+one would write it first: for each architecture it predicts the parameters node by node, builds our `nn.Module` and runs
+it in fp32; then it calls backward once. Both compute the same steps, and compare one gradient. Whatever the meta-batch,
+the same 64 architectures are timed (more, if it is larger), so that figures of different meta-batches compare.
 
 The last line is JSON: `step_seconds`, `hypernetwork_share` (of a step: graphs, hypernetwork forward and backward),
 `plain_loop_seconds`, `peak_rss_bytes` (of this process, before the plain loop).
@@ -33,12 +33,13 @@ from ghn import GHN, GHNConfig
 from ghn.deepnets1m.sampling import samples
 from ghn.networks.graph import Graph, Node
 from ghn.networks.graph_batch import GraphBatch
-from ghn.training.load_balance import MICRO_BATCH_SIZE
-from ghn.training.meta_batch import SampledArchitecture, TrainingSet, sample_meta_batch
+from ghn.networks.module import ProgramModule
+from ghn.training.load_balance import MAX_MICRO_BATCH_SIZE
+from ghn.training.meta_batch import MetaBatchSettings, SampledArchitecture, TrainingSet, sample_meta_batch
 from ghn.training.step import MicroBatch, StepSettings, Stopwatch, accumulate_micro_batch
 
 WIDTHS, HEAD_WIDTHS = range(32, 129, 16), range(64, 513, 64)
-"""What the published C and fc_dim are drawn from."""
+"""What the published C and fc_dim are sampled from."""
 
 META_BATCH, MAX_NODES = 8, 2200
 """As published: larger meta-batches are made of several of these, so that all see the same architectures."""
@@ -48,51 +49,50 @@ CLASSES = 10
 
 
 def training_set() -> TrainingSet:
-    drawn = [next(samples(0, "train", index)) for index in range(TRAINING_SET)]
+    sampled = [next(samples(0, "train", index)) for index in range(TRAINING_SET)]
     return TrainingSet(
-        nodes=np.array([draw.summary.nodes for draw in drawn]),
-        parameters=np.array([draw.summary.num_parameters for draw in drawn]),
-        read=lambda index: drawn[index].architecture,
+        nodes=np.array([sample.summary.nodes for sample in sampled]),
+        parameters=np.array([sample.summary.num_parameters for sample in sampled]),
+        read=lambda index: sampled[index].architecture,
     )
 
 
-def meta_batches(size: int, architectures: int) -> Iterator[list[SampledArchitecture]]:
+def meta_batches(size: int, architectures: int, image_size: int) -> Iterator[list[SampledArchitecture]]:
     """Meta-batches of a size, which together hold the same architectures whatever the size is."""
     among, several = training_set(), max(1, architectures // size)
+    settings = MetaBatchSettings(META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
     published = range(math.ceil(several * size / META_BATCH))
     several_published = [
-        item
-        for step in published
-        for item in sample_meta_batch(among, 0, step, META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
+        item for step in published for item in sample_meta_batch(among, settings, 0, step, image_size, CLASSES)
     ]
     return (several_published[start : start + size] for start in range(0, several * size, size))
 
 
 def train_step(
-    ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor, step: int, settings: StepSettings
+    ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor, step: int, settings: StepSettings
 ) -> tuple[float, float]:
     """Seconds of a step, and of its hypernetwork."""
     started = perf_counter()
     watch, graph_seconds = Stopwatch(images.device), 0.0
     ghn.zero_grad()
-    for start in range(0, len(drawn), MICRO_BATCH_SIZE):
-        positions = range(start, min(start + MICRO_BATCH_SIZE, len(drawn)))
-        part = MicroBatch.of(ghn, {position: drawn[position] for position in positions}, positions, images.shape[-1])
-        graph_seconds += part.graph_seconds
-        accumulate_micro_batch(ghn, part, images, labels, step, settings, watch)
+    for start in range(0, len(sampled), MAX_MICRO_BATCH_SIZE):
+        positions = range(start, min(start + MAX_MICRO_BATCH_SIZE, len(sampled)))
+        micro_batch = MicroBatch.of(ghn, {position: sampled[position] for position in positions}, positions)
+        graph_seconds += micro_batch.graph_seconds
+        accumulate_micro_batch(ghn, micro_batch, images, labels, step, settings, watch)
     torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
     hypernetwork = watch.seconds["hypernetwork_forward"] + watch.seconds["hypernetwork_backward"]
     return perf_counter() - started, graph_seconds + hypernetwork
 
 
-def plain_step(ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> float:
+def plain_step(ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> float:
     """Seconds of the plain loop for the same step."""
     started = perf_counter()
     ghn.zero_grad()
     losses = []
-    for item in drawn:
-        parameters = predict_node_by_node(ghn, item.architecture.graph(images.shape[-1], CLASSES))
-        module = item.architecture.module(images.shape[-1], CLASSES).eval()  # no dropout
+    for item in sampled:
+        parameters = predict_node_by_node(ghn, item.program.graph)
+        module = ProgramModule(item.program).eval()  # no dropout
         losses.append(F.cross_entropy(functional_call(module, parameters, images), labels))
     torch.stack(losses).sum().backward()
     torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
@@ -115,12 +115,12 @@ def alone(node: Node) -> GraphBatch:
     return GraphBatch((node,), 1, np.zeros(1, dtype=int), np.array([0, 1]), none, none, none)
 
 
-def require_equal_gradients(ghn: GHN, drawn: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> None:
+def require_equal_gradients(ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> None:
     """Both loops compute the same, up to rounding (compared for networks without dropout)."""
     gradients = []
     for step in (train_step, plain_step):
         extra = (0, StepSettings(seed=0)) if step is train_step else ()
-        step(ghn, [item for item in drawn if item.architecture.fc_layers == 1], images, labels, *extra)
+        step(ghn, [item for item in sampled if item.architecture.fc_layers == 1], images, labels, *extra)
         gradients.append(torch.cat([weight.grad.flatten() for weight in ghn.parameters()]))
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert difference < 1e-2, difference
@@ -144,11 +144,11 @@ def main(
     images, labels = torch.randn(batch, 3, image_size, image_size), torch.arange(batch) % CLASSES
     images = images.contiguous(memory_format=torch.channels_last)
     settings = StepSettings(seed=0, precision=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    steps = list(meta_batches(meta_batch, architectures))
+    steps = list(meta_batches(meta_batch, architectures, image_size))
     introduce(f"{threads} threads", dtype, f"PyTorch {torch.__version__}")
 
     train_step(ghn, steps[0][:2], images, labels, 0, settings)
-    taken = [train_step(ghn, drawn, images, labels, step, settings) for step, drawn in enumerate(steps)]
+    taken = [train_step(ghn, sampled, images, labels, step, settings) for step, sampled in enumerate(steps)]
     step_seconds = sum(seconds for seconds, _ in taken) / len(taken)
     share = sum(hypernetwork for _, hypernetwork in taken) / sum(seconds for seconds, _ in taken)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -157,7 +157,7 @@ def main(
     result = {"step_seconds": round(step_seconds, 4), "hypernetwork_share": round(share, 4), "peak_rss_bytes": peak}
     if plain:
         require_equal_gradients(ghn, steps[0], images, labels)
-        plain_seconds = sum(plain_step(ghn, drawn, images, labels) for drawn in steps) / len(steps)
+        plain_seconds = sum(plain_step(ghn, sampled, images, labels) for sampled in steps) / len(steps)
         result["plain_loop_seconds"] = round(plain_seconds, 4)
         print(f"plain loop {plain_seconds:.2f} s: a step takes {step_seconds / plain_seconds:.2f} of that")
     finish(result, record)

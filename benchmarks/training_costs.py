@@ -21,7 +21,7 @@ from frame import Record, finish, introduce
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
-from ghn.deepnets1m.sampling import samples, training_widths
+from ghn.deepnets1m.sampling import sample_widths, samples
 from ghn.networks.program import Program
 from ghn.training.cost_model import Work, training_seconds, work_of
 from ghn.training.load_balance import assign_meta_batch
@@ -30,17 +30,17 @@ from ghn.training.step import StepSettings, target_gradient
 BATCH = 64
 META_BATCH = 8
 SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32), (64, 128))}
-"""Image sizes, and the widths and head widths that are drawn for them."""
+"""Image sizes, and the widths and head widths that are sampled for them."""
 
 
-def drawn(image_size: int, count: int) -> list[Architecture]:
+def sampled(image_size: int, count: int) -> list[Architecture]:
     """The first training architectures, at widths that training samples."""
     widths, head_widths = SIZES[image_size]
     random = np.random.default_rng(0)
     first = [next(samples(0, "train", index)) for index in range(count)]
     return [
-        training_widths(draw.architecture, draw.summary.num_parameters, widths, head_widths, random.random(2))
-        for draw in first
+        sample_widths(item.architecture, item.summary.num_parameters, widths, head_widths, random.random(2))
+        for item in first
     ]
 
 
@@ -49,12 +49,13 @@ def measured(ghn: GHN, architecture: Architecture, settings: StepSettings, batch
     size = ghn.config.image_size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % ghn.config.num_classes
+    program = architecture.program(size, ghn.config.num_classes)
     with torch.no_grad():
         (parameters,) = ghn.predict_parameters([architecture])
     seconds = []
     for _ in range(2):
         started = perf_counter()
-        target_gradient(architecture, parameters, images, labels, settings)
+        target_gradient(program, parameters, images, labels, settings)
         seconds.append(perf_counter() - started)
     return min(seconds)
 
@@ -72,8 +73,8 @@ def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers:
     slowest, mean = 0.0, 0.0
     for start in range(0, len(seconds) - META_BATCH + 1, META_BATCH):
         chosen = slice(start, start + META_BATCH)
-        shares = assign_meta_batch(costs[chosen].tolist(), nodes[chosen], workers, slices=1)
-        loads = [sum(seconds[start + position] for share in shares_ for position in share.mine) for shares_ in shares]
+        of_workers = assign_meta_batch(costs[chosen].tolist(), nodes[chosen], workers, micro_batches=1)
+        loads = [sum(seconds[start + position] for part in parts for position in part.own) for parts in of_workers]
         slowest, mean = slowest + max(loads), mean + sum(loads) / workers
     return slowest / mean
 
@@ -92,7 +93,7 @@ def main(
     rows, times, result = [], [], {}
     for size in SIZES:
         ghn = GHN(GHNConfig(num_classes=10, image_size=size))
-        several = drawn(size, architectures)
+        several = sampled(size, architectures)
         programs = [architecture.program(size, 10) for architecture in several]
         seconds = np.array([measured(ghn, architecture, settings, batch) for architecture in several])
         costs = np.array([training_seconds(program, batch) for program in programs])

@@ -1,8 +1,8 @@
 """Sampling of architectures: the splits of DeepNets-1M (Knyazev et al., NeurIPS 2021, appendix A).
 
-Stateless: each (seed, split, index) has a stream of samples of its own, of which the first is the architecture at that
-index, unless it is the same network as one at a lower index: then it is the first that is not. Splits are disjoint by
-construction: a hash of the network's hash says which split it may belong to.
+Sampling keeps no state: each (seed, split, index) has its own stream of samples. The architecture at an index is the
+first sample of its stream that is not the same network as one at a lower index. Splits are disjoint because the network
+hash decides which split a network may belong to.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ from ghn.networks.program import LARGE_IMAGE, InvalidArchitecture
 from ghn.networks.summary import Summary
 
 PARAMETER_FREE = OPERATIONS[:4]
+"""Operations without parameters."""
 
 CONVOLUTION_OPERATIONS = frozenset(name for name in OPERATIONS if "conv_" in name)
+"""Operations with a convolution."""
 
 LARGE_KERNELS = frozenset({"conv_5x5", "conv_7x7"})
+"""Full convolutions with large kernels, of which a cell may have at most one."""
 
-SHARES = 64
-"""Identities fall into this many equal shares, each of which belongs to one split."""
+HASH_BUCKETS = 64
+"""Number of buckets that network hashes fall into, equally often; each bucket belongs to one split."""
 
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How a split's architectures are drawn; the defaults are those of the training set.
+    """How the architectures of a split are sampled; the defaults are those of the training set.
 
-    `threshold` is the range of the number of cells above which fewer states are drawn; a network may be without
-    norm if it has at most `norm_free_cells` cells and `norm_free_states` states.
+    Ranges include both ends. `hash_buckets` are the buckets that belong to the split. `cells` is the range of the
+    number of cells, `states` that of the number of states of a cell. An architecture with more cells than a number
+    sampled from `threshold` is deep and has `states_if_deep` instead. A network may be without norm if it has at most
+    `norm_free_cells` cells and `norm_free_states` states. `most_parameters` limits the elements of all parameters.
     """
 
-    shares: tuple[int, ...] = tuple(range(59))
+    hash_buckets: tuple[int, ...] = tuple(range(59))
     cells: tuple[int, int] = (4, 18)
     threshold: tuple[int, int] = (7, 10)
     states: tuple[int, int] = (1, 4)
@@ -50,42 +55,46 @@ class SplitRules:
 
 SPLIT_RULES = {
     "train": SplitRules(),
-    "val": SplitRules(shares=(59,)),
-    "test": SplitRules(shares=(60,)),
+    "val": SplitRules(hash_buckets=(59,)),
+    "test": SplitRules(hash_buckets=(60,)),
     "deep": SplitRules(
-        shares=(61,), cells=(10, 36), threshold=(18, 18), norm_free_cells=11, most_parameters=100_000_000
+        hash_buckets=(61,), cells=(10, 36), threshold=(18, 18), norm_free_cells=11, most_parameters=100_000_000
     ),
     "dense": SplitRules(
-        shares=(62,), states=(2, 10), states_if_deep=(2, 6), norm_free_states=6, most_parameters=100_000_000
+        hash_buckets=(62,), states=(2, 10), states_if_deep=(2, 6), norm_free_states=6, most_parameters=100_000_000
     ),
-    "bn_free": SplitRules(shares=(63,), always_norm_free=True),
+    "bn_free": SplitRules(hash_buckets=(63,), always_norm_free=True),
 }
-"""`wide` is not drawn: it is made from test (`widen`)."""
+"""Rules of each sampled split; `wide` is not sampled but made from `test` (`widen`)."""
 
 
 class Sample(NamedTuple):
-    """A valid architecture at width 32, with what was computed to know that it is valid."""
+    """A valid architecture at width 32, with the results of checking it."""
 
     architecture: Architecture
     summary: Summary
-    """For 32×32 images, 10 classes."""
+    """Summary for 32×32 images and 10 classes."""
     parameters_large: int
-    """Elements of all parameters for 224×224 images, 1000 classes."""
+    """Elements of all parameters for 224×224 images and 1000 classes."""
 
 
 def samples(seed: int, split: str, index: int) -> Iterator[Sample]:
-    """The valid samples of the stream of an index; there is no end to them."""
+    """Yield the valid samples of the stream of an index, without end.
+
+    Args:
+        split: a key of `SPLIT_RULES`.
+    """
     rules = SPLIT_RULES[split]
     rng = random.Random(int.from_bytes(hashlib.blake2b(f"{seed}/{split}/{index}".encode()).digest()[:16], "big"))
     while True:
-        architecture = _draw(rules, rng)
+        architecture = _sample_once(rules, rng)
         if not has_valid_operations(architecture):
             continue
         try:
             summary = architecture.summary(32, 10)
-        except InvalidArchitecture:  # the image does not reach the output; what else does not is pruned, not rejected
+        except InvalidArchitecture:  # the image does not reach the output; other dead ends are pruned, not rejected
             continue
-        if share_of(summary.network_hash) not in rules.shares:
+        if hash_bucket_of(summary.network_hash) not in rules.hash_buckets:
             continue
         # The published limits hold for CIFAR-10 and ImageNet alike.
         parameters_large = architecture.num_parameters(224, 1000)
@@ -93,23 +102,32 @@ def samples(seed: int, split: str, index: int) -> Iterator[Sample]:
             yield Sample(architecture, summary, parameters_large)
 
 
-def sample_architecture(seed: int, split: str, index: int, draw: int = 0) -> Architecture:
-    """The architecture that is draw `draw` of an index's stream, at width 32."""
-    return next(islice(samples(seed, split, index), draw, None)).architecture
+def sample_architecture(seed: int, split: str, index: int, attempt: int = 0) -> Architecture:
+    """Return the sample number `attempt` of the stream of an index, at width 32.
+
+    Args:
+        split: a key of `SPLIT_RULES`.
+        attempt: how many samples of the stream are skipped.
+    """
+    return next(islice(samples(seed, split, index), attempt, None)).architecture
 
 
-def share_of(network_hash: str) -> int:
-    """Which of the `SHARES` a network hash falls into."""
-    return int(network_hash[:8], 16) % SHARES
+def hash_bucket_of(network_hash: str) -> int:
+    """Return which of the `HASH_BUCKETS` buckets a network hash falls into."""
+    return int(network_hash[:8], 16) % HASH_BUCKETS
 
 
 def widen(architecture: Architecture, image_size: int) -> Architecture:
-    """The architecture of split `wide` that belongs to one of split `test`: 4 times the width, 2 for large images."""
+    """Return the architecture of split `wide` for one of split `test`: 4 times its width, 2 times for large images."""
     return replace(architecture, C=architecture.C * (2 if image_size >= LARGE_IMAGE else 4))
 
 
 def has_valid_operations(architecture: Architecture) -> bool:
-    """Whether the combination of operations is kept."""
+    """Return whether the operations of both cells may be combined.
+
+    Without a convolution, an architecture needs attention (`msa`) and no `cse`. A cell has at most one `cse` and one
+    convolution with a large kernel.
+    """
     genotype = architecture.genotype
     used = genotype.operations
     if not used & CONVOLUTION_OPERATIONS and ("cse" in used or "msa" not in used):
@@ -121,23 +139,23 @@ def has_valid_operations(architecture: Architecture) -> bool:
     return True
 
 
-def training_widths(
+def sample_widths(
     architecture: Architecture,
     num_parameters: int,
     widths: Sequence[int],
     head_widths: Sequence[int],
-    draw: Sequence[float],
+    uniforms: Sequence[float],
 ) -> Architecture:
-    """The architecture with the widths that it is trained with this time: large networks are kept narrow.
+    """Return the architecture with sampled widths; large networks stay narrow.
 
     Args:
-        num_parameters: at width 32, for 32×32 images and 10 classes.
-        widths: what C may be, smallest first.
-        head_widths: what fc_dim may be, smallest first.
-        draw: two uniform numbers in [0, 1).
+        num_parameters: elements of all parameters at width 32, for 32×32 images and 10 classes.
+        widths: values that C may have, smallest first.
+        head_widths: values that fc_dim may have, smallest first.
+        uniforms: two numbers in [0, 1), which choose C and fc_dim.
     """
     n_cells, used = architecture.n_cells, architecture.genotype.operations
-    smallest = None  # of the widths, how many may be drawn: all
+    smallest = None  # how many of the widths may be sampled, smallest first; None: all
     if num_parameters > 800_000 or not architecture.glob_avg or used & LARGE_KERNELS or n_cells > 12:
         smallest = 1
     elif num_parameters > 400_000 or n_cells > 10:
@@ -145,16 +163,20 @@ def training_widths(
     elif num_parameters > 200_000 or n_cells > 8:
         smallest = 3
     allowed = widths[:smallest]
-    C = allowed[int(draw[0] * len(allowed))]
+    C = allowed[int(uniforms[0] * len(allowed))]
     heads = head_widths if smallest is None and C <= 64 else head_widths[:4]
-    return replace(architecture, C=C, fc_dim=heads[int(draw[1] * len(heads))])
+    return replace(architecture, C=C, fc_dim=heads[int(uniforms[1] * len(heads))])
 
 
-def _draw(rules: SplitRules, rng: random.Random) -> Architecture:
+def _sample_once(rules: SplitRules, rng: random.Random) -> Architecture:
+    """Return an architecture, which need not be valid.
+
+    The order of calls of `rng` is part of the definition of the splits.
+    """
     n_cells = _uniform(rng, *rules.cells)
     is_deep = n_cells > _uniform(rng, *rules.threshold)
     states = _uniform(rng, *(rules.states_if_deep if is_deep else rules.states))
-    genotype = _draw_genotype(states, rng)
+    genotype = _sample_genotype(states, rng)
     has_msa = "msa" in genotype.operations
     C_mult = _uniform(rng, 1, 2)
     may_lack_norm = n_cells <= rules.norm_free_cells and states <= rules.norm_free_states
@@ -173,17 +195,17 @@ def _draw(rules: SplitRules, rng: random.Random) -> Architecture:
     )
 
 
-def _draw_genotype(states: int, rng: random.Random) -> Genotype:
-    normal = _draw_cell(states, OPERATIONS, rng)
-    reduce = _draw_cell(states, PARAMETER_FREE if _chance(rng, 0.5) else OPERATIONS, rng)
+def _sample_genotype(states: int, rng: random.Random) -> Genotype:
+    normal = _sample_cell(states, OPERATIONS, rng)
+    reduce = _sample_cell(states, PARAMETER_FREE if _chance(rng, 0.5) else OPERATIONS, rng)
     concat = tuple(range(2, 2 + states))
     if states > 1 and _chance(rng, 0.5):
         concat = (*(state for state in concat[:-1] if _chance(rng, 0.5)), concat[-1])
     return Genotype(normal, concat, reduce, concat)
 
 
-def _draw_cell(states: int, operations: tuple[str, ...], rng: random.Random) -> tuple[Edge, ...]:
-    """Each state reads two different earlier states, each through an operation."""
+def _sample_cell(states: int, operations: tuple[str, ...], rng: random.Random) -> tuple[Edge, ...]:
+    """Return the edges of a cell: each state reads two different earlier states, each through an operation."""
     if states == 1:
         operations = operations[1:]  # without `none`
     edges: list[Edge] = []
@@ -196,7 +218,10 @@ def _draw_cell(states: int, operations: tuple[str, ...], rng: random.Random) -> 
 
 
 def _uniform(rng: random.Random, low: int, high: int) -> int:
-    """An integer of low..high; built on `random()`, whose sequence Python keeps the same across versions."""
+    """Return an integer from `low` to `high`, both included.
+
+    It is built on `random()` because Python promises the same sequence of that in all versions.
+    """
     return low + int(rng.random() * (high - low + 1))
 
 

@@ -1,4 +1,4 @@
-"""Which worker computes which part of a meta-batch."""
+"""The division of a meta-batch into micro-batches, and of these among the workers."""
 
 from __future__ import annotations
 
@@ -8,100 +8,112 @@ from dataclasses import dataclass
 
 from ghn.training.cost_model import hypernetwork_seconds
 
-MICRO_BATCH_SIZE = 8
-"""Architectures whose parameters are predicted together, at most: what the hypernetwork's memory grows with."""
+MAX_MICRO_BATCH_SIZE = 8
+"""Most architectures of a micro-batch. The hypernetwork's memory grows with it, because it predicts the parameters of
+a whole micro-batch together."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker computes of a part, by positions in the meta-batch.
+    """What one worker computes of one micro-batch.
 
-    The parameters of all its architectures are predicted together, which makes them the same to the last digit whoever
-    computes them; `mine` are the positions whose target networks the worker then runs. `number` is the part's.
+    `micro_batch` is its number and `positions` are its architectures, as positions in the meta-batch. Every worker of
+    the micro-batch predicts the parameters of all of them together, so that they are the same to the last digit on
+    each worker. `own` are the positions whose target networks this worker then runs.
     """
 
-    number: int
-    part: list[int]
-    mine: list[int]
+    micro_batch: int
+    positions: list[int]
+    own: list[int]
 
 
-def count_micro_batches(meta_batch: int, slices: int) -> int:
-    """Parts that a meta-batch is cut into: `slices`, or more so that none has more than `MICRO_BATCH_SIZE` architectures."""
-    return min(meta_batch, max(slices, math.ceil(meta_batch / MICRO_BATCH_SIZE)))
+def count_micro_batches(meta_batch: int, micro_batches: int) -> int:
+    """Return how many micro-batches a meta-batch of so many architectures has.
+
+    These are `micro_batches`, or more where one would have more than `MAX_MICRO_BATCH_SIZE` architectures, or fewer
+    where one would be empty.
+    """
+    return min(meta_batch, max(micro_batches, math.ceil(meta_batch / MAX_MICRO_BATCH_SIZE)))
 
 
-def assigns_whole_micro_batches(workers: int, slices: int) -> bool:
-    """Whether so many workers compute whole parts each, or else share the networks within parts."""
-    return workers <= slices
+def assigns_whole_micro_batches(workers: int, micro_batches: int) -> bool:
+    """Return whether so many workers compute whole micro-batches; if not, they divide the networks of each."""
+    return workers <= micro_batches
 
 
 def assign_meta_batch(
-    costs: Sequence[float], nodes: Sequence[int], workers: int, slices: int
+    costs: Sequence[float], nodes: Sequence[int], workers: int, micro_batches: int
 ) -> list[list[Assignment]]:
-    """For each worker what it computes of a meta-batch, so that all have about as much to do.
+    """Return for each worker what it computes of a meta-batch, so that all workers take about equally long.
 
-    The parts that it is cut into do not depend on the workers. Up to `slices` workers share whole parts: the gradient
-    of a part is then the same to the last digit whoever computes it. More of them share the networks within parts, and
-    their gradients add up to the same but for the rounding.
+    The micro-batches do not depend on the number of workers. Up to `micro_batches` workers compute whole micro-batches:
+    the gradient of each is then the same to the last digit on any worker. With more workers, several of them divide the
+    target networks of a micro-batch. Their gradients add up to the same, except for rounding.
 
     Args:
         costs: predicted seconds of each target network.
-        nodes: of each graph.
+        nodes: number of nodes of each graph.
     """
-    parts = assign_greedily(costs, count_micro_batches(len(costs), slices), most=MICRO_BATCH_SIZE)
-    part_of = {position: number for number, part in enumerate(parts) for position in part}
-    prediction = [hypernetwork_seconds(sum(nodes[position] for position in part)) for part in parts]
+    batches = assign_greedily(costs, count_micro_batches(len(costs), micro_batches), most=MAX_MICRO_BATCH_SIZE)
+    batch_of = {position: number for number, positions in enumerate(batches) for position in positions}
+    prediction = [hypernetwork_seconds(sum(nodes[position] for position in positions)) for positions in batches]
 
-    def seconds(positions: set[int]) -> float:
-        touched = {part_of[position] for position in positions}
-        return sum(costs[position] for position in positions) + sum(prediction[number] for number in touched)
+    def seconds(own: set[int]) -> float:
+        predicted = {batch_of[position] for position in own}
+        return sum(costs[position] for position in own) + sum(prediction[number] for number in predicted)
 
-    whole = assign_greedily([seconds(set(part)) for part in parts], workers)
-    chosen = [{position for number in numbers for position in parts[number]} for numbers in whole]
-    if not assigns_whole_micro_batches(workers, slices):
-        _rebalance(chosen, seconds)
+    whole = assign_greedily([seconds(set(positions)) for positions in batches], workers)
+    owned = [{position for number in numbers for position in batches[number]} for numbers in whole]
+    if not assigns_whole_micro_batches(workers, micro_batches):
+        _rebalance(owned, seconds)
     return [
         [
-            Assignment(number, part, mine)
-            for number, part in enumerate(parts)
-            if (mine := [p for p in part if p in positions])
+            Assignment(number, positions, own)
+            for number, positions in enumerate(batches)
+            if (own := [position for position in positions if position in of_worker])
         ]
-        for positions in chosen
+        for of_worker in owned
     ]
 
 
-def _rebalance(shares: list[set[int]], seconds: Callable[[set[int]], float]) -> None:
-    """Moves positions, one at a time, from whoever has most to do to whoever has least, as long as that helps."""
-    loads = [seconds(share) for share in shares]
+def _rebalance(owned: list[set[int]], seconds: Callable[[set[int]], float]) -> None:
+    """Move positions, one at a time, from the slowest worker to the fastest, in place.
+
+    Stop when no move makes the slower of these two take less time.
+    """
+    loads = [seconds(own) for own in owned]
     while True:
         slow, fast = loads.index(max(loads)), loads.index(min(loads))
         options = [
             (
-                max(less := seconds(shares[slow] - {position}), more := seconds(shares[fast] | {position})),
+                max(less := seconds(owned[slow] - {position}), more := seconds(owned[fast] | {position})),
                 position,
                 less,
                 more,
             )
-            for position in sorted(shares[slow])
+            for position in sorted(owned[slow])
         ]
         best, position, less, more = min(options, default=(math.inf, 0, 0.0, 0.0))
         if best >= loads[slow]:
             return
-        shares[slow].remove(position)
-        shares[fast].add(position)
+        owned[slow].remove(position)
+        owned[fast].add(position)
         loads[slow], loads[fast] = less, more
 
 
-def assign_greedily(costs: Sequence[float], workers: int, most: int | None = None) -> list[list[int]]:
-    """For each worker the positions that it computes: the costliest first, each to whoever has least to do.
+def assign_greedily(costs: Sequence[float], bins: int, most: int | None = None) -> list[list[int]]:
+    """Return for each of `bins` the positions of its costs, ascending.
 
-    None has more than `most` of them (None: no limit), for which the workers have to be enough.
+    The largest costs are assigned first, each to the bin with the lowest total.
+
+    Args:
+        most: how many positions one bin may have (None: any number); `bins` bins must suffice for that.
     """
-    shares: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
+    assigned: list[list[int]] = [[] for _ in range(bins)]
+    load = [0.0] * bins
     for position in sorted(range(len(costs)), key=lambda p: -costs[p]):
-        free = [worker for worker in range(workers) if most is None or len(shares[worker]) < most]
-        worker = min(free, key=load.__getitem__)
-        shares[worker].append(position)
-        load[worker] += costs[position]
-    return [sorted(positions) for positions in shares]
+        free = [number for number in range(bins) if most is None or len(assigned[number]) < most]
+        target = min(free, key=load.__getitem__)
+        assigned[target].append(position)
+        load[target] += costs[position]
+    return [sorted(positions) for positions in assigned]

@@ -1,4 +1,7 @@
-"""Which architectures a step holds: a function of (seed, step) alone."""
+"""Meta-batches: the architectures of each training step, as a function of (seed, step) alone.
+
+Dimensions: A architectures of the training set, M architectures of a meta-batch.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +9,99 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ghn.deepnets1m.architecture import Architecture
-from ghn.deepnets1m.sampling import training_widths
+from ghn.deepnets1m.sampling import sample_widths
+from ghn.networks.program import Program
 
 ARCHITECTURE_STREAM = 101
-"""What random numbers are for: part of the key, so that no two uses share a stream."""
+"""Key of the random numbers that sample architectures, so that no two uses of randomness share a stream."""
+
+MAX_ATTEMPTS = 100
+"""Most meta-batches that are sampled for one step before `max_nodes` counts as too small."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What drawing a meta-batch needs to know of the training architectures: arrays (count,) and a reader."""
+    """The training architectures: their graph nodes (A,), their numbers of parameters (A,) and a reader by index.
 
-    nodes: np.ndarray
-    parameters: np.ndarray
+    The numbers of parameters are those at width 32, for 32×32 images and 10 classes.
+    """
+
+    nodes: NDArray[np.integer]
+    parameters: NDArray[np.integer]
     read: Callable[[int], Architecture]
 
 
 @dataclass(frozen=True)
+class MetaBatchSettings:
+    """How the meta-batch of a step is sampled.
+
+    `size` is the number of architectures. `widths` are the values that C may have and `head_widths` those of fc_dim,
+    smallest first. `max_nodes` limits the graph nodes of a whole meta-batch of up to 8 architectures; the limit of a
+    larger one grows in proportion.
+    """
+
+    size: int
+    widths: Sequence[int]
+    head_widths: Sequence[int]
+    max_nodes: int
+
+
+@dataclass(frozen=True)
 class SampledArchitecture:
-    """One architecture of a meta-batch, with its training widths; `index` is its place in the training set."""
+    """One architecture of a meta-batch: its index in the training set, itself with its widths, and its program.
+
+    The item carries the program because the cache of `Network.program` is smaller than two large meta-batches.
+    """
 
     index: int
     architecture: Architecture
+    program: Program
 
 
 def sample_meta_batch(
     training_set: TrainingSet,
+    settings: MetaBatchSettings,
     seed: int,
     step: int,
-    meta_batch: int,
-    widths: Sequence[int],
-    head_widths: Sequence[int],
-    max_nodes: int,
+    image_size: int,
+    num_classes: int,
 ) -> list[SampledArchitecture]:
-    """The architectures of a step.
+    """Return the architectures of a step, compiled for the given images and classes.
 
-    A draw with more than `max_nodes` graph nodes in all is drawn again; beyond 8 architectures, in proportion.
+    Args:
+        image_size: side of the images, in pixels.
 
     Raises:
-        ValueError: a hundred samples in a row were too large.
+        ValueError: see `sample_indices`.
     """
-    count = len(training_set.nodes)
-    for attempt in range(100):
+    indices_M, uniforms_M2 = sample_indices(training_set, settings, seed, step)
+    meta_batch = []
+    for index, uniforms in zip(indices_M.tolist(), uniforms_M2.tolist(), strict=True):
+        original, num_parameters = training_set.read(index), int(training_set.parameters[index])
+        architecture = sample_widths(original, num_parameters, settings.widths, settings.head_widths, uniforms)
+        meta_batch.append(SampledArchitecture(index, architecture, architecture.compile(image_size, num_classes)))
+    return meta_batch
+
+
+def sample_indices(
+    training_set: TrainingSet, settings: MetaBatchSettings, seed: int, step: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the indices (M,) of a step's architectures, and two uniform numbers (M, 2) that choose the widths of each.
+
+    Indices whose graphs have too many nodes in all are sampled again.
+
+    Raises:
+        ValueError: a hundred meta-batches in a row had too many nodes.
+    """
+    count, size = len(training_set.nodes), settings.size
+    for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(
             np.random.Philox(np.random.SeedSequence(seed, spawn_key=(ARCHITECTURE_STREAM, step, attempt)))
         )
-        indices = rng.choice(count, meta_batch, replace=meta_batch > count)
-        if training_set.nodes[indices].sum() <= max_nodes * max(1, meta_batch / 8):
-            break
-    else:
-        raise ValueError(f"max_nodes = {max_nodes}: too few for {meta_batch} architectures a step")
-    drawn = []
-    for index, draw in zip(indices.tolist(), rng.random((meta_batch, 2)), strict=True):
-        architecture = training_set.read(index)
-        architecture = training_widths(architecture, training_set.parameters[index], widths, head_widths, draw)
-        drawn.append(SampledArchitecture(index, architecture))
-    return drawn
+        indices_M = rng.choice(count, size, replace=size > count)
+        if training_set.nodes[indices_M].sum() <= settings.max_nodes * max(1, size / 8):
+            return indices_M, rng.random((size, 2))
+    raise ValueError(f"max_nodes = {settings.max_nodes}: too few for {size} architectures a step")

@@ -1,9 +1,13 @@
-"""The gradient of a training step, one slice of the meta-batch at a time.
+"""The gradient of a training step, one micro-batch at a time.
 
-A step's gradient is a sum over architectures, so any number of workers that add up their slices have the gradient of
-one process computing all of it. A slice is split at the predicted parameters: each target network runs forward and
-backward alone, which frees its activations, and leaves a gradient there; one backward pass through the Hypernetwork follows.
-So a step needs the memory of one target network and of one slice's parameters, however large the meta-batch is.
+A step's gradient is a sum over architectures. So workers that compute different micro-batches, and add up their
+gradients, have the gradient of one process that computes the whole meta-batch.
+
+A micro-batch is split at the predicted parameters. Each target network runs forward and backward alone, which frees its
+activations, and leaves the gradient at its parameters. One backward pass through the hypernetwork follows. So a step
+needs the memory of one target network and of one micro-batch's parameters, however large the meta-batch is.
+
+Dimensions: B images, C channels, S×S pixels, K classes.
 """
 
 from __future__ import annotations
@@ -20,16 +24,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.models.hypernetwork import Hypernetwork
+from ghn.networks.functional import run_program
 from ghn.networks.graph_batch import GraphBatch
+from ghn.networks.program import Program
 from ghn.training.meta_batch import SampledArchitecture
 
 DROPOUT_STREAM = 102
-"""What random numbers are for: part of the key, so that no two uses share a stream (see `ghn.training.meta_batch`)."""
+"""Key of the random numbers of dropout, so that no two uses of randomness share a stream: see `ARCHITECTURE_STREAM`."""
 
 STEP_PHASES = ("hypernetwork_forward", "target_forward", "target_backward", "hypernetwork_backward")
-"""What a step's time goes to, beside the graphs, which can be prepared before."""
+"""The phases of a step whose seconds are measured; graphs are not among them, because they can be prepared before."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +54,33 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of a meta-batch, by position in it, with its graphs laid out; `graph_seconds` is what that took.
+    """Architectures of a meta-batch whose parameters are predicted together, by their positions in the meta-batch.
 
-    The parameters of the whole part are predicted; `mine` are the positions whose target networks are run.
+    `own` are the positions whose target networks this worker runs. `graphs` are the graphs of all architectures, and
+    `graph_seconds` the seconds that it took to build them.
     """
 
-    drawn: dict[int, SampledArchitecture]
-    mine: list[int]
+    architectures: dict[int, SampledArchitecture]
+    own: list[int]
     graphs: GraphBatch
     graph_seconds: float
 
     @classmethod
-    def of(
-        cls, ghn: Hypernetwork, drawn: Mapping[int, SampledArchitecture], mine: Sequence[int], image_size: int
-    ) -> MicroBatch:
-        """Reads the hypernetwork's configuration, not its weights: it may be prepared while those change."""
+    def of(cls, ghn: Hypernetwork, architectures: Mapping[int, SampledArchitecture], own: Sequence[int]) -> MicroBatch:
+        """Return the micro-batch of these architectures, with their graphs built.
+
+        It may be prepared while the hypernetwork's weights change, because only its configuration is read.
+        """
         started = perf_counter()
-        classes = ghn.config.num_classes
-        graphs = ghn.batch([item.architecture.graph(image_size, classes) for item in drawn.values()])
-        return cls(dict(drawn), list(mine), graphs, perf_counter() - started)
+        graphs = ghn.batch([item.program.graph for item in architectures.values()])
+        return cls(dict(architectures), list(own), graphs, perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class TargetScores:
-    """What one target network had: its loss, top-1, and the norm of its gradient before it was clipped.
+    """Loss and top-1 accuracy of one target network, and the norm of its gradient before clipping.
 
-    All three are NaN where the loss or the gradient was not finite, and the architecture was dropped.
+    All three are NaN where the loss or the gradient was not finite. Such an architecture is dropped.
     """
 
     loss: float
@@ -83,21 +89,24 @@ class TargetScores:
 
     @property
     def is_finite(self) -> bool:
+        """Return whether the architecture counts, because its loss and gradient are finite."""
         return math.isfinite(self.loss)
 
 
 NONFINITE = TargetScores(math.nan, math.nan, math.nan)
+"""Scores of a dropped architecture."""
 
 
 @dataclass
 class Stopwatch:
-    """Adds up the seconds of the parts of a step, and names them in a profile (`torch.profiler`)."""
+    """The seconds of each phase of a step, added up, and the names of the phases in a profile (`torch.profiler`)."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds that the context takes to those of the phase."""
         with record_function(name):
             started = self._now()
             yield
@@ -105,83 +114,93 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # its work would else be counted where it is waited for
+            # The GPU works while the CPU goes on. Without waiting, its work would count for the phase that needs it.
+            torch.cuda.synchronize(self.device)
         return perf_counter()
 
 
 def accumulate_micro_batch(
     ghn: Hypernetwork,
-    part: MicroBatch,
-    images: Tensor,
-    labels: Tensor,
+    micro_batch: MicroBatch,
+    images_BCSS: Tensor,
+    labels_B: Tensor,
     step: int,
     settings: StepSettings,
     watch: Stopwatch,
 ) -> dict[int, TargetScores]:
-    """Adds the gradient of Σ loss over a slice to the `.grad` of the hypernetwork's weights; returns the scores.
+    """Add the gradient of the summed losses of a micro-batch's own target networks to `.grad` of the hypernetwork.
 
     An architecture whose loss or gradient is not finite is dropped: it adds nothing.
 
     Args:
-        images: (B, 3, S, S) and labels: int64 (B,), the same for all architectures. Channels last is a quarter faster.
+        images_BCSS: images (B, 3, S, S), the same for all architectures. Channels last in memory is a quarter faster.
+        labels_B: their classes, int64 (B,).
+
+    Returns:
+        The scores of the own target networks by position in the meta-batch.
     """
     scores: dict[int, TargetScores] = {}
     tensors: list[Tensor] = []
     gradients: list[Tensor] = []
-    with watch.part("hypernetwork_forward"):
-        predicted = ghn(part.graphs)
-    for (position, item), parameters in zip(part.drawn.items(), predicted, strict=True):
-        if position not in part.mine:
+    with watch.phase("hypernetwork_forward"):
+        predicted = ghn(micro_batch.graphs)
+    for (position, item), parameters in zip(micro_batch.architectures.items(), predicted, strict=True):
+        if position not in micro_batch.own:
             continue
-        dropout = torch.Generator().manual_seed(_key(settings.seed, DROPOUT_STREAM, step, position))
+        dropout = torch.Generator().manual_seed(_generator_seed(settings.seed, DROPOUT_STREAM, step, position))
         scores[position], gradient = target_gradient(
-            item.architecture, parameters, images, labels, settings, dropout, watch
+            item.program, parameters, images_BCSS, labels_B, settings, dropout, watch
         )
         if scores[position].is_finite:
             tensors += parameters.values()
             gradients += gradient
-    with watch.part("hypernetwork_backward"):
+    with watch.phase("hypernetwork_backward"):
         if tensors:
             torch.autograd.backward(tensors, gradients)
     return scores
 
 
 def target_gradient(
-    architecture: Architecture,
-    parameters: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
+    program: Program,
+    parameters: Mapping[str, Tensor],
+    images_BCSS: Tensor,
+    labels_B: Tensor,
     settings: StepSettings,
     dropout: torch.Generator | None = None,
     watch: Stopwatch | None = None,
 ) -> tuple[TargetScores, list[Tensor]]:
-    """The scores of one target network, and the gradient at its parameters (in their order, clipped).
+    """Return the scores of one target network, and the gradient at its parameters, in their order and clipped.
 
     The gradient is empty when it or the loss is not finite.
+
+    Args:
+        images_BCSS: images (B, 3, S, S).
+        labels_B: their classes, int64 (B,).
+        dropout: the generator of the dropout masks; None switches dropout off.
     """
-    watch = watch or Stopwatch(images.device)
+    watch = watch or Stopwatch(images_BCSS.device)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    with watch.part("target_forward"):
-        with _autocast(images.device.type, settings.precision):
-            logits = architecture.forward(leaves, images, dropout)
-        if logits.dtype == torch.bfloat16:
-            logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-    with watch.part("target_backward"):
+    with watch.phase("target_forward"):
+        with _autocast(images_BCSS.device.type, settings.precision):
+            logits_BK = run_program(program, leaves, images_BCSS, dropout)
+        if logits_BK.dtype == torch.bfloat16:
+            logits_BK = logits_BK.float()
+        loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=settings.label_smoothing)
+    with watch.phase("target_backward"):
         gradient = list(torch.autograd.grad(loss, list(leaves.values())))
         norm = torch.nn.utils.get_total_norm(gradient).item()
     if not (math.isfinite(norm) and math.isfinite(loss.item())):
         return NONFINITE, []
     if settings.architecture_clip is not None and norm > settings.architecture_clip:
         torch._foreach_mul_(gradient, settings.architecture_clip / norm)
-    top1 = (logits.argmax(1) == labels).float().mean().item()
+    top1 = (logits_BK.argmax(1) == labels_B).float().mean().item()
     return TargetScores(loss.item(), top1, norm), gradient
 
 
-def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager:
+def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[None]:
     return torch.autocast(device, precision) if precision == torch.bfloat16 else nullcontext()
 
 
-def _key(seed: int, *key: int) -> int:
-    """A 63-bit seed for PyTorch's generators."""
+def _generator_seed(seed: int, *key: int) -> int:
+    """Return a 63-bit seed for PyTorch's generators, a function of the run's seed and a key."""
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from ghn import Architecture, Genotype
 from ghn.deepnets1m.genotype import OPERATIONS
 from ghn.deepnets1m.sampling import (
-    SHARES,
+    HASH_BUCKETS,
     SPLIT_RULES,
     has_valid_operations,
+    hash_bucket_of,
     sample_architecture,
+    sample_widths,
     samples,
-    share_of,
-    training_widths,
     widen,
 )
 from ghn.networks.summary import summarise
@@ -40,15 +40,15 @@ PINNED = {
 """A change here makes every stored data set another one: say so in the commit."""
 
 LARGE = ("conv_5x5", "conv_7x7")
-DRAWS = {"seed": st.integers(0, 2**40), "index": st.integers(0, 10**6)}
+STREAMS = {"seed": st.integers(0, 2**40), "index": st.integers(0, 10**6)}
 
 
-@pytest.mark.parametrize(("key", "identity"), PINNED.items(), ids=str)
-def test_the_stream_of_architectures_is_pinned(key: tuple[int, str, int], identity: str) -> None:
-    assert sample_architecture(*key).network_hash == identity
+@pytest.mark.parametrize(("key", "network_hash"), PINNED.items(), ids=str)
+def test_the_stream_of_architectures_is_pinned(key: tuple[int, str, int], network_hash: str) -> None:
+    assert sample_architecture(*key).network_hash == network_hash
 
 
-def test_another_process_draws_the_same_in_any_order() -> None:
+def test_another_process_samples_the_same_in_any_order() -> None:
     code = (
         "import json, sys; from ghn.deepnets1m.sampling import sample_architecture\n"
         "print(json.dumps([sample_architecture(*key).network_hash for key in json.loads(sys.argv[1])]))"
@@ -64,27 +64,27 @@ def test_another_process_draws_the_same_in_any_order() -> None:
 
 
 @given(st.permutations(range(8)))
-def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(order: list[int]) -> None:
-    drawn = {index: sample_architecture(5, "train", index) for index in order}
-    assert all(sample_architecture(5, "train", index) == drawn[index] for index in range(8))
-    assert len({architecture.network_hash for architecture in drawn.values()}) == 8
+def test_a_sample_does_not_depend_on_what_was_sampled_before(order: list[int]) -> None:
+    sampled = {index: sample_architecture(5, "train", index) for index in order}
+    assert all(sample_architecture(5, "train", index) == sampled[index] for index in range(8))
+    assert len({architecture.network_hash for architecture in sampled.values()}) == 8
 
 
-def test_splits_that_must_not_share_architectures_own_different_shares_of_identities() -> None:
-    shares = {split: set(rules.shares) for split, rules in SPLIT_RULES.items()}
-    assert set().union(*shares.values()) <= set(range(SHARES))
-    for one, other in combinations(shares, 2):
-        assert not shares[one] & shares[other]
+def test_each_bucket_of_network_hashes_belongs_to_one_split() -> None:
+    buckets = {split: set(rules.hash_buckets) for split, rules in SPLIT_RULES.items()}
+    assert set().union(*buckets.values()) <= set(range(HASH_BUCKETS))
+    for one, other in combinations(buckets, 2):
+        assert not buckets[one] & buckets[other]
 
 
 def test_a_stream_goes_on_with_other_architectures() -> None:
-    stream = [draw.architecture for draw in islice(samples(0, "val", 0), 3)]
-    assert stream == [sample_architecture(0, "val", 0, draw) for draw in range(3)]
+    stream = [sample.architecture for sample in islice(samples(0, "val", 0), 3)]
+    assert stream == [sample_architecture(0, "val", 0, attempt) for attempt in range(3)]
     assert len({architecture.network_hash for architecture in stream}) == 3
 
 
-@given(split=st.sampled_from(sorted(SPLIT_RULES)), **DRAWS)
-def test_what_is_known_of_a_draw_is_what_its_programs_say(split: str, seed: int, index: int) -> None:
+@given(split=st.sampled_from(sorted(SPLIT_RULES)), **STREAMS)
+def test_a_sample_has_the_summary_of_its_programs(split: str, seed: int, index: int) -> None:
     architecture, summary, parameters_large = next(samples(seed, split, index))
     assert summary == summarise(architecture.compile(32, 10))
     assert parameters_large == architecture.compile(224, 1000).num_parameters
@@ -101,7 +101,7 @@ def test_what_is_known_of_a_draw_is_what_its_programs_say(split: str, seed: int,
         ("bn_free", (4, 18), (1, 4), 10, 10_000_000),
     ],
 )
-@given(**DRAWS)
+@given(**STREAMS)
 def test_architectures_obey_their_split(
     split: str, cells: tuple, states: tuple, threshold: int, most: int, seed: int, index: int
 ) -> None:
@@ -126,14 +126,14 @@ def test_architectures_obey_their_split(
     assert not architecture.stem_pool or architecture.stem_type == 0
     assert architecture.C == 32 and architecture.fc_dim == 256
     assert has_valid_operations(architecture)
-    share = share_of(architecture.network_hash)
-    assert [name for name, rules in SPLIT_RULES.items() if share in rules.shares] == [split]
+    bucket = hash_bucket_of(architecture.network_hash)
+    assert [name for name, rules in SPLIT_RULES.items() if bucket in rules.hash_buckets] == [split]
     assert max(architecture.num_parameters(32, 10), architecture.num_parameters(224, 1000)) <= most
 
 
-def test_everything_that_the_design_space_has_is_drawn() -> None:
-    drawn = [sample_architecture(0, "train", index) for index in range(300)]
-    assert set().union(*(architecture.genotype.operations for architecture in drawn)) == set(OPERATIONS)
+def test_everything_that_the_design_space_has_is_sampled() -> None:
+    sampled = [sample_architecture(0, "train", index) for index in range(300)]
+    assert set().union(*(architecture.genotype.operations for architecture in sampled)) == set(OPERATIONS)
     everything = {
         "n_cells": set(range(4, 19)),
         "C_mult": {1, 2},
@@ -146,16 +146,16 @@ def test_everything_that_the_design_space_has_is_drawn() -> None:
         "fc_layers": {1, 2},
     }
     for field, values in everything.items():
-        assert {getattr(architecture, field) for architecture in drawn} == values, field
-    assert {len(a.genotype.normal) // 2 for a in drawn} == {1, 2, 3, 4}
-    simple = [{operation for operation, _ in a.genotype.reduce} <= set(OPERATIONS[:4]) for a in drawn]
+        assert {getattr(architecture, field) for architecture in sampled} == values, field
+    assert {len(a.genotype.normal) // 2 for a in sampled} == {1, 2, 3, 4}
+    simple = [{operation for operation, _ in a.genotype.reduce} <= set(OPERATIONS[:4]) for a in sampled]
     assert 0.4 < sum(simple) / len(simple) < 0.65  # one half, and a few by chance
-    dropped = [len(a.genotype.normal_concat) < len(a.genotype.normal) // 2 for a in drawn]
+    dropped = [len(a.genotype.normal_concat) < len(a.genotype.normal) // 2 for a in sampled]
     assert 0.1 < sum(dropped) / len(dropped) < 0.5
 
 
 def with_cells(normal: list[str], reduce: list[str]) -> Architecture:
-    """An architecture of these operations, in pairs."""
+    """Return an architecture whose cells have these operations, in pairs."""
     cells = [tuple((name, position % 2) for position, name in enumerate(names)) for names in (normal, reduce)]
     concat = tuple(range(2, 2 + len(normal) // 2))
     return Architecture(Genotype(cells[0], concat, cells[1], concat), n_cells=4)
@@ -197,21 +197,21 @@ HEADS = (64, 128, 192, 256, 320, 384, 448, 512)
 
 
 def all_widths(architecture: Architecture, parameters: int) -> dict[int, set[int]]:
-    """For each width that may be drawn, the widths of the head that may be drawn with it."""
+    """Return for each width that may be sampled the widths of the head that may be sampled with it."""
     result: dict[int, set[int]] = {}
-    samples = [position / 56 for position in range(56)]
-    for first in samples:
-        for second in samples:
-            drawn = training_widths(architecture, parameters, WIDTHS, HEADS, (first, second))
-            assert drawn == replace(architecture, C=drawn.C, fc_dim=drawn.fc_dim)
-            result.setdefault(drawn.C, set()).add(drawn.fc_dim)
+    uniforms = [position / 56 for position in range(56)]
+    for first in uniforms:
+        for second in uniforms:
+            sampled = sample_widths(architecture, parameters, WIDTHS, HEADS, (first, second))
+            assert sampled == replace(architecture, C=sampled.C, fc_dim=sampled.fc_dim)
+            result.setdefault(sampled.C, set()).add(sampled.fc_dim)
     return result
 
 
 def test_a_short_list_of_widths_does_not_lift_the_limit_of_the_head() -> None:
     small, large = (one_operation("conv_3x3"), 100_000), (one_operation("conv_3x3"), 900_000)
-    assert training_widths(*small, [32], HEADS, (0, 0.99)).fc_dim == HEADS[-1]
-    assert training_widths(*large, [32], HEADS, (0, 0.99)).fc_dim == HEADS[3]
+    assert sample_widths(*small, [32], HEADS, (0, 0.99)).fc_dim == HEADS[-1]
+    assert sample_widths(*large, [32], HEADS, (0, 0.99)).fc_dim == HEADS[3]
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def test_a_short_list_of_widths_does_not_lift_the_limit_of_the_head() -> None:
     ],
 )
 def test_large_networks_are_trained_narrow(fields: dict, parameters: int, choices: int) -> None:
-    drawn = all_widths(one_operation("conv_3x3", **fields), parameters)
-    assert set(drawn) == set(WIDTHS[:choices])
-    for width, heads in drawn.items():
+    sampled = all_widths(one_operation("conv_3x3", **fields), parameters)
+    assert set(sampled) == set(WIDTHS[:choices])
+    for width, heads in sampled.items():
         assert heads == set(HEADS if choices == 7 and width <= 64 else HEADS[:4])
 
 
