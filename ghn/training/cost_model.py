@@ -1,13 +1,14 @@
-"""How long a step's parts take, predicted from programs, so that workers can share a meta-batch evenly.
+"""Predicted seconds of a step's parts, computed from programs, by which a meta-batch is divided evenly among workers.
 
-Networks of one meta-batch differ a hundredfold. Operations counted alone do not print_above_bar: on a CPU a dilated depthwise
-convolution takes ten times as long for each of its few operations as a plain one, norms and activations have next to
-none and take a third of the time, attention spends its time on softmax rather than on its products, and a small
-network on starting operations. So each kind of work has a price of its own.
+Networks of one meta-batch differ a hundredfold. The number of floating-point operations alone predicts their times
+badly. On a CPU, each operation of a dilated depthwise convolution takes ten times as long as one of a plain depthwise
+convolution. Norms and activations have hardly any operations and take a third of the time. Attention spends its time on
+softmax rather than on its products, and a small network on starting operations. So each kind of work has its own
+seconds per unit.
 
-The prices are a non-negative least-squares fit to measured forward and backward passes of training architectures, at
-32×32 and 14×14 pixels, in one thread of a CPU (`benchmarks/training_costs.py` fits them again and prints the errors).
-On GPUs, where small networks spend their time on starting operations, they only roughly say who has more to do.
+These are a non-negative least-squares fit to measured forward and backward passes of training architectures, at 32×32
+and 14×14 pixels, in one thread of a CPU (`benchmarks/training_costs.py` fits them again and prints the errors). On GPUs
+small networks spend their time on starting operations: there the predictions only roughly rank the networks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from ghn.networks.program import Program
 
 
 class Work(StrEnum):
-    """Kinds of work that operations do, each in units that take about equally long."""
+    """Kinds of work of operations; every unit of one kind takes about equally long.
+
+    The unit is a floating-point operation of the forward pass; of attention, one score: of one token for another, in
+    one head.
+    """
 
     DENSE = "dense convolution"
     POINTWISE = "pointwise"
@@ -28,50 +33,64 @@ class Work(StrEnum):
     ATTENTION = "attention"
 
 
-# Seconds, on the core where they were measured; only ratios matter.
+# All seconds are those of the CPU core on which they were measured. Only their ratios matter.
 SECONDS_PER_OPERATION = 9.0e-5
-"""To start an operation, forward and backward."""
+"""Seconds per operation of a program, to start it, forward and backward."""
 
 SECONDS_PER_ACTIVATION = 8.1e-10
-"""Of an element of any intermediate result: norms, activations, sums, and the gradient's way back through them."""
+"""Seconds per element of any intermediate result: norms, activations and sums, forward and backward."""
 
-SECONDS_PER_FLOP = {
+SECONDS_PER_UNIT = {
     Work.DENSE: 1.0e-11,
     Work.POINTWISE: 2.3e-11,
     Work.DEPTHWISE: 2.7e-11,
     Work.DILATED_DEPTHWISE: 4.6e-10,
     Work.ATTENTION: 4.9e-9,
 }
-"""Of a floating-point operation of the forward pass; of attention, of a score of one token for another in one head."""
+"""Seconds per unit of each kind of work, forward and backward."""
 
-SECONDS_PER_PREDICTION, SECONDS_PER_NODE = 5.5e-2, 1.1e-4
-"""Of a hypernetwork's forward and backward pass, and of each graph node in it (`benchmarks/hypernetwork.py`)."""
+SECONDS_PER_PREDICTION = 5.5e-2
+"""Seconds per forward and backward pass of a hypernetwork (`benchmarks/hypernetwork.py`)."""
+
+SECONDS_PER_NODE = 1.1e-4
+"""Seconds per graph node of such a pass."""
 
 
 def hypernetwork_seconds(nodes: int) -> float:
-    """Predicted seconds of a hypernetwork's forward and backward pass over graphs with so many nodes in all."""
+    """Return the predicted seconds of a hypernetwork's forward and backward pass.
+
+    Args:
+        nodes: number of nodes of all graphs together.
+    """
     return SECONDS_PER_PREDICTION + SECONDS_PER_NODE * nodes
 
 
 def training_seconds(program: Program, batch: int) -> float:
-    """Predicted seconds of a target network's forward and backward pass for a batch of images."""
-    work = sum(SECONDS_PER_FLOP[kind] * amount for kind, amount in map(work_of, program.operations))
+    """Return the predicted seconds of a target network's forward and backward pass.
+
+    Args:
+        batch: number of images.
+    """
+    work = sum(SECONDS_PER_UNIT[kind] * amount for kind, amount in map(work_of, program.operations))
     return SECONDS_PER_OPERATION * len(program.operations) + batch * (
         SECONDS_PER_ACTIVATION * program.activations + work
     )
 
 
 def work_of(operation: Operation) -> tuple[Work, int]:
-    """The kind of work that an operation does, and how much of it for one image; beside a product, none."""
+    """Return the kind of work of an operation, and its units for one image.
+
+    Operations other than attention, convolutions and linear layers have no units: their time is that of activations.
+    """
     if operation.kind == "attention":
         tokens, _ = operation.shape
         (heads,) = operation.settings
         return Work.ATTENTION, heads * tokens**2
-    return _product(operation), flops_of(operation)
+    return _product_kind(operation), flops_of(operation)
 
 
-def _product(operation: Operation) -> Work:
-    """The kind of a convolution or of a linear layer."""
+def _product_kind(operation: Operation) -> Work:
+    """Return the kind of a convolution or of a linear layer."""
     if operation.kind != "conv":
         return Work.POINTWISE
     *_, dilation, groups = operation.settings

@@ -53,7 +53,8 @@ class MetaBatchSettings:
 class SampledArchitecture:
     """One architecture of a meta-batch: its index in the training set, itself with its widths, and its program.
 
-    The item carries the program because the cache of `Network.program` is smaller than two large meta-batches.
+    It carries the program because the cache of `Network.program` cannot hold those of two large meta-batches: preparing
+    one step would evict the programs of the step before, which is still being computed.
     """
 
     index: int

@@ -43,7 +43,7 @@ def convolution(groups: int, dilation: int) -> Program:
     return build.finish(build.conv(0, 32, 3, "conv", padding=dilation, dilation=dilation, groups=groups))
 
 
-def test_an_operation_of_a_dilated_depthwise_convolution_is_dearer_than_one_of_a_plain_one() -> None:
+def test_an_operation_of_a_dilated_depthwise_convolution_costs_more_than_one_of_a_plain_one() -> None:
     dense, plain, dilated = convolution(1, 1), convolution(32, 1), convolution(32, 2)
     assert plain.flops == dilated.flops and plain.activations == dilated.activations
     assert dense.flops == 32 * plain.flops
