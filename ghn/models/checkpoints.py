@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with weights in safetensors and the configuration in JSON; nothing executes code."""
+"""Checkpoints: a folder with weights in safetensors and the configuration in JSON. Reading one executes no code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,23 +15,27 @@ from torch import Tensor
 
 from ghn.models.config import GHNConfig
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or does not fit; the message names the file."""
+    """A checkpoint that is missing, damaged or does not fit; the message names the file."""
 
 
 def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint folder whole, in the place of an earlier one; when interrupted, that one stays.
+    """Write a checkpoint folder as a whole, in place of an earlier one, which stays if writing is interrupted.
+
+    Args:
+        weights: by name, on any device.
 
     Raises:
-        CheckpointError: the folder is there and holds something else, which would be lost.
+        CheckpointError: the folder exists and holds something else, which would be lost.
     """
     folder = Path(folder).resolve()
     if folder.exists():
-        others = {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG} if folder.is_dir() else {"a file"}
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+        others = names - {WEIGHTS_FILE, CONFIG_FILE}
         if others:
             raise CheckpointError(f"{folder} is not a checkpoint (it holds {min(others)}): save to a folder of its own")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -38,14 +43,14 @@ def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str
         whole = Path(scratch) / "checkpoint"
         whole.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, whole / WEIGHTS)
-        (whole / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        shutil.copymode(whole / CONFIG, whole / WEIGHTS)  # safetensors lets nobody else read
+        save_file(tensors, whole / WEIGHTS_FILE)
+        (whole / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
+        shutil.copymode(whole / CONFIG_FILE, whole / WEIGHTS_FILE)  # safetensors makes files that only the owner reads
         _replace(folder, whole, Path(scratch) / "before")
 
 
 def _replace(folder: Path, new: Path, before: Path) -> None:
-    """Gives `new` the name `folder`; what had it moves to `before`, and back again if that fails."""
+    """Rename `new` to `folder`; an earlier folder moves to `before`, and back again if renaming fails."""
     if not folder.exists():
         new.rename(folder)
         return
@@ -58,19 +63,21 @@ def _replace(folder: Path, new: Path, before: Path) -> None:
 
 
 def read_checkpoint(folder: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
-    """Return the configuration and the weights of a checkpoint folder.
+    """Return the configuration and the weights, by name, of a checkpoint folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the configuration is impossible.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} not found: a checkpoint folder holds {CONFIG} and {WEIGHTS}")
+            raise CheckpointError(
+                f"{folder / name} not found: a checkpoint folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
     try:
-        config = GHNConfig(**json.loads((folder / CONFIG).read_text()))
+        config = GHNConfig(**json.loads((folder / CONFIG_FILE).read_text()))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is not a GHN configuration: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE} is not a GHN configuration: {error}") from error
     return config, read_weights(folder)
 
 
@@ -80,7 +87,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    path = Path(folder) / WEIGHTS
+    path = Path(folder) / WEIGHTS_FILE
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:

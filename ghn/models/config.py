@@ -1,40 +1,143 @@
-"""What a hypernetwork is made of."""
+"""The configuration of a hypernetwork: its parts by name, their sizes, and the published choices of parts.
+
+To add a graph neural network or a weight decoder, write a subclass of `ghn.models.gnn.GNN` or of
+`ghn.models.weight_decoder.WeightDecoder` and name it in `GNNS` or `WEIGHT_DECODERS`.
+
+PyTorch is imported when a part is built, because the pipeline checks its settings in processes that do without it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-Variant = Literal["ghn2", "ghn1", "mlp"]
+if TYPE_CHECKING:
+    from ghn.models.gnn import GNN
+    from ghn.models.weight_decoder import WeightDecoder
+
+
+class Composition(NamedTuple):
+    """The parts of a hypernetwork."""
+
+    gnn: str
+    """Graph neural network, a name in `GNNS`."""
+    decoder: str
+    """Weight decoder, a name in `WEIGHT_DECODERS`."""
+    normalise: bool
+    """Whether weights are scaled by their fan-in, and the parameters of norms and biases bounded."""
+    layer_norm: bool
+    """Whether the states of the graph neural network go through a layer norm."""
+
+
+VARIANTS = {
+    "ghn2": Composition(gnn="gated_virtual", decoder="conv", normalise=True, layer_norm=True),
+    "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False),
+    "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True),
+}
+"""Presets: the published hypernetworks by name.
+
+Sources: Zhang, Ren, Urtasun, "Graph HyperNetworks for Neural Architecture Search", ICLR 2019 (GHN-1); Knyazev,
+Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021 (GHN-2, MLP).
+"""
 
 
 @dataclass(frozen=True)
 class GHNConfig:
-    """What a hypernetwork is made of.
+    """The configuration of a hypernetwork.
 
-    `kernel` is S, the largest predicted kernel or position encoding: 11 for small images, 16 for 224.
+    `variant` names a preset. Each of `gnn`, `decoder`, `normalise` and `layer_norm` that is None takes the preset's
+    value, so that none of them is None afterwards: see `Composition`.
+
+    Attributes:
+        num_classes: classes that its class layers are trained for.
+        image_size: side of the images that it is trained on, in pixels.
+        hidden: width H of node states, a multiple of 8.
+        kernel: S, the largest predicted kernel or position encoding, in positions: 11 for small images, 16 for 224.
+        virtual_edges: s_max, the longest virtual edge, in edges. A GNN without virtual edges ignores it.
+
+    Raises:
+        ValueError: a value is impossible; the message names it and what is possible.
     """
 
     num_classes: int
     image_size: int
-    variant: Variant = "ghn2"
+    variant: str = "ghn2"
     hidden: int = 32
     kernel: int = 11
     virtual_edges: int = 50
+    gnn: str | None = None
+    decoder: str | None = None
+    normalise: bool | None = None
+    layer_norm: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.variant not in ("ghn2", "ghn1", "mlp"):
-            raise ValueError(f"variant = {self.variant!r}: must be ghn2, ghn1 or mlp")
+        self._check_name("variant", VARIANTS)
+        for part, value in VARIANTS[self.variant]._asdict().items():
+            if getattr(self, part) is None:
+                object.__setattr__(self, part, value)  # the dataclass is frozen
+        self._check_name("gnn", GNNS)
+        self._check_name("decoder", WEIGHT_DECODERS)
+        for name in ("normalise", "layer_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: must be true or false")
         for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be an integer, at least 1")
         if self.hidden < 8 or self.hidden % 8:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of 8, at least 8")
 
+    def _check_name(self, field: str, known: Collection[str]) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, str) or value not in known:
+            names = " or ".join(", ".join(known).rsplit(", ", 1))
+            raise ValueError(f"{field} = {value!r}: must be {names}")
+
     @property
-    def longest_edge(self) -> int:
-        """The longest distance that becomes an edge; 1 if the variant has no virtual edges."""
-        return self.virtual_edges if self.variant == "ghn2" else 1
+    def composition(self) -> Composition:
+        """The parts, each given or the variant's."""
+        return Composition(*(getattr(self, part) for part in Composition._fields))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the fields as JSON-serialisable values, without the parts that the variant implies.
+
+        So `GHNConfig(**{**config.to_dict(), "variant": other})` is the same hypernetwork in another variant. `asdict`
+        gives all fields.
+        """
+        implied = VARIANTS[self.variant]._asdict()
+        return {name: value for name, value in asdict(self).items() if name not in implied or value != implied[name]}
+
+
+def _gated(config: GHNConfig) -> GNN:
+    from ghn.models.gated_gnn import GatedGNN
+
+    return GatedGNN(config.hidden)
+
+
+def _gated_with_virtual_edges(config: GHNConfig) -> GNN:
+    from ghn.models.gated_gnn import GatedGNN
+
+    return GatedGNN(config.hidden, config.virtual_edges)
+
+
+def _mlp(config: GHNConfig) -> GNN:
+    from ghn.models.nodewise_mlp import NodewiseMLP
+
+    return NodewiseMLP(config.hidden)
+
+
+def _conv(config: GHNConfig) -> WeightDecoder:
+    from ghn.models.conv_decoder import ConvDecoder
+
+    return ConvDecoder(config.hidden, config.kernel, config.num_classes)
+
+
+GNNS: dict[str, Callable[[GHNConfig], GNN]] = {
+    "gated": _gated,
+    "gated_virtual": _gated_with_virtual_edges,
+    "mlp": _mlp,
+}
+"""Graph neural networks by name, each as a function that builds it."""
+
+WEIGHT_DECODERS: dict[str, Callable[[GHNConfig], WeightDecoder]] = {"conv": _conv}
+"""Weight decoders by name, each as a function that builds it."""

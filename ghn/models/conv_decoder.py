@@ -2,7 +2,8 @@
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, appendix B.
 
-Dimensions: n nodes of a group, H hidden, S largest kernel, O/I out/in channels, Y×X kernel positions.
+Dimensions: M nodes of a group, H hidden, S largest kernel, W = 2H most channels, O/I out/in channels, Y×X kernel
+positions, P = Y·X, F features of a position, K classes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ghn.models.weight_decoder import WeightDecoder
 from ghn.networks.parameter_axes import Shape
 
 
-class ConvDecoder(nn.Module):
-    """Decodes weights with two or more dimensions.
+class ConvDecoder(WeightDecoder):
+    """A decoder of weights with two or more dimensions.
 
     Linear H→4H·S·S and ReLU, viewed as (4H, S, S); 1×1 convolutions to 8H (ReLU) and to 2H·2H channels, viewed
     as (2H out, 2H in, S, S). The classification layer takes the tensor at 1×1, ReLU and a 1×1 convolution
@@ -26,45 +28,49 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(self, hidden: int, kernel: int, num_classes: int):
-        super().__init__()
-        self.hidden, self.kernel = hidden, kernel
+        super().__init__(max_channels=2 * hidden, max_kernel=kernel, class_channels=2 * hidden)
+        self.hidden = hidden
         self.expand = nn.Linear(hidden, 4 * hidden * kernel * kernel)
         self.mix = nn.Linear(4 * hidden, 8 * hidden)
         self.channels = nn.Linear(8 * hidden, 2 * hidden * 2 * hidden)
         self.classes = nn.Linear(2 * hidden, num_classes)
 
     def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
-        """For each group of nodes, with states (n, H), weights (n, out, inputs, kh, kw) of its sizes.
+        """Return for each group of nodes its weights (M, O, I, Y, X); only the needed part is computed.
 
-        No size may be larger than the largest. Only the needed part is computed.
+        Args:
+            states: the states (M, H) of each group.
+            sizes: O, I, Y and X of each group, at most W, W, S and S.
         """
-        H, S, W = self.hidden, self.kernel, 2 * self.hidden
-        kernels = list(dict.fromkeys((kh, kw) for _, _, kh, kw in sizes))
+        H, S, W = self.hidden, self.max_kernel, self.max_channels
+        kernels = list(dict.fromkeys((height, width) for _, _, height, width in sizes))
         channels = list(dict.fromkeys((out, inputs) for out, inputs, _, _ in sizes))
-        expand_weight = _Corners.apply(self.expand.weight.view(4 * H, S, S, H).permute(1, 2, 0, 3), kernels)
-        expand_bias = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
-        channel_weight = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
-        channel_bias = _Corners.apply(self.channels.bias.view(W, W), channels)
+        expand_weights = _Corners.apply(self.expand.weight.view(4 * H, S, S, H).permute(1, 2, 0, 3), kernels)
+        expand_biases = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
+        channel_weights = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
+        channel_biases = _Corners.apply(self.channels.bias.view(W, W), channels)
         decoded = []
-        for h, (out, inputs, kh, kw) in zip(states, sizes, strict=True):
-            kernel, channel = kernels.index((kh, kw)), channels.index((out, inputs))
-            weight, bias = expand_weight[kernel].view(-1, H), expand_bias[kernel].view(-1)
-            positions = F.relu(F.linear(h, weight, bias)).view(len(h), kh * kw, 4 * H)
-            positions = F.relu(self.mix(positions))
-            weight, bias = channel_weight[channel].view(out * inputs, -1), channel_bias[channel].view(-1)
-            weights = F.linear(positions, weight, bias)
-            decoded.append(weights.transpose(1, 2).reshape(len(h), out, inputs, kh, kw))
+        for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True):
+            kernel, channel = kernels.index((height, width)), channels.index((out, inputs))
+            weight, bias = expand_weights[kernel].view(-1, H), expand_biases[kernel].view(-1)
+            x_MPF = F.relu(F.linear(h_MH, weight, bias)).view(len(h_MH), height * width, 4 * H)
+            x_MPF = F.relu(self.mix(x_MPF))
+            weight, bias = channel_weights[channel].view(out * inputs, -1), channel_biases[channel].view(-1)
+            x_MPF = F.linear(x_MPF, weight, bias)
+            decoded.append(x_MPF.transpose(1, 2).reshape(len(h_MH), out, inputs, height, width))
         return decoded
 
-    def classification(self, weights: Tensor) -> Tensor:
-        """The classification weights (n, classes, inputs) from decoded ones (n, 2H, inputs, 1, 1)."""
-        return self.classes(F.relu(weights[..., 0, 0]).transpose(1, 2)).transpose(1, 2)
+    def classification(self, weights_MOI11: Tensor) -> Tensor:
+        """Return classification weights (M, classes, I) of decoded weights (M, W, I, 1, 1)."""
+        x_MIO = F.relu(weights_MOI11[..., 0, 0]).transpose(1, 2)
+        weights_MIK: Tensor = self.classes(x_MIO)
+        return weights_MIK.transpose(1, 2)
 
 
 class _Corners(torch.autograd.Function):
-    """The leading parts `table[:a, :b]` for several (a, b); their gradients are added up in one table.
+    """The leading parts `table[:a, :b]` of a table for several (a, b), with one gradient for the table.
 
-    Plain slicing would make, fill and add one table of gradients a part.
+    Plain slicing would allocate and fill a table of gradients for each part, and add them up.
     """
 
     @staticmethod

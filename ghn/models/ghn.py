@@ -1,9 +1,9 @@
-"""A hypernetwork that reads any `nn.Module`."""
+"""The hypernetwork that reads any `nn.Module`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor, nn
 
@@ -16,23 +16,26 @@ from ghn.tracing.trace import TRACED_IMAGES, trace
 
 
 class GHN(Hypernetwork):
-    """Predicts all parameters of networks, our own or any `nn.Module`, in one forward pass."""
+    """A hypernetwork for architectures and for any `nn.Module`."""
 
     @overload
-    def forward(self, networks: GraphBatch) -> list[dict[str, Tensor]]: ...
+    def forward(self, batch: GraphBatch) -> list[dict[str, Tensor]]: ...
 
     @overload
-    def forward(self, networks: nn.Module) -> nn.Module: ...
+    def forward(self, batch: nn.Module) -> nn.Module: ...
 
-    def forward(self, networks: GraphBatch | nn.Module) -> list[dict[str, Tensor]] | nn.Module:
-        """Return for each graph of a batch its predicted parameters by name, with gradients to the GHN.
+    def forward(self, batch: GraphBatch | nn.Module) -> list[dict[str, Tensor]] | nn.Module:
+        """Return for each graph of a batch its predicted parameters by name, with gradients to the hypernetwork.
 
-        A network is filled with predicted parameters in place (see `predict`) and returned.
+        A module in place of the batch is filled with predicted parameters (see `predict`) and returned.
+
+        Raises:
+            TracingError: the module cannot be traced.
         """
-        if isinstance(networks, nn.Module):
-            self.predict(networks)
-            return networks
-        return super().forward(networks)
+        if isinstance(batch, nn.Module):
+            self.predict(batch)
+            return batch
+        return super().forward(batch)
 
     def predict_parameters(
         self,
@@ -40,30 +43,36 @@ class GHN(Hypernetwork):
         image_size: int | None = None,
         num_classes: int | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Return for each network its predicted parameters by name: tensors that carry gradients to the GHN.
+        """Return for each network its predicted parameters by name: tensors that carry gradients to the hypernetwork.
 
         Args:
-            networks: architectures and all else that compiles to a program, modules, or graphs.
-            image_size: of the target networks, in pixels; by default what the hypernetwork was trained with (a
-                module: what it takes).
-            num_classes: of the target networks; by default what the hypernetwork was trained with (a module: what
-                it has).
+            networks: graphs, modules, or architectures and all else that compiles to a program.
+            image_size: of the target networks, in pixels; by default that of the hypernetwork's training, or for a
+                module that which it reads.
+            num_classes: of the target networks; by default that of the hypernetwork's training. A module has its own.
 
         Raises:
+            ValueError: a size is impossible.
             TracingError: a module cannot be traced.
         """
-        return super().predict_parameters(networks, image_size, num_classes)
+        graphs = [self.graph_of(network, image_size, num_classes) for network in networks]
+        return super().predict_parameters(graphs)
 
     def graph_of(self, network: Network | nn.Module | Graph, image_size: int | None, num_classes: int | None) -> Graph:
-        """Return the graph that is read of a network; a module is traced."""
+        """Return the graph of a network; a module is traced, and its class layers of other classes are left out.
+
+        Raises:
+            ValueError: a size is impossible.
+            TracingError: a module cannot be traced.
+        """
         if isinstance(network, nn.Module):
-            return self._fitting(trace(network, image_size=image_size))
+            return self._without_other_classes(trace(network, image_size=image_size))
         return super().graph_of(network, image_size, num_classes)
 
     def graph(
         self, model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, image_size: int | None = None
     ) -> Graph:
-        """What the hypernetwork sees of any network: see `ghn.tracing.trace.trace`."""
+        """Return the graph of any module: see `ghn.tracing.trace.trace`."""
         return trace(model, inputs, image_size)
 
     def predict(
@@ -72,35 +81,38 @@ class GHN(Hypernetwork):
         inputs: Tensor | Sequence[Tensor] | None = None,
         image_size: int | None = None,
         predict_class_layers: bool = True,
-        calibration_images: Tensor | Iterable | None = None,
+        calibration_images: Tensor | Iterable[Any] | None = None,
     ) -> PredictionReport:
-        """Fills any network with predicted parameters, in place.
+        """Fill any network with predicted parameters, in place, and report what was done.
 
-        Each parameter is predicted or named in the report with the reason. Norm layers that keep running statistics
-        use those of each batch from then on, as published, unless there are images to estimate new ones from.
+        Each parameter is predicted or is in the report with the reason. Afterwards, norm layers that keep running
+        statistics use those of each batch, as published, unless new ones are estimated from `calibration_images`.
 
         Args:
-            inputs, image_size: what the network is traced with (see `ghn.tracing.trace.trace`), in case it does not say.
-            predict_class_layers: whether to predict the layers that give the logits (B, classes) too; not, if the
-                classes are others than those that the hypernetwork was trained on. A layer with another number of
-                classes never is.
-            calibration_images: (N, C, S, S), or batches of them, normalised as the network is to have them: the
-                running statistics are estimated from them.
+            model: any network whose parameters have memory.
+            inputs: the inputs that it is traced with; by default they are guessed (see `ghn.tracing.trace.trace`).
+            image_size: side of the images that it is traced with, in pixels, where there are no inputs.
+            predict_class_layers: whether to predict the layers that give the logits (B, classes). Set it to False if
+                the classes are not those of the hypernetwork's training. A layer with another number of classes is
+                never predicted.
+            calibration_images: images (B, C, S, S), or batches of them, or batches of them with labels, normalised as
+                the network expects them. Running statistics are estimated from them.
 
         Raises:
             TracingError: the network cannot be traced.
+            ValueError: the network is on the meta device or was made in inference mode, or there are no images.
         """
         if inputs is None and image_size is None and isinstance(calibration_images, Tensor):
             inputs = calibration_images[:TRACED_IMAGES].to(next(model.parameters()).dtype)
         graph = trace(model, inputs, image_size)
         if predict_class_layers:
-            graph = self._fitting(graph)
+            graph = self._without_other_classes(graph)
         else:
             graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
         return fill_module(self, model, graph, calibration_images)
 
-    def _fitting(self, graph: Graph) -> Graph:
-        """A traced graph without the classification layers that have another number of classes."""
+    def _without_other_classes(self, graph: Graph) -> Graph:
+        """Return a traced graph without the classification layers that have another number of classes."""
         classes = self.config.num_classes
         reason = f"classification layer of {{classes}} classes, this hypernetwork predicts {classes}"
         return graph.without_class_layers(reason, of_other_than=classes)

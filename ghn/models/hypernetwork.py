@@ -1,10 +1,7 @@
-"""Hypernetworks: GHN-1, the MLP baseline and GHN-2.
+"""Hypernetworks, composed of a node encoder, a graph neural network and decoders as `GHNConfig` says.
 
-Sources: Zhang, Ren, Urtasun, "Graph HyperNetworks for Neural Architecture Search", ICLR 2019 (GHN-1); Knyazev,
-Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021 (GHN-2, MLP).
-
-`Hypernetwork` reads graphs, and networks that compile to one. `ghn.models.ghn.GHN` reads any `nn.Module` too; it alone
-needs the tracer, so training and evaluation do not depend on it.
+`Hypernetwork` reads graphs, and networks that compile to one. `ghn.models.ghn.GHN` reads any `nn.Module` too. It alone
+needs the tracer, so that training and evaluation do not depend on it.
 
 Dimensions: N nodes, H hidden.
 """
@@ -17,45 +14,46 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from ghn.models.checkpoints import WEIGHTS, CheckpointError, read_checkpoint, read_weights, write_checkpoint
-from ghn.models.config import GHNConfig
-from ghn.models.gated_gnn import GatedGNN
+from ghn.models.checkpoints import WEIGHTS_FILE, CheckpointError, read_checkpoint, read_weights, write_checkpoint
+from ghn.models.config import GNNS, WEIGHT_DECODERS, GHNConfig
 from ghn.models.node_encoder import NodeEncoder
 from ghn.models.parameter_decoder import ParameterDecoder
 from ghn.models.ppuda_checkpoints import read_ppuda_checkpoint, write_ppuda_checkpoint
+from ghn.models.vector_decoder import VectorDecoder
 from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.network import Network
 
 
 class Hypernetwork(nn.Module):
-    """Predicts all parameters of networks from their graphs, in one forward pass."""
+    """A network that predicts all parameters of networks from their graphs, in one forward pass."""
 
     def __init__(self, config: GHNConfig):
         super().__init__()
         self.config = config
-        H = config.hidden
-        self.encoder = NodeEncoder(H, config.kernel, config.num_classes)
-        if config.variant == "mlp":
-            self.gnn = nn.Sequential(nn.Linear(H, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU())
-        else:
-            self.gnn = GatedGNN(H, virtual_edges=config.variant == "ghn2")
-        self.norm = nn.Identity() if config.variant == "ghn1" else nn.LayerNorm(H)
-        self.decoder = ParameterDecoder(H, config.kernel, config.num_classes, normalise=config.variant != "ghn1")
+        parts = config.composition
+        self.encoder = NodeEncoder(config.hidden, config.kernel, config.num_classes)
+        self.gnn = GNNS[parts.gnn](config)
+        self.norm = nn.LayerNorm(config.hidden) if parts.layer_norm else nn.Identity()
+        self.decoder = ParameterDecoder(
+            WEIGHT_DECODERS[parts.decoder](config),
+            VectorDecoder(config.hidden, config.num_classes),
+            parts.normalise,
+        )
 
     def forward(self, batch: GraphBatch) -> list[dict[str, Tensor]]:
         """Return for each graph its predicted parameters by name: tensors that carry gradients to the hypernetwork."""
-        return self.decoder(self.embed(batch), batch)
+        predicted: list[dict[str, Tensor]] = self.decoder(self.embed(batch), batch)
+        return predicted
 
     def embed(self, batch: GraphBatch) -> Tensor:
-        """The states (N, H) of all nodes after message passing, in the batch's order."""
-        h_NH = self.encoder(batch)
-        h_NH = self.gnn(h_NH) if self.config.variant == "mlp" else self.gnn(h_NH, batch)
-        return self.norm(h_NH)
+        """Return the states (N, H) of all nodes after message passing, in the order of `batch.nodes`."""
+        h_NH: Tensor = self.norm(self.gnn(self.encoder(batch), batch))
+        return h_NH
 
     def batch(self, graphs: Sequence[Graph]) -> GraphBatch:
-        """The graphs laid out for this hypernetwork."""
-        return GraphBatch.of(graphs, self.config.longest_edge)
+        """Return the graphs as one, with the edges that this hypernetwork's GNN reads."""
+        return GraphBatch.of(graphs, self.gnn.longest_edge)
 
     def predict_parameters(
         self,
@@ -66,16 +64,25 @@ class Hypernetwork(nn.Module):
         """Return for each network its predicted parameters by name: tensors that carry gradients to the hypernetwork.
 
         Args:
-            networks: architectures and all else that compiles to a program, or graphs.
-            image_size: of the target networks, in pixels; by default what the hypernetwork was trained with.
-            num_classes: of the target networks; by default what the hypernetwork was trained with.
+            networks: graphs, or architectures and all else that compiles to a program.
+            image_size: of the target networks, in pixels; by default that of the hypernetwork's training.
+            num_classes: of the target networks; by default that of the hypernetwork's training.
+
+        Raises:
+            ValueError: a size is impossible.
         """
         if not networks:
             return []
-        return Hypernetwork.forward(self, self.batch([self.graph_of(n, image_size, num_classes) for n in networks]))
+        batch = self.batch([self.graph_of(network, image_size, num_classes) for network in networks])
+        predicted: list[dict[str, Tensor]] = self(batch)
+        return predicted
 
     def graph_of(self, network: Network | Graph, image_size: int | None, num_classes: int | None) -> Graph:
-        """Return the graph that is read of a network; the sizes are by default those of training."""
+        """Return the graph of a network; sizes that are None are those of the hypernetwork's training.
+
+        Raises:
+            ValueError: a size is impossible.
+        """
         if isinstance(network, Graph):
             return network
         size = self.config.image_size if image_size is None else image_size
@@ -85,7 +92,7 @@ class Hypernetwork(nn.Module):
         """Write the folder that `from_pretrained` reads: weights in safetensors, the configuration in JSON.
 
         Raises:
-            CheckpointError: the folder is there and holds something else, which would be lost.
+            CheckpointError: the folder exists and holds something else, which would be lost.
         """
         write_checkpoint(folder, self.config, self.state_dict())
 
@@ -97,15 +104,15 @@ class Hypernetwork(nn.Module):
             CheckpointError: a file is missing, damaged or does not fit.
         """
         config, weights = read_checkpoint(folder)
-        return cls(config)._with_weights(weights, Path(folder) / WEIGHTS)
+        return cls(config)._with_weights(weights, Path(folder) / WEIGHTS_FILE)
 
     def load_weights(self, folder: str | Path) -> Self:
-        """Take the weights of a checkpoint folder, in this hypernetwork's own precision; sets evaluation mode.
+        """Load the weights of a checkpoint folder, in this hypernetwork's own precision, and set evaluation mode.
 
         Raises:
             CheckpointError: the file is damaged or does not fit.
         """
-        return self._with_weights(read_weights(folder), Path(folder) / WEIGHTS)
+        return self._with_weights(read_weights(folder), Path(folder) / WEIGHTS_FILE)
 
     @classmethod
     def from_public_checkpoint(cls, path: str | Path) -> Self:
@@ -125,11 +132,12 @@ class Hypernetwork(nn.Module):
         """Write a file in the published format, which `from_public_checkpoint` reads.
 
         Raises:
-            CheckpointError: the format has no place for `config.virtual_edges`.
+            CheckpointError: the format cannot describe the hypernetwork's parts or its longest virtual edge.
         """
         write_ppuda_checkpoint(path, self.config, self.state_dict(), epoch)
 
     def _with_weights(self, weights: dict[str, Tensor], path: Path) -> Self:
+        """Load weights that were read from a file and return the hypernetwork, in evaluation mode."""
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:

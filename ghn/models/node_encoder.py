@@ -2,7 +2,7 @@
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, section 3.
 
-Dimensions: N nodes, H hidden.
+Dimensions: N nodes, H hidden; 4 stands for out channels, in channels, kernel height and kernel width.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ghn.networks.graph import PRIMITIVES
 from ghn.networks.graph_batch import GraphBatch
+from ghn.networks.parameter_axes import Shape
 
 
 class NodeEncoder(nn.Module):
     """The input of each node: x = E_op[primitive] + [E_ch[out] ; E_ch[in] ; E_sp[kh] ; E_sp[kw]].
 
-    Channels and spatial sizes outside their vocabularies take the nearest entry; the last entry of each stands
-    for "no shape".
+    Channels and kernel sizes outside their vocabularies take the nearest entry. The last entry of each vocabulary
+    stands for "no shape".
     """
 
     def __init__(self, hidden: int, kernel: int, num_classes: int):
@@ -33,14 +34,16 @@ class NodeEncoder(nn.Module):
         self.spatial = nn.Embedding(len(spatial) + 1, hidden // 4)
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        """The states (N, H) before message passing."""
+        """Return the states (N, H) of a batch's nodes before message passing."""
         device = self.primitives.weight.device
-        primitives = torch.tensor([_PRIMITIVE_ENTRY[node.primitive] for node in batch.nodes], device=device)
-        entries = torch.tensor([self._entries(node.shape) for node in batch.nodes], device=device)
-        parts = torch.cat([self.channels(entries[:, :2]).flatten(1), self.spatial(entries[:, 2:]).flatten(1)], 1)
-        return self.primitives(primitives) + parts
+        primitives_N = torch.tensor([_PRIMITIVE_ENTRY[node.primitive] for node in batch.nodes], device=device)
+        entries_N4 = torch.tensor([self._entries(node.shape) for node in batch.nodes], device=device)
+        sizes = [self.channels(entries_N4[:, :2]).flatten(1), self.spatial(entries_N4[:, 2:]).flatten(1)]
+        h_NH: Tensor = self.primitives(primitives_N) + torch.cat(sizes, 1)
+        return h_NH
 
-    def _entries(self, shape: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+    def _entries(self, shape: Shape | None) -> Shape:
+        """Return the entries of a node's four sizes in their vocabularies."""
         if shape is None:
             return (self._absent[0], self._absent[0], self._absent[1], self._absent[1])
         channel, spatial = self._channel_entry, self._spatial_entry
@@ -58,24 +61,24 @@ _PRIMITIVE_ENTRY = {name: entry for entry, name in enumerate(PRIMITIVES)}
 
 
 def channel_vocabulary(num_classes: int) -> list[int]:
-    """The numbers of channels that have an embedding of their own, sorted."""
+    """Return the numbers of channels that have an embedding of their own, sorted."""
     return sorted({1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)})
 
 
 def spatial_vocabulary(kernel: int) -> list[int]:
-    """The kernel sizes that have an embedding of their own, sorted."""
+    """Return the kernel sizes that have an embedding of their own, sorted; `kernel` is the largest predicted one."""
     return sorted({*range(1, max(11, kernel - 1) + 1, 2), 14, 16})
 
 
 def nearest_entries(vocabulary: list[int]) -> list[int]:
-    """For each value from 0 to the largest, the entry that stands for it: the nearest one, the smaller on a tie.
+    """Return for each value from 0 to the vocabulary's last the entry nearest to it, the smaller one on a tie.
 
-    As published, 2 takes 3 and channels 4 to 7 take 8.
+    As published, 2 takes the entry of 3, and channels 4 to 7 that of 8.
     """
     values = np.arange(vocabulary[-1] + 1)
-    entries = np.abs(values[:, None] - np.array(vocabulary)).argmin(1)
+    entries: list[int] = np.abs(values[:, None] - np.array(vocabulary)).argmin(1).tolist()
     exceptions = {2: 3} | ({value: 8 for value in range(4, 8)} if 8 in vocabulary else {})
-    for value, stand_in in exceptions.items():
+    for value, substitute in exceptions.items():
         if value not in vocabulary:
-            entries[value] = vocabulary.index(stand_in)
-    return entries.tolist()
+            entries[value] = vocabulary.index(substitute)
+    return entries

@@ -1,47 +1,64 @@
-"""From node states to parameters of the target shapes.
+"""The decoding of node states to parameters of the target shapes.
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, section 3 and
 appendix B.
 
 Nodes that need the same kernel and the same number of channels are decoded together, and only at the kernel
-positions and channels that they need. Dimensions: n nodes of a group, H hidden, S largest kernel, O/I out/in
-channels, Y×X kernel positions.
+positions and channels that they need.
+
+Dimensions: N nodes, M nodes of a group, H hidden, W most channels of the decoders, O/I out/in channels, Y×X kernel
+positions; 2 stands for the rows of scales and of biases.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn.models.conv_decoder import ConvDecoder
 from ghn.models.vector_decoder import VectorDecoder
+from ghn.models.weight_decoder import WeightDecoder
 from ghn.networks.graph import Node
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.operations import Parameter
 from ghn.networks.parameter_axes import Shape, arrange, fan_in
 
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+class _Prediction(NamedTuple):
+    node: int
+    parameter: Parameter
+    tensor: Tensor
 
 
 class ParameterDecoder(nn.Module):
-    """Predicts the parameters of all nodes of a batch from their states."""
+    """Predicts the parameters of all nodes of a batch from their states.
 
-    def __init__(self, hidden: int, kernel: int, num_classes: int, normalise: bool):
+    Args:
+        weights: decodes weights and position encodings.
+        vectors: decodes scales and biases.
+        normalise: whether to scale weights by their fan-in, and to bound scales to (0, 2) and biases to (-1, 1).
+    """
+
+    def __init__(self, weights: WeightDecoder, vectors: VectorDecoder, normalise: bool):
         super().__init__()
-        self.widest, self.kernel, self.normalise = 2 * hidden, kernel, normalise
-        self.weights = ConvDecoder(hidden, kernel, num_classes)
-        self.vectors = VectorDecoder(hidden, num_classes)
+        self.weights, self.vectors, self.normalise = weights, vectors, normalise
 
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> list[dict[str, Tensor]]:
-        """For each graph its parameters by name, in the shapes of the target networks and the order of its nodes."""
+        """Return for each graph its parameters by name, in the shapes of the target networks.
+
+        Args:
+            h_NH: states (N, H) of the batch's nodes. The parameters of each graph are in the order of its nodes here.
+        """
         predicted: list[dict[str, Tensor]] = [{} for _ in range(batch.num_graphs)]
-        for i, node in enumerate(batch.nodes):  # names first: decoding goes by shape
+        for i, node in enumerate(batch.nodes):  # names first, because nodes are decoded in the order of their shapes
             predicted[batch.graph_of[i]].update(dict.fromkeys(p.name for p in node.parameters))
         with_weight = [i for i, node in enumerate(batch.nodes) if _has_weight(node)]
         with_vector = [i for i, node in enumerate(batch.nodes) if node.parameters and not _has_weight(node)]
@@ -52,85 +69,98 @@ class ParameterDecoder(nn.Module):
             predicted[batch.graph_of[i]][parameter.name] = tensor
         return predicted
 
-    def _weights(self, h: Tensor, batch: GraphBatch, indices: list[int]) -> Iterator[tuple[int, Parameter, Tensor]]:
-        groups = _group(indices, lambda i: self._needed(batch.nodes[i]))
-        decoded_groups = self.weights(
-            [h[members] for members in groups.values()],
-            [(self.widest if is_class_layer else out, *rest) for is_class_layer, out, *rest in groups],
-        )
-        for (is_class_layer, *_), members, decoded in zip(groups, groups.values(), decoded_groups, strict=True):
+    def _weights(self, h_NH: Tensor, batch: GraphBatch, nodes: list[int]) -> Iterator[_Prediction]:
+        groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
+        decoded_groups = self.weights([h_NH[members] for members in groups.values()], [size for _, size in groups])
+        for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
             if is_class_layer:
-                decoded = self.weights.classification(decoded)[..., None, None]
-            targets = _group(range(len(members)), lambda j: batch.nodes[members[j]].parameters[0][1:])  # noqa: B023
-            for rows in targets.values():
-                part = decoded if len(rows) == len(members) else decoded[rows]
-                node = batch.nodes[members[rows[0]]]
-                parameter = node.parameters[0]
-                if self.normalise and parameter.role == "weight":
-                    part = part * _weight_scale(parameter, node.shape)
-                part = arrange(_to_shape(part, node.shape), parameter)
-                for row, tensor in zip(rows, part.unbind(), strict=True):
-                    yield members[row], batch.nodes[members[row]].parameters[0], tensor
+                decoded_MOIYX = self.weights.classification(decoded_MOIYX)[..., None, None]
+            yield from self._in_target_shapes(decoded_MOIYX, batch, members)
 
-    def _needed(self, node: Node) -> tuple[bool, int, int, int, int]:
-        out, inputs, kh, kw = node.shape
-        kernel = (min(kh, self.kernel), min(kw, self.kernel))
-        return node.is_class_layer, min(out, self.widest), min(inputs, self.widest), *kernel
+    def _decoded_size(self, node: Node) -> tuple[bool, Shape]:
+        """Return whether a node is a class layer, and the shape that is decoded for it."""
+        out, inputs, height, width = _shape(node)
+        channels, kernel = self.weights.max_channels, self.weights.max_kernel
+        out = self.weights.class_channels if node.is_class_layer else min(out, channels)
+        return node.is_class_layer, (out, min(inputs, channels), min(height, kernel), min(width, kernel))
 
-    def _vectors(self, h: Tensor, batch: GraphBatch, indices: list[int]) -> Iterator[tuple[int, Parameter, Tensor]]:
-        groups = _group(indices, lambda i: (batch.nodes[i].is_class_layer, *(p[1:] for p in batch.nodes[i].parameters)))
-        for (is_class_layer, *_), members in groups.items():
-            rows = self.vectors(h[members])
+    def _in_target_shapes(self, decoded_MOIYX: Tensor, batch: GraphBatch, members: list[int]) -> Iterator[_Prediction]:
+        """Yield the weights of a group's members, normalised and in the shapes of the target networks."""
+        targets = _group(range(len(members)), lambda row: batch.nodes[members[row]].parameters[0][1:])
+        for rows in targets.values():
+            part_MOIYX = decoded_MOIYX if len(rows) == len(members) else decoded_MOIYX[rows]
+            node = batch.nodes[members[rows[0]]]
+            parameter, shape = node.parameters[0], _shape(node)
+            if self.normalise and parameter.role == "weight":
+                part_MOIYX = part_MOIYX * _weight_scale(parameter, shape)
+            tensors = arrange(_to_shape(part_MOIYX, shape), parameter)
+            for row, tensor in zip(rows, tensors.unbind(), strict=True):
+                yield _Prediction(members[row], batch.nodes[members[row]].parameters[0], tensor)
+
+    def _vectors(self, h_NH: Tensor, batch: GraphBatch, nodes: list[int]) -> Iterator[_Prediction]:
+        groups = _group(
+            nodes, lambda i: (batch.nodes[i].is_class_layer, tuple(p[1:] for p in batch.nodes[i].parameters))
+        )
+        for (is_class_layer, _), members in groups.items():
+            rows_M2W = self.vectors(h_NH[members])
             for position, parameter in enumerate(batch.nodes[members[0]].parameters):
                 is_scale = parameter.role == "scale"
-                values = rows[:, 0 if is_scale else 1]
+                values_MW = rows_M2W[:, 0 if is_scale else 1]
                 if is_class_layer and not is_scale:
-                    values = self.vectors.classification(rows)
+                    values_MW = self.vectors.classification(rows_M2W)
                 if self.normalise:
-                    values = 2 * torch.sigmoid(values / 2) if is_scale else torch.tanh(values / 5)
-                values = _tile(values, 1, parameter.size).reshape(-1, *parameter.shape)
-                for i, tensor in zip(members, values.unbind(), strict=True):
-                    yield i, batch.nodes[i].parameters[position], tensor
+                    values_MW = 2 * torch.sigmoid(values_MW / 2) if is_scale else torch.tanh(values_MW / 5)
+                tensors = _tile(values_MW, 1, parameter.size).reshape(-1, *parameter.shape)
+                for i, tensor in zip(members, tensors.unbind(), strict=True):
+                    yield _Prediction(i, batch.nodes[i].parameters[position], tensor)
 
 
 def _has_weight(node: Node) -> bool:
     return bool(node.parameters) and node.parameters[0].role in ("weight", "encoding")
 
 
-def _group(items: Sequence[Item] | range, key) -> dict:
-    """The items by key, in order of appearance."""
-    groups: dict = defaultdict(list)
+def _shape(node: Node) -> Shape:
+    assert node.shape is not None, "a node with parameters has a shape"
+    return node.shape
+
+
+def _group(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by key, in the order in which the keys appear."""
+    groups: dict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups
 
 
 def _weight_scale(parameter: Parameter, shape: Shape) -> float:
-    """√(β / fan-in) of a weight: β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair."""
+    """Return √(β / fan-in) of a weight.
+
+    β is 2, but 1 for depthwise convolutions and for the first of a 1×7, 7×1 pair.
+    """
     is_conv = len(parameter.shape) > 2 and parameter.axis_order in ("plain", "transposed", "volume")
-    flat = len(parameter.shape) == 4 and shape[2] < shape[3]
-    return math.sqrt((1 if is_conv and (shape[1] == 1 or flat) else 2) / fan_in(parameter, shape))
+    is_flat = len(parameter.shape) == 4 and shape[2] < shape[3]
+    return math.sqrt((1 if is_conv and (shape[1] == 1 or is_flat) else 2) / fan_in(parameter, shape))
 
 
-def _to_shape(decoded: Tensor, shape: Shape) -> Tensor:
-    """Decoded weights (n, O, I, Y, X) in a node's shape: positions resized, channels repeated and cut.
+def _to_shape(decoded_MOIYX: Tensor, shape: Shape) -> Tensor:
+    """Return decoded weights in a node's shape: kernels resized, channels repeated and cut.
 
     Kernels larger than the decoder's largest are resized bilinearly, as is usual for position encodings.
     """
     out, inputs, *kernel = shape
-    if list(decoded.shape[3:]) != kernel:
-        resized = F.interpolate(decoded.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
-        decoded = resized.view(*decoded.shape[:3], *kernel)
-    return _tile(_tile(decoded, 1, out), 2, inputs)
+    if list(decoded_MOIYX.shape[3:]) != kernel:
+        resized = F.interpolate(decoded_MOIYX.flatten(0, 1), size=kernel, mode="bilinear", align_corners=False)
+        decoded_MOIYX = resized.view(*decoded_MOIYX.shape[:3], *kernel)
+    return _tile(_tile(decoded_MOIYX, 1, out), 2, inputs)
 
 
 def _tile(x: Tensor, dim: int, size: int) -> Tensor:
-    """Repeated along one dimension until it is long enough, then cut."""
-    have = x.shape[dim]
-    if have == size:
+    """Return a tensor of any shape, repeated along one dimension until it is long enough, then cut."""
+    length = x.shape[dim]
+    if length == size:
         return x
-    if have > size:
+    if length > size:
         return x.narrow(dim, 0, size)
     repeats = [1] * x.dim()
-    repeats[dim] = -(-size // have)
+    repeats[dim] = -(-size // length)
     return x.repeat(repeats).narrow(dim, 0, size)

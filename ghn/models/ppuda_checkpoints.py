@@ -1,6 +1,7 @@
-"""Checkpoints in the format that was published with GHN-2, `torch.save` of `{config, state_dict, epoch}`.
+"""Checkpoints in the format that was published with GHN-2: `torch.save` of `{config, state_dict, epoch}`.
 
-Source of the format: the checkpoints that accompany Knyazev et al., NeurIPS 2021. Nothing in them is executed.
+Source of the format: the checkpoints that accompany Knyazev et al., "Parameter Prediction for Unseen Deep
+Architectures", NeurIPS 2021 (code: ppuda). Reading one executes no code of it.
 """
 
 from __future__ import annotations
@@ -8,45 +9,51 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ghn.models.checkpoints import CheckpointError
-from ghn.models.config import GHNConfig
+from ghn.models.config import VARIANTS, Composition, GHNConfig
+
+PPUDA_VARIANTS = ("ghn2", "ghn1", "mlp")
+"""The variants that checkpoints were published of."""
 
 PPUDA_VIRTUAL_EDGES = 50
-"""The longest virtual edge of all published checkpoints; it is not in the file."""
+"""The longest virtual edge of all published checkpoints, in edges; the files do not hold it."""
+
+
+class PpudaGNN(NamedTuple):
+    """The settings of ppuda that choose a graph neural network."""
+
+    hypernet: str
+    ve: bool
+    """Whether the graphs have virtual edges."""
+
+
+PPUDA_GNNS = {
+    "gated_virtual": PpudaGNN("gatedgnn", True),
+    "gated": PpudaGNN("gatedgnn", False),
+    "mlp": PpudaGNN("mlp", True),
+}
+"""The settings of ppuda for each name in `ghn.models.config.GNNS`."""
 
 
 def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
-    """Return the configuration and the weights of a file `{config, state_dict, epoch}` as published with GHN-2.
+    """Return the configuration and the weights, by our names, of a file `{config, state_dict, epoch}`.
 
     Raises:
         CheckpointError: the file is missing, needs code to be loaded, or does not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} not found")
+    contents = _load(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises is anybody's guess
-        raise CheckpointError(
-            f"{path} cannot be loaded without executing code, or is no file of torch.save, or damaged"
-        ) from error
-    if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
-        raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
-    state = contents["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
-    try:
-        config = _our_config(contents["config"])
+        config = _config_of(contents["config"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
     weights: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in contents["state_dict"].items():
         if tensor.dim() == 4:  # 1×1 convolutions of the published decoders are linear layers here
             if tensor.shape[2:] != (1, 1):
                 raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, must be a 1×1 convolution")
@@ -57,30 +64,55 @@ def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor
     return config, weights
 
 
-def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping[str, Tensor], epoch: int = 0) -> None:
-    """Write a file `{config, state_dict, epoch}` as published with GHN-2, whole or not at all.
+def _load(path: Path) -> dict[str, Any]:
+    """Return the contents of a file: `config`, of any kind, and `state_dict`, tensors by name."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} not found")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise CheckpointError(
+            f"{path} cannot be loaded without executing code, or is no file of torch.save, or damaged"
+        ) from error
+    if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
+        raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
+    state = contents["state_dict"]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
+    return contents
 
-    Importing it gives the same weights and, but for the image size, the same configuration: the format only tells
-    small images (32) from large ones (224), by the size of the largest kernel.
+
+def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping[str, Tensor], epoch: int = 0) -> None:
+    """Write a file `{config, state_dict, epoch}`, as a whole or not at all.
+
+    Reading it gives the same weights and, except for the image size, the same configuration: the format only
+    distinguishes small images (32) from large ones (224), by the size of the largest kernel.
+
+    Args:
+        weights: by our names.
 
     Raises:
-        CheckpointError: the format has no place for the hypernetwork's longest virtual edge.
+        CheckpointError: the format cannot describe the hypernetwork's parts or its longest virtual edge.
     """
-    if config.variant == "ghn2" and config.virtual_edges != PPUDA_VIRTUAL_EDGES:
+    parts = config.composition
+    if parts not in [VARIANTS[variant] for variant in PPUDA_VARIANTS]:
+        raise CheckpointError(f"{parts}: must be that of {', '.join(PPUDA_VARIANTS)} for the published format")
+    if parts.gnn == "gated_virtual" and config.virtual_edges != PPUDA_VIRTUAL_EDGES:
         raise CheckpointError(
             f"virtual_edges = {config.virtual_edges}: must be {PPUDA_VIRTUAL_EDGES} for the published format"
         )
-    normalises = config.variant != "ghn1"
     contents = {
         "config": {
             "max_shape": (2 * config.hidden, 2 * config.hidden, config.kernel, config.kernel),
             "num_classes": config.num_classes,
             "hid": config.hidden,
-            "hypernet": "mlp" if config.variant == "mlp" else "gatedgnn",
-            "decoder": "conv",
-            "weight_norm": normalises,
-            "ve": normalises,
-            "layernorm": normalises,
+            "hypernet": PPUDA_GNNS[parts.gnn].hypernet,
+            "decoder": parts.decoder,
+            "weight_norm": parts.normalise,
+            "ve": PPUDA_GNNS[parts.gnn].ve,
+            "layernorm": parts.layer_norm,
         },
         "state_dict": {
             _ppuda_name(name): (tensor[:, :, None, None] if name in CONV_1X1_WEIGHTS else tensor).detach().cpu().clone()
@@ -95,15 +127,19 @@ def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping
         (Path(scratch) / "whole").replace(path)
 
 
-def _our_config(config: dict) -> GHNConfig:
-    """Our configuration; ValueError for combinations that are neither GHN-2 nor GHN-1 nor MLP."""
+def _config_of(config: dict[str, Any]) -> GHNConfig:
+    """Return our configuration for ppuda's.
+
+    Raises:
+        ValueError: the parts are those of no published variant.
+    """
+    with_graph = "gated_virtual" if config["ve"] else "gated"
+    gnn = "mlp" if config["hypernet"] == "mlp" else with_graph
+    parts = Composition(gnn, config["decoder"], config["weight_norm"], config["layernorm"])
+    variant = next((name for name in PPUDA_VARIANTS if VARIANTS[name] == parts), None)
+    if variant is None:
+        raise ValueError(f"{parts}: must be that of {', '.join(PPUDA_VARIANTS)}")
     kernel = config["max_shape"][-1]
-    graph_variant = "ghn2" if config["ve"] else "ghn1"
-    variant = "mlp" if config["hypernet"] == "mlp" else graph_variant
-    expected = {"decoder": "conv", "weight_norm": variant != "ghn1", "layernorm": variant != "ghn1"}
-    for key, value in expected.items():
-        if config[key] != value:
-            raise ValueError(f"{key} = {config[key]!r}: must be {value!r} for {variant}")
     return GHNConfig(
         num_classes=config["num_classes"],
         image_size=224 if kernel > 11 else 32,
@@ -129,11 +165,11 @@ PPUDA_PREFIXES = {
     "decoder_1d.fc.": "decoder.vectors.mlp.",
     "bias_class.1.": "decoder.vectors.classes.",
 }
-"""How the published state dict names what we name otherwise."""
+"""Prefixes of names in the published state dict, with our prefix for each."""
 
 
 CONV_1X1_WEIGHTS = ("decoder.weights.mix.weight", "decoder.weights.channels.weight", "decoder.weights.classes.weight")
-"""Our linear layers that the published code has as 1×1 convolutions."""
+"""Our linear layers that are 1×1 convolutions in the published state dict."""
 
 
 def _our_name(name: str) -> str:
@@ -144,7 +180,7 @@ def _our_name(name: str) -> str:
 
 
 def _ppuda_name(name: str) -> str:
-    for theirs, ours in PPUDA_PREFIXES.items():  # the longer of two that fit comes first
+    for theirs, ours in PPUDA_PREFIXES.items():  # where two prefixes fit, the longer one comes first
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     raise KeyError(name)

@@ -1,4 +1,7 @@
-"""Predicting the parameters of any `nn.Module` in place, and saying what became of each of them."""
+"""Predicted parameters for any `nn.Module`, in place, and a report on each parameter.
+
+Dimensions: B images, C channels, S×S pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +21,15 @@ from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.graph import Graph
 
 ESTIMATION_BATCH = 64
-"""Images a batch when running statistics are estimated from one tensor of images."""
+"""Images per batch when running statistics are estimated from one tensor of images."""
 
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What `GHN.predict` did to a network: each of its parameters is in `predicted` or in `not_predicted`."""
+    """What `GHN.predict` did to a network; each of its parameters is in `predicted` or in `not_predicted`."""
 
     graph: Graph
-    """What was traced."""
+    """The traced graph."""
     predicted: tuple[str, ...]
     """Names of the parameters that were overwritten, in the order of the network."""
     not_predicted: dict[str, str]
@@ -33,7 +37,7 @@ class PredictionReport:
     num_predicted: int
     """Elements of all predicted parameters."""
     num_not_predicted: int
-    """Elements of all others."""
+    """Elements of all other parameters."""
     batch_statistics: tuple[str, ...]
     """Names of the norm layers that now normalise with the statistics of each batch, in evaluation mode too."""
     estimated_statistics: tuple[str, ...]
@@ -56,9 +60,16 @@ class PredictionReport:
 
 
 def fill_module(
-    hypernetwork: Hypernetwork, model: nn.Module, graph: Graph, calibration_images: Tensor | Iterable | None
+    hypernetwork: Hypernetwork, model: nn.Module, graph: Graph, calibration_images: Tensor | Iterable[Any] | None
 ) -> PredictionReport:
-    """Overwrites the parameters of `model` that are on a node of its `graph`; see `GHN.predict`."""
+    """Overwrite the parameters of a module that are on a node of its graph: see `GHN.predict`.
+
+    Args:
+        calibration_images: as in `estimate_statistics`; None: norm layers use the statistics of each batch.
+
+    Raises:
+        ValueError: the module is on the meta device or was made in inference mode, or there are no images.
+    """
     parameters = dict(model.named_parameters())
     if any(p.is_meta for p in parameters.values()):
         raise ValueError("the network is on the meta device: give it memory first, with `model.to_empty(device=…)`")
@@ -80,15 +91,13 @@ def fill_module(
     )
 
 
-def _has_statistics(layer: NormBase) -> bool:
-    return layer.running_mean is not None
-
-
 def use_batch_statistics(model: nn.Module) -> tuple[str, ...]:
-    """Lets all norm layers with running statistics forget them and normalise with those of each batch, always.
+    """Make all norm layers with running statistics drop them and always normalise with those of each batch.
 
-    This is how predicted networks are evaluated in the literature: running statistics belong to other parameters.
-    Returns the names of the layers.
+    Predicted networks are evaluated so in the literature, because running statistics belong to other parameters.
+
+    Returns:
+        The names of the layers.
     """
     layers = {
         name: layer for name, layer in model.named_modules() if isinstance(layer, NormBase) and _has_statistics(layer)
@@ -99,11 +108,13 @@ def use_batch_statistics(model: nn.Module) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def estimate_statistics(model: nn.Module, images: Tensor | Iterable) -> tuple[str, ...]:
-    """Estimates the running statistics of all batch norms, anew: the mean over batches of images.
+def estimate_statistics(model: nn.Module, images: Tensor | Iterable[Any]) -> tuple[str, ...]:
+    """Replace the running statistics of all batch norms by their means over batches of images.
+
+    Other norm layers with running statistics get new ones too.
 
     Args:
-        images: (N, C, S, S), or batches of them, or batches of them with labels, as a data loader gives.
+        images: images (B, C, S, S), or batches of them, or batches of them with labels, as a data loader gives.
 
     Returns:
         The names of the layers.
@@ -124,9 +135,17 @@ def estimate_statistics(model: nn.Module, images: Tensor | Iterable) -> tuple[st
     return tuple(layers)
 
 
-def _batches(images: Tensor | Iterable) -> Iterator[Tensor]:
-    """The images alone, batch by batch. Raises ValueError at once if there are none."""
-    batches = iter(images.split(ESTIMATION_BATCH) if isinstance(images, Tensor) else images)
+def _has_statistics(layer: NormBase) -> bool:
+    return layer.running_mean is not None
+
+
+def _batches(images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+    """Return the images without labels, batch by batch.
+
+    Raises:
+        ValueError: there are no images, or they are of another kind; raised before the first batch is read.
+    """
+    batches = iter(torch.split(images, ESTIMATION_BATCH) if isinstance(images, Tensor) else images)
     first = next(batches, None)
     if first is None or len(first) == 0:
         raise ValueError("no images to estimate the running statistics from")
@@ -137,9 +156,12 @@ def _batches(images: Tensor | Iterable) -> Iterator[Tensor]:
 
 @contextmanager
 def _estimating(model: nn.Module, layers: list[NormBase]) -> Iterator[None]:
-    """The norms gather statistics, with equal weight for each batch; everything else is in evaluation mode."""
-    was = [(layer, layer.training) for layer in model.modules()]
-    momentum = [layer.momentum for layer in layers]
+    """Let norm layers gather statistics, with equal weight for each batch, and all else be in evaluation mode.
+
+    Afterwards modes and momenta are as they were.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
         if not _has_statistics(layer):
@@ -150,14 +172,14 @@ def _estimating(model: nn.Module, layers: list[NormBase]) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, training in was:
-            layer.training = training
-        for layer, value in zip(layers, momentum, strict=True):
-            layer.momentum = value
+        for module, training in modes:
+            module.training = training
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def _give_statistics(layer: NormBase) -> None:
-    """Running statistics for a norm that has none."""
+    """Give running statistics to a norm layer that has none."""
     reference = layer.weight if layer.weight is not None else torch.empty(0)
     layer.track_running_stats = True
     layer.running_mean = torch.zeros(layer.num_features, device=reference.device, dtype=reference.dtype)

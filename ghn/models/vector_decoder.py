@@ -1,4 +1,9 @@
-"""The decoder of vectors: scales and biases."""
+"""The decoder of vectors: scales and biases.
+
+Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, appendix B.
+
+Dimensions: M nodes of a group, H hidden, W = 2H most channels; 2 stands for the rows of scales and of biases.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from torch.nn import functional as F
 
 
 class VectorDecoder(nn.Module):
-    """Decodes vectors: MLP H→2H→2·2H; row 0 is a norm's weight, row 1 any bias.
+    """A decoder of vectors: an MLP H→2H→2·2H, whose row 0 is the scale of a norm and row 1 any bias.
 
     The classification bias is Linear 2H→classes of ReLU(row 1).
     """
@@ -17,10 +22,12 @@ class VectorDecoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 4 * hidden))
         self.classes = nn.Linear(2 * hidden, num_classes)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """The two rows (n, 2, 2H) of nodes with states (n, H)."""
-        return self.mlp(h).view(len(h), 2, -1)
+    def forward(self, h_MH: Tensor) -> Tensor:
+        """Return the two rows (M, 2, W) of nodes with states (M, H)."""
+        rows: Tensor = self.mlp(h_MH)
+        return rows.view(len(h_MH), 2, -1)
 
-    def classification(self, rows: Tensor) -> Tensor:
-        """The classification biases (n, classes) from the rows (n, 2, 2H)."""
-        return self.classes(F.relu(rows[:, 1]))
+    def classification(self, rows_M2W: Tensor) -> Tensor:
+        """Return the classification biases (M, classes) of rows (M, 2, W)."""
+        biases: Tensor = self.classes(F.relu(rows_M2W[:, 1]))
+        return biases

@@ -22,8 +22,13 @@ WIDEST = 2 * HIDDEN
 
 
 def decoder(normalise: bool) -> ParameterDecoder:
+    return parameter_decoder(HIDDEN, KERNEL, CLASSES, normalise)
+
+
+def parameter_decoder(hidden: int, kernel: int, num_classes: int, normalise: bool) -> ParameterDecoder:
     torch.manual_seed(0)
-    return ParameterDecoder(HIDDEN, KERNEL, CLASSES, normalise).double()
+    weights, vectors = ConvDecoder(hidden, kernel, num_classes), VectorDecoder(hidden, num_classes)
+    return ParameterDecoder(weights, vectors, normalise).double()
 
 
 def weight(name: str, shape: tuple[int, ...], primitive: str = "conv", is_class_layer: bool = False) -> Node:
@@ -232,8 +237,7 @@ def test_the_gradient_of_the_vector_decoder_is_right() -> None:
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_gradient_of_all_parameters_of_a_graph_is_right(normalise: bool) -> None:
-    torch.manual_seed(0)
-    decode = ParameterDecoder(2, 2, 3, normalise).double()
+    decode = parameter_decoder(2, 2, 3, normalise)
     nodes = (
         weight("conv", (5, 3, 3, 3)),
         norm("norm", 5),
