@@ -18,6 +18,7 @@ import typer
 from pipeline.errors import Terminated, UserError
 from pipeline.params import Params, load_params
 from pipeline.storage.files import FORBIDDEN, FULL
+from pipeline.termination import sigterm_raises_terminated
 
 app = typer.Typer(
     help="Graph hypernetworks: predict all parameters of networks never seen.",
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 STAGES = "Stages of the pipeline, in this order"
 SETTINGS = "Settings"
+TRACKING = "MLflow"
 ARCHITECTURES = "Stored architectures"
 NETWORKS = "Any network"
 FILES = "Published files"
@@ -45,7 +47,8 @@ def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with sigterm_raises_terminated():
+                command(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -141,6 +144,15 @@ def report(file: ParamsFile = PARAMS) -> None:
     from pipeline.stages.report import report
 
     report(params)
+
+
+@app.command(rich_help_panel=TRACKING)
+@exits_on_user_error
+def deliver() -> None:
+    """Deliver to MLflow what stages logged while it did not answer."""
+    from pipeline.commands.deliver import deliver
+
+    deliver()
 
 
 @app.command(rich_help_panel=SETTINGS)

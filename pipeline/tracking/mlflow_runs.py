@@ -3,56 +3,81 @@
 Stages are processes of their own, so the parent is found by its tags (settings, git commit, DVC experiment).
 It stays open until the last stage succeeds: a stage that is run again, after a crash too, joins the same one.
 
-The store is `MLFLOW_TRACKING_URI`, else `mlflow.db` and `mlartifacts` in the workspace.
+The store is `MLFLOW_TRACKING_URI`, else `mlflow.db` and `mlartifacts` in the workspace. A stage begins only if the
+store answers. From then on it does not depend on the store: what it logs goes through an outbox.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.workspace import CODE, git, workspace
+from filelock import FileLock
 
-# MLflow takes seconds to import, and who only asks for `workspace()` does not need it.
+from pipeline.errors import UserError
+from pipeline.tracking.entries import (
+    CHECKPOINT,
+    METRICS_PER_REQUEST,
+    MODEL_CODE,
+    MODEL_PACKAGE,
+    AddColumns,
+    EndPipeline,
+    EndRun,
+    ListTable,
+    LogArtifacts,
+    LogDataset,
+    LogMetrics,
+    RegisterModel,
+    SetTag,
+)
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.mlflow_private import EXPERIMENT_KIND, user_and_program
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.store import is_outage, open_store, tracking_uri, unusable
+from pipeline.workspace import CODE, git
+
+# MLflow takes seconds to import, and most of what imports this module only needs `tracking_uri`.
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+
+__all__ = ["StageRun", "flatten", "stage_run", "tracking_uri"]
+
+log = logging.getLogger(__name__)
 
 REGISTERED_MODEL = Path(__file__).with_name("registered_model.py")
-MODEL_REQUIREMENTS = ("mlflow", "numpy", "safetensors", "scipy", "torch")  # of ghn and registered_model.py
-METRICS_A_CALL = 1000  # limits of MLflow's log_batch
-PARAMS_A_CALL = 100
-RUN_LIST_VIEW = "mlflow.sharedViewState.ghn"  # where the MLflow page keeps a view that was shared as `ghn`
 
+MODEL_REQUIREMENTS = ("mlflow", "numpy", "safetensors", "scipy", "torch")
+"""What `ghn` and registered_model.py import."""
 
-def tracking_uri() -> str:
-    """The address of the store; that of an SQLite file is absolute, so that it is the same from anywhere."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{workspace() / uri.removeprefix('sqlite:///')}"
+MODEL_SECONDS = 600.0
+"""How long `log_ghn` waits for the address of the model."""
+
+PARAMS_PER_REQUEST = 100
+"""Limit of MLflow's log_batch."""
+
+NOTE_LENGTH = 4000
 
 
 def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `section.key` -> text: strings as they are, all else as JSON."""
-    flat = {}
+    """Return nested settings as `section.key` -> text: strings as they are, all else as JSON."""
+    flat: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -65,38 +90,34 @@ def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
 def stage_run(
     stage: str, parameters: dict[str, Any], *, experiment: str = "ghn", last: bool = False
 ) -> Iterator[StageRun]:
-    """The child run of one stage, ended when the block ends: FINISHED, FAILED, or KILLED by Ctrl-C.
+    """Open the child run of one stage, and end it when the block ends: FINISHED, FAILED, or KILLED by Ctrl-C.
 
     `parameters` are all settings, nested. A failure leaves the parent FAILED, and the next attempt joins it;
-    the success of the `last` stage ends it. Raises UserError if the store cannot be used.
+    the success of the `last` stage ends it.
+
+    Raises:
+        UserError: the store cannot be used when the block begins.
     """
-    settings = flatten(parameters)
-    client = _open_store()
-    with _one_process_at_a_time(client.tracking_uri):
-        experiment_id = _experiment(client, experiment)
-        pipeline_id = _join_or_start_pipeline(client, experiment_id, settings)
-    _end_abandoned_runs(client, experiment_id, pipeline_id, stage)
-    run_id = _create_run(client, experiment_id, stage, {"mlflow.parentRunId": pipeline_id})
-    own = {key: value for key, value in settings.items() if "." not in key or key.startswith(f"{stage}.")}
-    _log_parameters(client, run_id, own)
+    run = _begin(stage, flatten(parameters), experiment)
+    interrupted = False
     try:
-        yield StageRun(client, experiment_id, pipeline_id, run_id, stage, settings)
+        yield run
     except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         reason = "".join(traceback.format_exception_only(error)).strip()
-        client.set_tag(run_id, "mlflow.note.content", f"```\n{reason[:4000]}\n```")
-        client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        client.set_terminated(pipeline_id, "FAILED")
+        run._put_end("KILLED" if interrupted else "FAILED", "FAILED", f"```\n{reason[:NOTE_LENGTH]}\n```")
         raise
-    client.set_terminated(run_id, "FINISHED")
-    if last:
-        client.set_terminated(pipeline_id, "FINISHED")
+    else:
+        run._put_end("FINISHED", "FINISHED" if last else None)
+    finally:
+        run._close(interrupted)
 
 
 @dataclass(frozen=True)
 class StageRun:
     """What a stage can log. Names of tables and figures have no suffix; a folder may lead (`plots/loss`)."""
 
-    client: MlflowClient
+    outbox: Outbox
     experiment_id: str
     pipeline_id: str
     run_id: str
@@ -104,17 +125,25 @@ class StageRun:
     settings: dict[str, str]
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log the values of one step; raises UserError for a value that is not finite."""
-        self.client.log_batch(self.run_id, metrics=self._finite(metrics, step or 0))
+        """Log the values of one step.
+
+        Raises:
+            UserError: a value is not finite.
+        """
+        self.outbox.put(LogMetrics(self.run_id, self._finite(metrics, step or 0)))
 
     def log_history(self, rows: list[dict[str, float]], step_key: str = "step") -> None:
-        """Log a whole curve, one row a step; raises UserError, and logs nothing, if a value is not finite."""
-        metrics: list[Metric] = []
+        """Log a whole curve, one row per step.
+
+        Raises:
+            UserError: a value is not finite; then nothing is logged.
+        """
+        metrics: list[tuple[str, float, int, int]] = []
         for row in rows:
             values = {name: value for name, value in row.items() if name != step_key}
             metrics += self._finite(values, int(row[step_key]))
-        for start in range(0, len(metrics), METRICS_A_CALL):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_A_CALL])
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            self.outbox.put(LogMetrics(self.run_id, metrics[start : start + METRICS_PER_REQUEST]))
 
     def summary(self, metrics: dict[str, float]) -> None:
         """Log headline figures, here and on the pipeline's run: columns of the view `ghn` of the run list.
@@ -122,101 +151,131 @@ class StageRun:
         All stages share that row: a name says what it measures without the stage (`test_top1`).
         """
         values = self._finite(metrics, 0)
-        self.client.log_batch(self.run_id, metrics=values)
-        self.client.log_batch(self.pipeline_id, metrics=values)
-        _add_columns(self.client, self.experiment_id, metrics)
+        for run_id in (self.run_id, self.pipeline_id):
+            self.outbox.put(LogMetrics(run_id, values))
+        self.outbox.put(AddColumns(self.experiment_id, list(metrics)))
 
     def log_data(self, name: str, version: str) -> None:
         """Log which data the stage reads, here and on the pipeline's run: `version` changes whenever the data do."""
-        from mlflow.entities import Dataset, DatasetInput
-
-        data = DatasetInput(Dataset(name, version, source_type="local", source=json.dumps({"version": version})))
         for run_id in (self.run_id, self.pipeline_id):
-            self.client.log_inputs(run_id, [data])
+            self.outbox.put(LogDataset(run_id, name, version))
 
     def log_table(self, frame: pandas.DataFrame, name: str) -> None:
         """Log a table as `name.json`, which the MLflow page shows and compares over runs, and `name.csv`."""
-        self.client.log_table(self.run_id, frame, f"{name}.json")
-        self.client.log_text(self.run_id, frame.to_csv(index=False), f"{name}.csv")
+        folder, file = _split(name)
+
+        def write(files: Path) -> None:
+            frame.to_json(files / f"{file}.json", orient="split", index=False, date_format="iso")
+            frame.to_csv(files / f"{file}.csv", index=False)
+
+        self.outbox.put(LogArtifacts(self.run_id, folder), write)
+        self.outbox.put(ListTable(self.run_id, f"{name}.json"))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Log a matplotlib figure as `name.png`."""
-        self.client.log_figure(self.run_id, figure, f"{name}.png", save_kwargs={"dpi": 150})
+        folder, file = _split(name)
+        self.outbox.put(LogArtifacts(self.run_id, folder), lambda files: figure.savefig(files / f"{file}.png", dpi=150))
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Log a file, or a folder with all that is in it."""
-        self.client.log_artifact(self.run_id, str(path), folder)
+        source = Path(path).resolve(strict=True)
+        self.outbox.put(LogArtifacts(self.run_id, folder), lambda files: _copy(source, files / source.name))
 
     def set_tags(self, tags: dict[str, Any]) -> None:
         """Tag the stage's run."""
         for key, value in tags.items():
-            self.client.set_tag(self.run_id, key, value)
+            self.outbox.put(SetTag(self.run_id, key, str(value)))
 
-    def log_ghn(self, checkpoint_folder: str | Path, name: str = "ghn") -> str:
-        """Log and register a GHN checkpoint; returns the address that loads it, such as `models:/ghn/1`."""
-        import mlflow
+    def log_ghn(self, checkpoint_folder: str | Path, name: str = "ghn") -> str | None:
+        """Log and register a GHN checkpoint.
 
+        Return the address that loads it, such as `models:/ghn/1`; None if MLflow does not have the model yet.
+        """
         import ghn
 
         checkpoint = Path(checkpoint_folder).resolve(strict=True)
-        # Created here, because `Model.log` would put it into the experiment of the process's active run.
-        model = self.client.create_logged_model(
-            self.experiment_id, name=name, source_run_id=self.run_id, params=self.settings
+
+        def write(files: Path) -> None:
+            _copy(checkpoint, files / CHECKPOINT)
+            _copy(REGISTERED_MODEL, files / MODEL_CODE)
+            _copy(Path(ghn.__file__).parent, files / MODEL_PACKAGE)
+
+        model = RegisterModel(
+            key=uuid.uuid4().hex,
+            name=name,
+            experiment_id=self.experiment_id,
+            run_id=self.run_id,
+            pipeline_id=self.pipeline_id,
+            params=self.settings,
+            requirements=[f"{each}=={version(each).split('+')[0]}" for each in MODEL_REQUIREMENTS],
         )
-        # `Model.log` takes no address, only that of the process, which is set here and put back.
-        before = os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(self.client.tracking_uri)
-        try:
-            info = mlflow.models.Model.log(
-                artifact_path=None,
-                flavor=mlflow.pyfunc,
-                model_id=model.model_id,
-                run_id=self.run_id,
-                registered_model_name=name,
-                python_model=str(REGISTERED_MODEL),
-                artifacts={"checkpoint": str(checkpoint)},
-                code_paths=[str(Path(ghn.__file__).parent)],
-                # Given, because MLflow would else load the model in another process to find them.
-                pip_requirements=[f"{each}=={version(each).split('+')[0]}" for each in MODEL_REQUIREMENTS],
-            )
-        finally:
-            mlflow.set_tracking_uri(before)
-        uri = f"models:/{name}/{info.registered_model_version}"
-        self.client.set_tag(self.pipeline_id, "model", uri)
-        return uri
+        return self.outbox.put(model, write, patience=MODEL_SECONDS)
 
-    def _finite(self, values: dict[str, float], step: int) -> list[Metric]:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
+    def _finite(self, values: dict[str, float], step: int) -> list[tuple[str, float, int, int]]:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
                     f"{name} = {float(value)} at step {step} of stage {self.stage}: must be finite.\n"
                     "The run ends as failed, because its results could not be trusted."
                 )
-        return [Metric(name, float(value), now, step) for name, value in values.items()]
+        now = _now()
+        return [(name, float(value), now, step) for name, value in values.items()]
+
+    def _put_end(self, status: str, pipeline_status: str | None, note: str | None = None) -> None:
+        """Log the end of the run, and of the pipeline's run where it ends too, without waiting."""
+        now = _now()
+        if note is not None:
+            self.outbox.put(SetTag(self.run_id, "mlflow.note.content", note), patience=0)
+        self.outbox.put(EndRun(self.run_id, status, now), patience=0)
+        if pipeline_status is not None:
+            self.outbox.put(EndPipeline(self.experiment_id, self.pipeline_id, pipeline_status, now), patience=0)
+
+    def _close(self, interrupted: bool) -> None:
+        """Wait for the deliveries, and report entries that are left."""
+        try:
+            self.outbox.flush(interrupted)
+        finally:
+            left = self.outbox.close()
+            if left:
+                folder = self.outbox.journal.folder
+                log.warning("%d entries for MLflow are kept in %s: `ghn deliver` delivers them", left, folder)
 
 
-def _open_store() -> MlflowClient:
-    # MLflow reads these when it is imported. Without them it reports its use over the internet.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+def _now() -> int:
+    """Return the time in milliseconds, as MLflow stores it."""
+    return int(time.time() * 1000)
 
-    # The first run creates the tables of the SQLite file, with a line a migration.
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    uri = tracking_uri()
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Return folder and file of an artifact's name; the folder is None for a name without one."""
+    path = PurePosixPath(name)
+    return (None if path.parent == PurePosixPath() else str(path.parent)), path.name
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy2(source, target)
+
+
+def _begin(stage: str, settings: dict[str, str], experiment: str) -> StageRun:
+    """Join or start the pipeline's run, create the stage's run below it, and open its outbox."""
+    client = open_store()
     try:
-        client = MlflowClient(uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow cannot use its store (MLFLOW_TRACKING_URI) {uri}:\n{reason}") from error
-    return client
+        with _one_process_at_a_time(client.tracking_uri):
+            experiment_id = _experiment(client, experiment)
+            pipeline_id = _join_or_start_pipeline(client, experiment_id, settings)
+        _end_abandoned_runs(client, experiment_id, pipeline_id, stage)
+        run_id = _create_run(client, experiment_id, stage, {"mlflow.parentRunId": pipeline_id})
+        own = {key: value for key, value in settings.items() if "." not in key or key.startswith(f"{stage}.")}
+        _log_parameters(client, run_id, own)
+    except Exception as error:
+        if isinstance(error, UserError) or not is_outage(error):
+            raise
+        raise unusable(client.tracking_uri, error) from error
+    outbox = Outbox(client, Journal.create(run_id, stage, client.tracking_uri))
+    return StageRun(outbox, experiment_id, pipeline_id, run_id, stage, settings)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -226,8 +285,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
         local = uri.startswith("sqlite:///")
         database = Path(uri.removeprefix("sqlite:///"))
         artifacts = (database.parent / "mlartifacts" / name).as_uri() if local else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens as one for LLMs
-        return client.create_experiment(name, artifact_location=artifacts, tags=kind)
+        return client.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_KIND)
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"experiment {name} was deleted in MLflow: restore it with\n"
@@ -264,25 +322,12 @@ def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: 
     return pipeline_id
 
 
-def _add_columns(client: MlflowClient, experiment_id: str, metrics: Iterable[str]) -> None:
-    # The run list has no column for any metric until a reader chooses some; a shared view is a choice made.
-    # It is at #/experiments/<id>/runs?workflowType=machine_learning&viewStateShareKey=ghn
-    view = json.loads(client.get_experiment(experiment_id).tags.get(RUN_LIST_VIEW, "{}"))
-    before = view.get("selectedColumns", ["params.`dataset`", "params.`meta_batch`"])
-    columns = list(dict.fromkeys([*before, *(f"metrics.`{name}`" for name in metrics)]))
-    if columns != before:
-        client.set_experiment_tag(experiment_id, RUN_LIST_VIEW, json.dumps({**view, "selectedColumns": columns}))
-
-
 def _create_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-    from mlflow.tracking.context.registry import resolve_tags
-
-    user_and_program = resolve_tags()
-    return client.create_run(experiment_id, tags=user_and_program | tags, run_name=name).info.run_id
+    return client.create_run(experiment_id, tags=user_and_program() | tags, run_name=name).info.run_id
 
 
 def _end_abandoned_runs(client: MlflowClient, experiment_id: str, pipeline_id: str, stage: str) -> None:
-    # A process that lost power or memory could not end its run, which would look alive for ever.
+    """End the runs of this stage that their processes left open, because they lost power or memory."""
     same = f"tags.`mlflow.parentRunId` = '{pipeline_id}' and attributes.run_name = '{stage}'"
     for run in client.search_runs([experiment_id], f"{same} and attributes.status = 'RUNNING'"):
         client.set_terminated(run.info.run_id, "KILLED")
@@ -292,15 +337,13 @@ def _log_parameters(client: MlflowClient, run_id: str, settings: dict[str, str])
     from mlflow.entities import Param
 
     params = [Param(key, value) for key, value in settings.items()]
-    for start in range(0, len(params), PARAMS_A_CALL):
-        client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
+    for start in range(0, len(params), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[start : start + PARAMS_PER_REQUEST])
 
 
 @contextmanager
 def _one_process_at_a_time(store: str) -> Iterator[None]:
-    """Keeps two stages that start at once from each creating a parent."""
+    """Keep two stages that start at once from each creating a parent."""
     name = hashlib.sha256(store.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"ghn-tracking-{os.getuid()}-{name}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(Path(tempfile.gettempdir()) / f"ghn-tracking-{os.getuid()}-{name}.lock"):
         yield

@@ -19,19 +19,20 @@ from ghn import GHN, network_from_dict
 
 Record = dict[str, str | int | float | bool | dict[str, Any] | None]
 
-# MLflow would say at each load that it does not check the values of such a record: `network_from_dict` does.
+# At each load MLflow would warn that it does not check the values of such a record: `network_from_dict` does.
 logging.getLogger("mlflow.types.type_hints").setLevel(logging.ERROR)
 
 
 class ParameterPredictor(PythonModel):
-    """Predicts all parameters of the networks that it is given."""
+    """Model that predicts all parameters of networks."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Load the checkpoint."""
         self.ghn = GHN.from_pretrained(context.artifacts["checkpoint"])
 
-    # The result is a list with, for each record, a dictionary of arrays: a type that MLflow cannot express.
-    def predict(self, context: PythonModelContext, model_input: list[Record]):
-        """For each record of `to_dict` the parameters of its network: name -> float32 array of their shape.
+    # The result, a list of dictionaries of arrays, is a type that MLflow cannot express. `params` are not used.
+    def predict(self, context: PythonModelContext, model_input: list[Record]):  # type: ignore[override]
+        """Return the parameters of the network of each record of `to_dict`: name -> float32 array of their shape.
 
         The networks are for the image size and the number of classes that the GHN was trained with.
         """

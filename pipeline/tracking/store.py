@@ -1,0 +1,121 @@
+"""The MLflow store: its address, a client for it, and which of its errors are outages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.tracking.mlflow_private import NOISY_LOGGERS
+from pipeline.workspace import workspace
+
+# MLflow takes seconds to import, and most of what imports this module only needs the address.
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+RETRIES = 1
+"""Retries inside MLflow's client, unless the user sets them. The outbox retries for as long as it takes."""
+
+REQUEST_SECONDS = 30
+"""How long a server may take for one request, in seconds, unless the user sets it."""
+
+FIRST_REQUEST_SECONDS = 5
+"""The same for the first request of a stage, so that a wrong address is noticed soon."""
+
+REASON_LENGTH = 200
+
+RETRYABLE_STATUS = (401, 403, 408, 429)
+"""Status codes below 500 that may pass: credentials that have expired, too many requests."""
+
+CLOUD_PACKAGES = ("azure", "boto3", "botocore", "google", "s3fs", "urllib3")
+"""Packages that store artifacts for MLflow and whose exceptions are outages."""
+
+
+def tracking_uri() -> str:
+    """Return the address of the store; that of an SQLite file is absolute, so that it is the same from any folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if not uri.startswith("sqlite:///"):
+        return uri
+    return f"sqlite:///{workspace() / uri.removeprefix('sqlite:///')}"
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of the store at the address, which gives up soon when the store does not answer."""
+    # MLflow reads these when it is imported. Without them it reports its use over the internet.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault(RETRIES_VARIABLE, str(RETRIES))
+    os.environ.setdefault(TIMEOUT_VARIABLE, str(REQUEST_SECONDS))
+    from mlflow import MlflowClient
+
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def open_store() -> MlflowClient:
+    """Return a client of the store that the environment names.
+
+    Raises:
+        UserError: the store does not answer, or its address cannot be one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
+    try:
+        client = client_of(uri)
+        with _timeout_of_first_request():
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise unusable(uri, error) from error
+    return client
+
+
+def unusable(uri: str, error: Exception) -> UserError:
+    """Return the error that names a store and why it cannot be used."""
+    return UserError(f"MLflow cannot use its store (MLFLOW_TRACKING_URI) {uri}:\n{str(error).strip().splitlines()[0]}")
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether the store may accept the same request later: it did not answer, or could not work."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        return _may_pass(error.get_http_status_code())
+    if isinstance(error, RequestException):
+        return error.response is None or _may_pass(error.response.status_code)
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return type(error).__module__.partition(".")[0] in CLOUD_PACKAGES
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a store does not answer, in one short line."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    system_error = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+    return system_error[1] if system_error else text[:REASON_LENGTH]
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in RETRYABLE_STATUS
+
+
+@contextmanager
+def _timeout_of_first_request() -> Iterator[None]:
+    if os.environ[TIMEOUT_VARIABLE] != str(REQUEST_SECONDS):  # the user has set it
+        yield
+        return
+    os.environ[TIMEOUT_VARIABLE] = str(FIRST_REQUEST_SECONDS)
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT_VARIABLE] = str(REQUEST_SECONDS)
