@@ -1,10 +1,10 @@
-"""The exceptions that are not failures of the code: the user can mend this, or somebody wants it to end."""
+"""Exceptions that are not failures of the code: the user can correct something, or has asked the process to end."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something outside the code is wrong: a setting, a file, an image folder.
+    """Error outside the code: in a setting, a file, an image folder.
 
     The message has at most three lines; it names the thing, its value and what would be right. The command
     line prints it without a traceback and exits with status 1.
@@ -12,4 +12,4 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM, as a scheduler does, and has kept what it had."""
+    """Request to end by SIGTERM, as a scheduler sends it. What is finished is kept; the exit status is 143."""

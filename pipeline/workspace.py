@@ -1,4 +1,4 @@
-"""The user's repository: where it is, and what git says of it."""
+"""The user's repository: its folder, and its state in git."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# MLflow takes seconds to import, and who only asks for `workspace()` does not need it.
-CODE = (":/*.py", ":/dvc.yaml", ":/pyproject.toml")  # git pathspecs; settings are logged as parameters
+CODE = (":/*.py", ":/dvc.yaml", ":/pyproject.toml")
+"""Pathspecs of git for the code. Settings are not code: they are logged as parameters."""
 
 
 def workspace() -> Path:
-    """The root of the user's repository: the original, inside the temporary copy of a DVC experiment too."""
+    """Return the root of the user's repository: the original, inside the temporary copy of a DVC experiment too."""
     start = Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
     folders = (start, *start.parents)
     for folder in folders:
@@ -25,7 +25,7 @@ def workspace() -> Path:
 
 
 def git(*arguments: str) -> str | None:
-    """The output of git in the current folder (of a DVC copy: its own); None without git or a repository."""
+    """Return the output of git in the current folder (of a DVC copy: its own); None without git or a repository."""
     if shutil.which("git") is None:
         return None
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)

@@ -5,12 +5,15 @@ where `RAY_ADDRESS` names a cluster (as `pipeline/submit.py` does on a head node
 the stage runs unchanged.
 
 Threads: during a task Ray sets OMP_NUM_THREADS to the whole part of its `num_cpus`, 1 at least, unless the
-node's environment has a value of its own. PyTorch reads that only once in the life of a worker process, which
-may take tasks of any size; so `run_tasks` tells it again before each task.
+node's environment has a value of its own. PyTorch reads that variable only once per worker process, and a worker
+process may take tasks of any size; so `run_tasks` sets PyTorch's number of threads before each task.
 
 Imports: Ray puts the driver's working directory on the path of its workers. Where the packages are not
 installed, the root of the repository as working directory is enough, on one machine or under the same path on
 all nodes.
+
+SIGTERM: Ray's C++ code replaces the handler of this process by one that prints a stack trace. `ray_cluster` puts in
+one that raises `Terminated`.
 """
 
 from __future__ import annotations
@@ -27,19 +30,20 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from tqdm import tqdm
 
-from pipeline.errors import UserError
+from pipeline.cluster.ray_private import START_UP_LOGGER, host_and_port
+from pipeline.errors import Terminated, UserError
+from pipeline.termination import sigterm_raises_terminated
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
-MAX_RETRIES = 3  # of a task whose process or node died
 
-# What a node of a cluster does not know unless the driver passes it on. No secrets: Ray shows these to
-# whoever may look at the cluster; nodes read and write buckets by their own role.
+MAX_RETRIES = 3
+"""Retries of a task whose process or node died."""
+
 PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -49,18 +53,24 @@ PASSED_ON = (
     "AWS_REGION",
     "MLFLOW_TRACKING_URI",
 )
+"""Environment variables that the driver passes on to the nodes of a cluster.
+
+None is a secret, because Ray shows them to all users of the cluster. Nodes read and write buckets by their own role.
+"""
 
 
 @contextmanager
 def ray_cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Connects this process to Ray for the time of the block.
+    """Connect this process to Ray for the time of the block.
 
-    Takes part in the cluster at `address` ("host:port", or "auto" for the one that runs on this machine);
-    where that is None or "auto", `RAY_ADDRESS` decides first. Without either, or with "local", it starts Ray
-    on this machine alone with `num_cpus` cores (None: all of them) and stops it at the end; a cluster decides
-    its own cores. A process that is already connected stays as it is, during and after the block.
+    Join the cluster at `address` ("host:port", or "auto" for the one that runs on this machine); where that is
+    None or "auto", `RAY_ADDRESS` decides first. Without either, or with "local", start Ray on this machine alone
+    with `num_cpus` cores (None: all of them), and stop it at the end; a cluster decides its own cores. A process
+    that is already connected stays as it is, during and after the block.
 
-    Raises UserError within seconds when no cluster answers at the address.
+    Raises:
+        UserError: no cluster answers at the address (within seconds).
+        Terminated: this process received SIGTERM within the block.
     """
     if ray.is_initialized():
         yield
@@ -68,19 +78,27 @@ def ray_cluster(address: str | None = None, num_cpus: int | None = None) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address in (None, "", "auto"):
         address = os.environ.get(ADDRESS_VARIABLE) or address or "local"
+    with sigterm_raises_terminated() as catch_sigterm:
+        try:
+            _start_or_connect(address, num_cpus)
+            catch_sigterm()  # again, because Ray has replaced the handler
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_or_connect(address: str, num_cpus: int | None) -> None:
     try:
         if address == "local":
             _start(num_cpus)
         else:
             _connect(address)
-        yield
-    finally:
-        ray.shutdown()
+    except SystemExit as ending:  # by Ray's own handler of SIGTERM, which is there during the start
+        raise Terminated("terminated") from ending
 
 
 def _start(num_cpus: int | None) -> None:
-    # Ray tells at each start that it protects the cluster by a token: true, and nothing to act on.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger(START_UP_LOGGER).setLevel(logging.ERROR)
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -103,7 +121,7 @@ def _connect(address: str) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Asks in seconds whether anybody listens; Ray itself waits for minutes and then says little."""
+    """Raise UserError within seconds if nothing listens there; Ray itself waits for minutes and then says little."""
     hint = f"start a cluster (`ray up cluster.yaml`), or unset {ADDRESS_VARIABLE} to use this machine alone"
     if "://" in address:
         raise UserError(
@@ -111,9 +129,7 @@ def _require_answer(address: str) -> None:
             "cluster itself (`ray submit cluster.yaml pipeline/submit.py`), not through a Ray client"
         )
     try:
-        # "auto" is only a name until Ray has looked for what runs here.
-        host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection(host_and_port(address), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"no Ray cluster answers at {address!r}: {reason}\n{hint}") from error
@@ -122,7 +138,7 @@ def _require_answer(address: str) -> None:
 
 
 def capacity() -> dict[str, int]:
-    """How many CPU and GPU the cluster has now or, if more, after it has grown."""
+    """Return the number of CPUs and GPUs that the cluster has now or, if more, after it has grown."""
     now, later = ray.cluster_resources(), _node_types()
     return {
         name: int(max(now.get(name, 0), sum(count * size.get(name, 0) for count, size in later)))
@@ -131,17 +147,17 @@ def capacity() -> dict[str, int]:
 
 
 def nodes_at_most() -> int:
-    """The number of nodes, the head included, that the cluster has now or, if more, may grow to."""
+    """Return the number of nodes, the head included, that the cluster has now or, if more, may grow to."""
     alive = sum(node["Alive"] for node in ray.nodes())
     limit = _launcher_config().get("max_workers", 0)
     return max(alive, 1 + limit)
 
 
 def release_placement_groups() -> None:
-    """Gives back the places on nodes that this connection has reserved: those of an actor that died stay reserved."""
+    """Release the places on nodes that this connection has reserved. Ray does not release those of a dead actor."""
     job = ray.get_runtime_context().get_job_id()
     for group_id, group in placement_group_table().items():
-        if group_id.endswith(job) and group["state"] != "REMOVED":  # an identity ends with that of its job
+        if group_id.endswith(job) and group["state"] != "REMOVED":  # the id of a group ends with the id of its job
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
@@ -156,17 +172,18 @@ def run_tasks(
     unit: str = "shard",
     amounts: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Runs `function(*arguments[i])` for every i on the cluster; yields (i, result) as each finishes.
+    """Run `function(*arguments[i])` for every i on the cluster; yield (i, result) as each finishes.
 
-    At most `max_in_flight` tasks are handed to Ray at a time (None: twice what the cluster can run at once,
-    so that no core waits and no queue fills the memory). A task whose process or node dies is run again, up
-    to MAX_RETRIES times: it must leave the same result when it is run twice. What the function itself raises
-    is raised here, with its own type, as soon as it happens. On an error, on Ctrl-C and when the caller stops
-    early the other tasks are cancelled: those that run get a KeyboardInterrupt at their next Python step.
+    At most `max_in_flight` tasks are given to Ray at a time (None: twice what the cluster can run at once, so that
+    no core waits and the queue does not fill the memory). A task whose process or node dies is run again, up to
+    MAX_RETRIES times: it must leave the same result when it is run twice. On an error, on Ctrl-C and when the caller
+    stops early, the other tasks are cancelled: running ones get a KeyboardInterrupt at their next Python step.
 
     A progress bar with rate and time left counts `unit`s: `amounts[i]` for task i, else one.
 
-    Raises UserError when no node is large enough for a task.
+    Raises:
+        UserError: no node is large enough for a task.
+        Exception: the function raised it; its type is kept.
     """
     assert amounts is None or len(amounts) == len(arguments)
     if not arguments:
@@ -186,7 +203,7 @@ def run_tasks(
     with _progress(description, unit, sum(amounts) if amounts is not None else len(arguments)) as bar:
         try:
             while True:
-                # Asked again each time: nodes join and leave a cluster while it works.
+                # Computed again each time, because nodes join and leave a cluster while it works.
                 limit = max_in_flight or 2 * max(slots, slots_of(num_cpus, num_gpus))
                 while len(running) < limit and (index := next(waiting, None)) is not None:
                     running[remote.remote(*arguments[index])] = index
@@ -194,7 +211,7 @@ def run_tasks(
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=max(1.0, bar.mininterval))
                 if not done:
-                    bar.refresh()  # the clock goes on while long tasks run
+                    bar.refresh()  # so that the clock moves while long tasks run
                     continue
                 reference = done.pop()
                 index = running.pop(reference)
@@ -209,7 +226,7 @@ def run_tasks(
 
 
 def _with_its_threads(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, run by PyTorch with as many threads as the task has."""
+    """Return the function, run by PyTorch with as many threads as the task has."""
 
     @wraps(function)
     def run(*arguments: Any) -> Any:
@@ -239,11 +256,11 @@ def _progress(description: str, unit: str, total: int) -> tqdm:
 
 
 def slots_of(num_cpus: float, num_gpus: float) -> int:
-    """How many tasks of this size run at once on the nodes that are there or, if more, after it has grown."""
+    """Return how many tasks of this size run at once on the nodes of the cluster or, if more, after it has grown."""
 
     def fit(size: dict[str, float]) -> int:
         needs = [(size.get("CPU", 0), num_cpus), (size.get("GPU", 0), num_gpus)]
-        # A task that needs neither still takes a process.
+        # A task that needs neither takes a process all the same.
         return int(min((have / need for have, need in needs if need > 0), default=size.get("CPU", 0)))
 
     now = sum(fit(node["Resources"]) for node in ray.nodes() if node["Alive"])
@@ -251,7 +268,7 @@ def slots_of(num_cpus: float, num_gpus: float) -> int:
 
 
 def _node_types() -> list[tuple[int, dict[str, float]]]:
-    """(how many, resources of one) for each type of node that the autoscaler may run; empty without one."""
+    """Return (number, resources of one) for each type of node that the autoscaler may run; empty without one."""
     config = _launcher_config()
     limit = config.get("max_workers", 0)
     return [
@@ -264,9 +281,9 @@ def _node_types() -> list[tuple[int, dict[str, float]]]:
 
 
 def _launcher_config() -> dict[str, Any]:
-    """What the cluster launcher left on the head node; empty elsewhere.
+    """Return the configuration that the cluster launcher left on the head node; empty elsewhere.
 
-    An autoscaled cluster starts with its head alone, and grows when work waits: what it has now says little.
+    An autoscaled cluster starts with its head alone and grows when work waits, so its present size is not its limit.
     """
     path = Path.home() / "ray_bootstrap_config.yaml"
     if not os.environ.get(ADDRESS_VARIABLE) or not path.exists():

@@ -1,4 +1,4 @@
-"""Tells Ray when AWS takes a spot instance back: two minutes before, which is enough for a checkpoint.
+"""Drain a node before AWS takes its spot instance back: two minutes before, which is enough for a checkpoint.
 
     python -m pipeline.cluster.spot_notice
 
@@ -26,10 +26,15 @@ import typer
 
 METADATA = "http://169.254.169.254"
 TOKEN_SECONDS = 21_600
+"""Lifetime of a token of the metadata service."""
 
 
 def notice() -> datetime | None:
-    """When the instance will be taken away; None as long as that is not planned."""
+    """Return when the instance will be taken back; None as long as that is not planned.
+
+    Raises:
+        Exception: the metadata service does not answer, or not as documented.
+    """
     address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", METADATA).rstrip("/")
     try:
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
@@ -44,7 +49,7 @@ def notice() -> datetime | None:
 
 
 def notice_if_any() -> datetime | None:
-    """The same; a service that does not answer, or not as it should, is asked again later."""
+    """Return the same, and None, with a line on stderr, when the service does not answer as documented."""
     try:
         return notice()
     except (OSError, HTTPException, ValueError, KeyError) as error:
@@ -58,7 +63,7 @@ def _ask(request: urllib.request.Request) -> str:
 
 
 def main(
-    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Between two questions.")] = 5.0,
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two requests.")] = 5.0,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster, where it is not this node's.")] = None,
     node_id: Annotated[str | None, typer.Option(help="The node to drain, where it is not this one.")] = None,
 ) -> None:
@@ -66,10 +71,12 @@ def main(
     while (end := notice_if_any()) is None:
         time.sleep(poll_seconds)
     left = max(1, int((end - datetime.now(UTC)).total_seconds()))
-    command = [Path(sys.executable).with_name("ray"), "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "AWS takes the instance back", "--deadline-remaining-seconds", str(left)]
     for option, value in (("--address", address), ("--node-id", node_id)):
-        command += [option, value] if value else []
+        if value:
+            command += [option, value]
     subprocess.run(command, check=True)
 
 

@@ -1,4 +1,4 @@
-"""Runs the pipeline on the head node of a Ray cluster.
+"""Run the pipeline on the head node of a Ray cluster.
 
     ray up cluster.yaml
     ray submit cluster.yaml pipeline/submit.py -- -S storage=s3://bucket/prefix -S meta_batch=16
@@ -29,12 +29,14 @@ import yaml
 from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster
 from pipeline.errors import UserError
 
-REPOSITORY = "~/repository"  # where cluster.yaml's file_mounts put the repository
+REPOSITORY = "~/repository"
+"""Where cluster.yaml's `file_mounts` put the repository on the head node."""
+
 RESULTS = "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the pipeline with the arguments of the command line; returns 1 if it could not start."""
+    """Run the pipeline with the arguments of the command line; return 1 if it could not start."""
     options = _parser().parse_args(arguments)
     try:
         submit(
@@ -51,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def submit(
     repository: Path, overrides: Sequence[str], stages: Sequence[str], mlflow_tracking_uri: str | None
 ) -> NoReturn:
-    """Replaces this process by DVC, which runs `stages` (none: all) with the `overrides` ("key=value")."""
+    """Replace this process by DVC, which runs `stages` (none: all) with the `overrides` ("key=value").
+
+    Raises:
+        UserError: `repository` has no pipeline, no cluster answers, its nodes do not share the storage, or git fails.
+    """
     if not (repository / "dvc.yaml").exists():
         raise UserError(
             f"{repository} has no dvc.yaml: it must be the repository that cluster.yaml sends to the head\n"
@@ -73,7 +79,7 @@ def submit(
 
 
 def dvc_command(overrides: Sequence[str], stages: Sequence[str]) -> list[str]:
-    """The command that runs `stages`: an experiment if settings are overridden, else a plain reproduction."""
+    """Return the command that runs `stages`: an experiment if settings are overridden, else a plain reproduction."""
     dvc = [sys.executable, "-m", "dvc"]
     if not overrides:
         return [*dvc, "repro", *stages]
@@ -81,7 +87,7 @@ def dvc_command(overrides: Sequence[str], stages: Sequence[str]) -> list[str]:
 
 
 def stage_environment(environment: Mapping[str, str], mlflow_tracking_uri: str | None) -> dict[str, str]:
-    """The environment of the stages: this process's, with its Python, all threads, the tracking server."""
+    """Return the environment of the stages: this process's, with its Python, all threads and the tracking server."""
     # The cluster launcher's shell sets these for its own use; one thread would be a slow driver.
     result = {name: value for name, value in environment.items() if name not in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}
     result["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
@@ -92,7 +98,7 @@ def stage_environment(environment: Mapping[str, str], mlflow_tracking_uri: str |
 
 
 def storage_setting(repository: Path, overrides: Sequence[str]) -> str:
-    """The setting `storage` with which the stages will run: the last override, else that of params.yaml."""
+    """Return the setting `storage` of the stages: the last override, else that of params.yaml."""
     for item in reversed(overrides):
         key, _, value = item.partition("=")
         if key.removeprefix("params.yaml:").lstrip("+") == "storage":
