@@ -6,18 +6,20 @@ Every stage reads them once, when it begins. The values in a `Params` are possib
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
+from ghn.models.config import GHNConfig
 from pipeline.errors import UserError
 
 # Integers are strict: otherwise `true` would be 1. Numbers are not, because YAML reads 1e-3 as a text.
@@ -37,6 +39,9 @@ SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
 
 SAMPLED_SPLITS = tuple(split for split in SPLITS if split != "wide")
 """Names of the splits that are sampled or imported; `wide` is made from `test`."""
+
+MAX_KERNEL = 16
+"""The largest kernel, in positions, that has an embedding of its own in `ghn.models.node_encoder`."""
 
 MOVED_KEYS = {
     "train.learning_rate": "train.optimizer.learning_rate",
@@ -116,11 +121,34 @@ class GenerateSettings(Section):
         return self
 
 
-class HypernetworkSettings(Section):
-    variant: Literal["ghn2", "ghn1", "mlp"]
-    hidden: Width
-    kernel: Annotated[Integer, Field(ge=1, le=16)]
-    virtual_edges: Count
+_CONFIG_TYPES = get_type_hints(GHNConfig)
+_HYPERNETWORK_FIELDS: dict[str, Any] = {
+    field.name: (_CONFIG_TYPES[field.name], ...)
+    for field in dataclasses.fields(GHNConfig)
+    if field.name not in ("num_classes", "image_size")  # which follow from the images
+}
+_HypernetworkFields: Any = create_model("_HypernetworkFields", __base__=Section, **_HYPERNETWORK_FIELDS)
+
+
+class HypernetworkSettings(_HypernetworkFields):
+    """The fields of `GHNConfig`, which says what values are possible, except for the sizes of the images' task."""
+
+    model_config = ConfigDict(strict=True)
+
+    def config(self, num_classes: int, image_size: int) -> GHNConfig:
+        """Return the configuration of a hypernetwork for so many classes and images of so many pixels a side.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        return GHNConfig(num_classes=num_classes, image_size=image_size, **self.model_dump())
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> HypernetworkSettings:
+        self.config(num_classes=1, image_size=1)  # any sizes: no other value depends on them
+        if self.kernel > MAX_KERNEL:
+            raise ValueError(f"kernel = {self.kernel}: must be at most {MAX_KERNEL}")
+        return self
 
 
 class OptimizerSettings(Section):
