@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
+from ghn.models.checkpoints import CheckpointError
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
 from ghn.networks.program import LARGE_IMAGE
@@ -20,13 +21,13 @@ from pipeline.images.dataset import Images
 from pipeline.params import EvaluateSettings, settings_hash
 from pipeline.results import CHECKPOINT
 
-if TYPE_CHECKING:
-    from ghn.models.hypernetwork import Hypernetwork
+GPU_SHARE = 0.25
+"""Share of a GPU that a task gets, where there are GPUs: a single small network leaves most of a GPU idle."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to measure, already at the width at which it is; `network_hash` is that of its record."""
+    """A network to measure, at the width at which it is measured; `network_hash` is that of its stored record."""
 
     split: str
     index: int
@@ -36,12 +37,16 @@ class Candidate:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What tells it from all other candidates, of other sets of architectures too."""
+        """Return split, index and hash, which no other candidate has, not even one of other stored architectures."""
         return self.split, self.index, self.network_hash
 
 
 def require_fit(ghn: Hypernetwork, images: Images, image_size: int) -> None:
-    """Raises UserError if the hypernetwork was trained for another number of classes or image size."""
+    """Check that the hypernetwork was trained for the images' classes and size.
+
+    Raises:
+        UserError: it was trained for another number of classes or another image size.
+    """
     trained = (ghn.config.num_classes, ghn.config.image_size)
     wanted = (len(images.classes), image_size)
     if trained != wanted:
@@ -54,48 +59,46 @@ def require_fit(ghn: Hypernetwork, images: Images, image_size: int) -> None:
 def candidates_of(
     split: str, networks: Sequence[Network], settings: EvaluateSettings, image_size: int
 ) -> list[Candidate]:
-    """The networks of a split as they are evaluated; predefined ones keep their width."""
-    names = list(PREDEFINED) if split == "predefined" else [""] * len(networks)
+    """Return the networks of a split at the width at which they are evaluated; predefined ones keep their own."""
+    if split == "predefined":
+        named = zip(PREDEFINED, networks, strict=True)
+        return [Candidate(split, i, name, network.network_hash, network) for i, (name, network) in enumerate(named)]
     return [
-        Candidate(
-            split,
-            index,
-            name,
-            network.network_hash,
-            network if name else at_width(network, settings, image_size, wide=split == "wide"),
-        )
-        for index, (name, network) in enumerate(zip(names, networks, strict=True))
+        Candidate(split, i, "", network.network_hash, at_width(network, settings, image_size, wide=split == "wide"))
+        for i, network in enumerate(networks)
     ]
 
 
-def at_width(
-    architecture: Architecture, settings: EvaluateSettings, image_size: int, wide: bool = False
-) -> Architecture:
-    """The architecture with the evaluation's width: 4 times that if wide, twice for large images."""
+def at_width(network: Network, settings: EvaluateSettings, image_size: int, wide: bool = False) -> Architecture:
+    """Return a stored architecture at the evaluation's width: 4 times that if `wide`, twice for large images.
+
+    Raises:
+        TypeError: the network has no width.
+    """
+    if not isinstance(network, Architecture):
+        raise TypeError(f"{type(network).__name__} has no width: must be an Architecture")
     factor = (2 if image_size >= LARGE_IMAGE else 4) if wide else 1
-    return architecture.with_width(factor * settings.width, settings.head_width)
+    return network.with_width(factor * settings.width, settings.head_width)
 
 
-def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> torch.nn.Module:
-    """The network in PyTorch's default initialisation, which is a function of `seed` alone."""
+def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> nn.Module:
+    """Return the network in PyTorch's default initialisation, which is a function of `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network.module(image_size, classes)
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed (60 bits) that is a function of the key alone."""
+    """Return a seed of 60 bits that is a function of the key alone."""
     return int(settings_hash(key, 15), 16)
 
 
 def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
-    """The hypernetwork of a checkpoint folder, in evaluation mode, and a digest of its files.
+    """Return the hypernetwork of a checkpoint folder, in evaluation mode, and a digest of the folder's files.
 
-    Raises UserError, naming the file, if one is missing or damaged.
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
     """
-    from ghn.models.checkpoints import CheckpointError
-    from ghn.models.hypernetwork import Hypernetwork
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} not found: stage train writes it, run `dvc repro train`")

@@ -1,4 +1,7 @@
-"""How well a network classifies."""
+"""How well a network classifies.
+
+Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Scores:
-    """The shares of images whose class is the first, or among the first five, and the mean cross entropy.
+    """Shares of the images whose class is ranked first, or among the first five, and the mean cross entropy.
 
-    An image with a logit that is not a number counts as wrong. `loss` is None where it is not finite.
+    An image with a logit that is not a number counts as wrong. `loss` is None if it is not finite.
     """
 
     top1: float
@@ -27,16 +30,16 @@ class Scores:
 def score(
     classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Scores:
-    """How well `classify`, from images (B, 3, S, S) to logits (B, classes), names the classes."""
+    """Return the scores of `classify`, a function from images (B, 3, S, S) on the device to logits (B, K)."""
     count, top1, top5, loss = 0, 0, 0, 0.0
     for x_BCSS, labels_B in batches:
         labels_B = labels_B.to(device)
-        logits = classify(x_BCSS.to(device)).float()
-        numbers_B = ~logits.isnan().any(1)
-        ranked = logits.topk(min(5, logits.shape[1])).indices
-        correct = (ranked == labels_B[:, None]) & numbers_B[:, None]
+        logits_BK = classify(x_BCSS.to(device)).float()
+        are_numbers_B = ~logits_BK.isnan().any(1)
+        ranked_BK = logits_BK.topk(min(5, logits_BK.shape[1])).indices
+        correct_BK = (ranked_BK == labels_B[:, None]) & are_numbers_B[:, None]
         count += len(labels_B)
-        top1 += int(correct[:, 0].sum())
-        top5 += int(correct.sum())
-        loss += float(F.cross_entropy(logits, labels_B, reduction="sum"))
+        top1 += int(correct_BK[:, 0].sum())
+        top5 += int(correct_BK.sum())
+        loss += float(F.cross_entropy(logits_BK, labels_B, reduction="sum"))
     return Scores(top1 / count, top5 / count, loss / count if np.isfinite(loss) else None)

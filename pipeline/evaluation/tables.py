@@ -1,7 +1,7 @@
 """Contracts of the tables that stages evaluate and finetune write: columns, types and ranges of values.
 
 The stages validate a table before they write it, and the report validates it after it read it, both with the models of
-this file. A failed check is named by what the value must be: "a share, 0 to 1".
+this file.
 """
 
 from __future__ import annotations
@@ -10,26 +10,11 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-SHARE = "a share, 0 to 1"
-FINITE = "finite"
-POSITIVE = "finite and above 0"
-COUNT = "a whole number, at least 1"
-NATURAL = "a whole number, at least 0"
+from pipeline.storage.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
 
 # The columns of a summary that exist for each initialisation.
 TOP1, TOP1_ERROR, TOP1_MAX, TOP5 = r"^.+_top1$", r"^.+_top1_error$", r"^.+_top1_max$", r"^.+_top5$"
 NONFINITE = r"^(.+_)?nonfinite$"
-
-
-class Contract(pa.DataFrameModel):
-    """A table with at least one row; further columns are allowed, and columns are converted to their types."""
-
-    class Config:
-        coerce = True
-
-    @pa.dataframe_check(error="a table with rows")
-    def has_rows(cls, table: pd.DataFrame) -> bool:
-        return len(table) > 0
 
 
 class ArchitectureScores(Contract):

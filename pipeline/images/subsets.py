@@ -51,10 +51,15 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def in_memory(part: ImageSubset, positions: Sequence[int] | None = None) -> ImageSubset:
+def in_memory(part: ImageSubset, positions: Sequence[int] | np.ndarray | None = None) -> ImageSubset:
     """A copy of some images (None: all) as plain arrays, which Ray shares within a node."""
     chosen = np.arange(len(part)) if positions is None else np.asarray(positions, dtype=np.int64)
     return ImageSubset(part.take(chosen), part.labels[chosen])
+
+
+def without_train_part(images: Images) -> Images:
+    """Return the data set in memory, without the images of its train part."""
+    return replace(images, train=in_memory(images.train, []), test=in_memory(images.test))
 
 
 def digest(images: Images, *parts: ImageSubset) -> str:

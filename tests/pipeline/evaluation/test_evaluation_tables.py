@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import pytest
+
+from pipeline.evaluation.finetuning import FinetuneRun
+from pipeline.evaluation.summaries import summarise_architectures, summarise_curves
+from pipeline.evaluation.tables import ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
+from pipeline.stages.finetune import curves_table
+
+SCORES = pd.DataFrame(
+    {
+        "split": split,
+        "index": index,
+        "name": "",
+        "identity": "12",
+        "parameters": 100,
+        "nodes": 10,
+        "initialisation": initialisation,
+        "top1": 0.2,
+        "top5": 0.5,
+        "loss": None,
+        "seconds": 0.1,
+    }
+    for split, index in (("test", 0), ("test", 1), ("deep", 0))
+    for initialisation in ("predicted", "random")
+)
+CURVES = curves_table(
+    {FinetuneRun("digits", 0, name, 0.1, 0): [(0, 0.1), (5, 0.2)] for name in ("predicted", "random")}
+)
+
+
+def refusal(model: type[pa.DataFrameModel], table: pd.DataFrame) -> tuple[str, str, str]:
+    """The column, what it must be and the value, as the report reads them."""
+    with pytest.raises(pa.errors.SchemaErrors) as error:
+        model.validate(table, lazy=True)
+    first = error.value.failure_cases.iloc[0]
+    return first["column"], first["check"], str(first["failure_case"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "must_be"),
+    [
+        ("top1", 1.01, "a share, 0 to 1"),
+        ("top5", -0.1, "a share, 0 to 1"),
+        ("top1", np.nan, "not_nullable"),
+        ("loss", np.inf, "finite"),
+        ("seconds", np.inf, "finite"),
+        ("parameters", 0, "a whole number, at least 1"),
+        ("index", -1, "a whole number, at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_column(column: str, value: float, must_be: str) -> None:
+    table = ArchitectureScores.validate(SCORES)
+    table.loc[:1, column] = value  # of both initialisations
+    assert refusal(ArchitectureScores, table) == (column, must_be, str(value))
+
+
+def test_a_loss_may_be_missing_and_hashes_of_digits_stay_texts() -> None:
+    table = ArchitectureScores.validate(SCORES)
+    assert table["loss"].isna().all() and table["loss"].dtype == float
+    assert table["identity"].tolist() == ["12"] * 6
+
+
+def test_an_architecture_without_one_of_the_initialisations_is_refused() -> None:
+    _, must_be, _ = refusal(ArchitectureScores, SCORES.drop(index=3))
+    assert must_be == "a table with every initialisation of each architecture"
+
+
+def test_a_row_that_is_there_twice_is_refused() -> None:
+    table = pd.concat([SCORES, SCORES[:1]], ignore_index=True)
+    with pytest.raises(pa.errors.SchemaErrors, match="unique"):
+        ArchitectureScores.validate(table, lazy=True)
+
+
+@pytest.mark.parametrize("model", [ArchitectureScores, SplitSummary, FinetuningCurves, FinetuningSummary])
+def test_a_table_without_rows_is_refused(model: type[pa.DataFrameModel]) -> None:
+    summaries = {SplitSummary: summarise_architectures(SCORES), FinetuningCurves: CURVES}
+    summaries |= {ArchitectureScores: SCORES, FinetuningSummary: summarise_curves(CURVES, {"digits": 10})}
+    assert refusal(model, summaries[model][:0])[1] == "a table with rows"
+
+
+def test_a_summary_of_any_initialisations_is_valid_also_when_read_from_csv() -> None:
+    more = SCORES[SCORES["initialisation"] == "random"].assign(initialisation="zeros", top1=0.1)
+    summary = summarise_architectures(pd.concat([SCORES, more]))
+    assert {"zeros_top1", "zeros_top1_error", "zeros_top1_max", "zeros_top5", "zeros_nonfinite"} <= set(summary)
+    read = SplitSummary.validate(pd.read_csv(StringIO(summary.to_csv(index=False))))
+    pd.testing.assert_frame_equal(read, summary)
+    assert refusal(SplitSummary, summary.assign(zeros_top1_max=10.0)) == ("zeros_top1_max", "a share, 0 to 1", "10.0")
+    without_top5 = summary.drop(columns=[name for name in summary if name.endswith("top5")])
+    assert "no_regex_column_match" in refusal(SplitSummary, without_top5)[1]
+
+
+def test_a_target_that_is_never_reached_is_missing_also_when_read_from_csv() -> None:
+    curves = CURVES.copy()
+    curves.loc[curves["initialisation"] == "predicted", "test_top1"] = 0.0
+    summary = summarise_curves(curves, {"digits": 10})
+    assert summary["steps_to_target"].tolist() == [pd.NA, 5]
+    read = FinetuningSummary.validate(pd.read_csv(StringIO(summary.to_csv(index=False))))
+    pd.testing.assert_frame_equal(read, summary)
+    assert refusal(FinetuningSummary, summary.assign(learning_rate=0.0))[1] == "finite and above 0"
