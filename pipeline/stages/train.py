@@ -1,7 +1,6 @@
 """Stage `train`: Ray Train workers share each step's meta-batch and train one hypernetwork.
 
-What a worker does is in `pipeline.training.loop`. A worker, a node or the controller that dies is replaced, and the run
-goes on from its last checkpoint; so it does when this process was killed and the same command is given again.
+What a worker does is in `pipeline.training.loop`, and how the workers are run in `pipeline.training.run`.
 """
 
 from __future__ import annotations
@@ -11,131 +10,138 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from ray.train import Checkpoint
 
 from ghn.training.meta_batch import sample_indices
 from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.ray_cluster import capacity, ray_cluster, slots_of
+from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.errors import Terminated, UserError
-from pipeline.images.dataset import Images
 from pipeline.images.load import load_images
-from pipeline.params import Params
+from pipeline.params import Params, WorkerSettings
 from pipeline.results import results_folder
-from pipeline.storage.files import file_sizes, remove
-from pipeline.storage.paths import storage_root
+from pipeline.storage.paths import storage_root, training_folder
 from pipeline.storage.tables import write_csv, write_json
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
-from pipeline.training.loop import split_off_held_out, training_set_of
-from pipeline.training.run import _fit, run_folder
+from pipeline.training.job import RunSettings, WorkerJob, run_name
+from pipeline.training.run import fit, remove_run, require_resources
 from pipeline.training.state import MAX_NONFINITE_SHARE, TrainingState
-from pipeline.training.step_loader import meta_batch_settings
+from pipeline.training.step_loader import meta_batch_settings, training_set_of
+from pipeline.training.validation import split_off_held_out
+
+HEADLINE = ("loss", "top1", "seconds", "val_top1")
+"""Metrics that MLflow shows in its list of runs."""
 
 
 def train(params: Params) -> None:
-    """Trains a hypernetwork, or goes on where an interrupted run with the same settings stopped."""
+    """Train a hypernetwork, or go on where an interrupted run with the same settings stopped."""
     started = time.perf_counter()
-    store = ArchitectureStore(params.storage)
-    _require_a_first_step(params, store)
+    settings, store = RunSettings.of(params), ArchitectureStore(params.storage)
+    _require_a_first_step(settings, store)
     with (
         stage_run("train", params.model_dump(), experiment=params.tracking.experiment) as run,
         ray_cluster(params.cluster.address, params.cluster.cpus),
     ):
-        _require_resources(params)
-        images = _images(params)
-        split_off_held_out(images, params.train)
+        require_resources(params.workers)
+        images = load_images(params.dataset, params.images, params.storage)
+        split_off_held_out(images, params.train.validation)  # raises UserError before any worker starts
         run.log_data("architectures", store.digest)
         run.log_data(images.name, images.settings_hash)
-        folder = run_folder(params, store, images.settings_hash)
-        config = {
-            "params": params.model_dump(),
-            "storage": storage_root(params.storage),
-            "manifest": store.manifest,
-            "images": images.place,
-            "metrics_buffer": f"steps-{folder.rpartition('/')[2]}",
-        }
-        result = _fit(params, run, folder, config)
-        with result.checkpoint.as_directory() as checkpoint:
-            state = _final_state(params, Path(checkpoint), len(images.classes))
-        _finish(params, run, state, len(images.train), time.perf_counter() - started)
-        for record in file_sizes(folder):  # first: Ray Train's says which checkpoints there are
-            remove(f"{folder}/{record}")
-        remove(folder)  # asked for again, the stage trains again
+
+        name = run_name(settings, store.manifest, images.settings_hash)
+        folder = training_folder(params.storage, name)
+        job = WorkerJob(
+            settings=settings,
+            workers=params.workers,
+            storage=storage_root(params.storage),
+            manifest=store.manifest,
+            images=images.place,
+            metrics_buffer=f"steps-{name}",
+        )
+        checkpoint = fit(job, folder, run)
+        state = _final_state(settings, checkpoint, len(images.classes))
+        metrics = _metrics(settings, state, len(images.train), time.perf_counter() - started)
+        _write_results(state, metrics, params.workers)
+        _log_results(run, state, metrics)
+        remove_run(folder)
 
 
-def _images(params: Params) -> Images:
-    """The images that the settings name, decoded once, on the whole cluster."""
-    return load_images(params.dataset, params.images, params.storage)
+def _require_a_first_step(settings: RunSettings, store: ArchitectureStore) -> None:
+    """Read all training architectures and sample the first meta-batch, before any worker starts.
 
-
-def _require_a_first_step(params: Params, store: ArchitectureStore) -> None:
-    """Raises UserError, before any worker starts, if a shard is missing or damaged, or no meta-batch can be drawn."""
-    training_set = training_set_of(store["train"])
+    Raises:
+        UserError: a shard is missing or damaged, or no meta-batch is small enough.
+    """
     try:
-        sample_indices(training_set, meta_batch_settings(params), params.seed, 0)
+        sample_indices(training_set_of(store["train"]), meta_batch_settings(settings), settings.seed, 0)
     except ValueError as error:
         raise UserError(f"train.{error}") from error
 
 
-def _require_resources(params: Params) -> None:
-    settings, have = params.train, capacity()
-    name = "min_workers" if settings.min_workers else "workers"
-    workers = getattr(settings, name)
-    for resource, each in {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}.items():
-        if workers * each > have[resource]:
-            raise UserError(
-                f"train.{name} = {workers} need {workers * each} {resource}s, the cluster has {have[resource]}: "
-                "use fewer workers or a larger cluster"
-            )
-    if slots_of(settings.cpus_per_worker, settings.gpus_per_worker) < workers:
-        raise UserError(
-            f"train.{name} = {workers}: the cluster's nodes have no room for so many workers of "
-            f"{settings.cpus_per_worker} CPUs and {settings.gpus_per_worker} GPUs\n"
-            "use fewer of both, or larger nodes"
-        )
+def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int) -> TrainingState:
+    """Return the state after the last step.
 
-
-def _final_state(params: Params, checkpoint: Path, num_classes: int) -> TrainingState:
-    """The state of the last checkpoint, which is that of the last step, or what has ended the run says so."""
-    state = TrainingState.new(params, num_classes, torch.device("cpu"), torch.float32)
-    state.load(checkpoint)
-    if state.has_diverged(params.meta_batch) or not pd.DataFrame(state.history)["loss"].notna().any():
+    Raises:
+        UserError: the run has diverged.
+        Terminated: the workers were asked to stop before the last step.
+    """
+    state = TrainingState.new(settings, num_classes, torch.device("cpu"), torch.float32)
+    with checkpoint.as_directory() as folder:
+        state.load(Path(folder))
+    if state.has_diverged(settings.meta_batch) or not pd.DataFrame(state.history)["loss"].notna().any():
         most = pd.DataFrame(state.dropped_architectures)["identity"].value_counts()
         raise UserError(
-            f"training diverged at step {state.step}: the loss or gradient of more than {MAX_NONFINITE_SHARE:.0%} of the last "
-            f"architectures was not finite, most often of {most.index[0]} ({most.iloc[0]} times)\n"
-            "lower train.learning_rate or set train.architecture_clip"
+            f"training diverged at step {state.step}: the loss or gradient of more than {MAX_NONFINITE_SHARE:.0%} of "
+            f"the last architectures was not finite, most often of {most.index[0]} ({most.iloc[0]} times)\n"
+            "lower train.optimizer.learning_rate or set train.architecture_clip"
         )
-    if state.step < params.train.steps:
-        raise Terminated(f"terminated after step {state.step:,} of {params.train.steps:,}, whose checkpoint is kept")
+    steps = settings.train.steps
+    if state.step < steps:
+        raise Terminated(f"terminated after step {state.step:,} of {steps:,}, whose checkpoint is kept")
     return state
 
 
-def _finish(params: Params, run: StageRun, state: TrainingState, num_images: int, seconds: float) -> None:
-    """Writes results/train and logs what came out."""
-    folder = results_folder("train")
-    (state.best or state.result).save(folder / "checkpoint")
+def _metrics(settings: RunSettings, state: TrainingState, num_images: int, seconds: float) -> dict[str, float]:
+    """Return what the run has come to. Loss and top-1 are medians, because one network that explodes decides a mean."""
     history = pd.DataFrame(state.history)
-    write_csv(folder / "history.csv", history)
-    write_csv(folder / "dropped.csv", pd.DataFrame(state.dropped_architectures, columns=["step", "index", "identity"]))
     recent = history.tail(100)
     metrics = {
-        # Medians: the loss of one network that explodes would decide a mean.
         "loss": float(recent["loss"].median()),
         "top1": float(recent["top1"].median()),
         "steps": state.step,
-        "epochs": state.step * params.train.batch / num_images,
+        "epochs": state.step * settings.train.batch / num_images,
         "seconds": seconds,
-        "architectures_per_second": params.meta_batch / float(history["step_seconds"].median()),
+        "architectures_per_second": settings.meta_batch / float(history["step_seconds"].median()),
         "dropped": int(history["dropped"].sum()),
-        "parameters": sum(p.numel() for p in state.ghn.parameters()),
+        "parameters": sum(weight.numel() for weight in state.ghn.parameters()),
     }
-    headline = ["loss", "top1", "seconds"]
     if state.best is not None:
         metrics |= {"val_top1": state.best_row["val_top1"], "best_step": state.best_row["step"]}
-        headline.append("val_top1")
-    write_json(folder / "metrics.json", metrics | {"precision": state.precision})
+    return metrics
+
+
+def _write_results(state: TrainingState, metrics: dict[str, float], workers: WorkerSettings) -> None:
+    """Write the checkpoint, the tables and the metrics to results/train.
+
+    `metrics.json` says on what the run was computed too, because the report must not depend on the section `workers`.
+    """
+    folder = results_folder("train")
+    (state.best or state.eval_model).save(folder / "checkpoint")
+    write_csv(folder / "history.csv", pd.DataFrame(state.history))
+    write_csv(folder / "dropped.csv", pd.DataFrame(state.dropped_architectures, columns=["step", "index", "identity"]))
+    computed = {
+        "precision": state.precision,
+        "workers": workers.number,
+        "device": "cuda" if workers.gpus else "cpu",
+    }
+    write_json(folder / "metrics.json", metrics | computed)
+
+
+def _log_results(run: StageRun, state: TrainingState, metrics: dict[str, float]) -> None:
+    """Log the metrics and the files of results/train to MLflow, and register the hypernetwork there."""
+    folder = results_folder("train")
     run.set_tags({"precision": state.precision})
-    run.summary({f"train_{name}": metrics.pop(name) for name in headline})
-    run.log_metrics({f"train_{name}": value for name, value in metrics.items()})
+    run.summary({f"train_{name}": metrics[name] for name in HEADLINE if name in metrics})
+    run.log_metrics({f"train_{name}": value for name, value in metrics.items() if name not in HEADLINE})
     run.log_artifact(folder / "history.csv")
     run.log_artifact(folder / "dropped.csv")
     run.log_ghn(folder / "checkpoint")

@@ -1,9 +1,13 @@
-"""The sum of a step over its slices and over the workers.
+"""The gradient of a step, summed over its micro-batches and over the workers.
 
-Where each worker computes whole slices, their gradients are exchanged one by one and added up by everyone in the same
-order, so that the sum is the same to the last digit whoever computed what. It matters: the gradient of target networks
-amplifies a difference in the last digit a thousandfold (a picture's background is thousands of equal pixels, all on the
-same side of a ReLU's kink), and after some steps two runs have nothing in common but their statistics.
+Where each worker computes whole micro-batches, the workers exchange one gradient for each micro-batch, and every worker
+adds them up in the same order. So the sum is the same to the last digit for any assignment of micro-batches to workers.
+This matters because the gradient of a target network amplifies a difference in the last digit a thousandfold: the
+background of an image is thousands of equal pixels, all on the same side of a ReLU's kink. After some steps two runs
+would agree in nothing but their statistics.
+
+Dimensions: M architectures of the meta-batch, R gradients that are exchanged, P weights of the hypernetwork, W workers,
+T phases of a step, F flags.
 """
 
 from __future__ import annotations
@@ -18,94 +22,110 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ghn.training.step import TargetScores
+from pipeline.training.history import Row
 
 PERCENTILES = {"median": 0.5, "p90": 0.9, "max": 1.0}
+"""Quantiles of the norms of the architectures' gradients that are logged, by the end of their column's name."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, the same on every worker but for the seconds of communication, which are its own.
+    """The outcome of a step. It is the same on all workers, except for the seconds of communication.
 
-    `row` are the values to log; `dropped` the positions of architectures that were dropped; `flags` how many workers
-    raised each of the flags.
+    Attributes:
+        row: the values to log.
+        dropped: positions in the meta-batch of architectures whose loss or gradient was not finite.
+        flags: how many workers raised each of the flags.
     """
 
-    row: dict[str, float]
+    row: Row
     dropped: list[int]
     flags: tuple[int, ...]
 
 
 class GradientReducer:
-    """Adds up gradients, scores and times of a step.
+    """Adds up the gradients, the scores and the seconds of one step.
 
-    `rows` are the sums that are exchanged: one for each slice, in the weights' precision, or a single one in double
-    precision.
+    Args:
+        weights: those of the hypernetwork; their `.grad` is cleared.
+        meta_batch: number of architectures of the step.
+        gradients: how many gradients the workers exchange: one for each micro-batch, in the precision of the weights,
+            or a single one, in double precision.
     """
 
-    def __init__(self, weights: Iterable[torch.nn.Parameter], meta_batch: int, rows: int = 1):
+    def __init__(self, weights: Iterable[torch.nn.Parameter], meta_batch: int, gradients: int = 1):
         self.weights = list(weights)
         for weight in self.weights:
             weight.grad = None
         first, count = self.weights[0], sum(weight.numel() for weight in self.weights)
-        dtype = first.dtype if rows > 1 else torch.float64
-        self.gradients = torch.zeros(rows, count, dtype=dtype, device=first.device)
-        self.scores = torch.zeros(4, meta_batch, dtype=torch.float64)  # loss, top-1, norm; 1 where one counts
+        dtype = first.dtype if gradients > 1 else torch.float64
+        self.gradients_RP = torch.zeros(gradients, count, dtype=dtype, device=first.device)
+        self.scores_4M = torch.zeros(4, meta_batch, dtype=torch.float64)  # loss, top-1, norm; 1 where they are finite
 
-    def add(self, scores: Mapping[int, TargetScores], row: int = 0) -> None:
-        """Adds the scores of a slice, and to a row its gradient, which it takes from `.grad`."""
-        for weight, part in zip(self.weights, self._parts(self.gradients[row]), strict=True):
+    def add(self, scores: Mapping[int, TargetScores], gradient: int = 0) -> None:
+        """Add the scores of a micro-batch, and its gradient, which is moved there from the weights' `.grad`.
+
+        Args:
+            scores: by position in the meta-batch.
+            gradient: number of the exchanged gradient that this one is added to.
+        """
+        for weight, total in zip(self.weights, self._split(self.gradients_RP[gradient]), strict=True):
             if weight.grad is not None:
-                part += weight.grad.flatten()
+                total += weight.grad.flatten()
                 weight.grad = None
         for position, score in scores.items():
             if score.is_finite:
                 values = [score.loss, score.top1, score.gradient_norm, 1.0]
-                self.scores[:, position] = torch.tensor(values, dtype=torch.float64)
+                self.scores_4M[:, position] = torch.tensor(values, dtype=torch.float64)
 
     def all_reduce(
         self, rank: int, workers: int, seconds: Mapping[str, float], busy: float, flags: Sequence[bool]
     ) -> StepResult:
-        """Adds up all workers' totals and leaves the mean gradient over architectures in `.grad`.
+        """Add up the totals of all workers and leave the mean gradient of the architectures in `.grad`.
 
         Args:
-            seconds: of this worker for each part of a step; the row has the means over the workers.
-            busy: seconds that this worker has spent on the step until now.
+            seconds: of this worker, by phase of the step; the row has their means over the workers.
+            busy: seconds that this worker has spent on the step so far.
+            flags: of this worker.
         """
-        everyone = torch.zeros(workers, dtype=torch.float64)
-        everyone[rank] = busy
-        mine = [self.scores.flatten(), everyone, _doubles(seconds.values()), _doubles(flags)]
-        message = torch.cat(mine).to(self.gradients.device)
+        busy_W = torch.zeros(workers, dtype=torch.float64)
+        busy_W[rank] = busy
+        own = [self.scores_4M.flatten(), busy_W, _float64(seconds.values()), _float64(flags)]
+        message = torch.cat(own).to(self.gradients_RP.device)
         started = perf_counter()
         if workers > 1:
             dist.all_reduce(message)
-            dist.all_reduce(self.gradients)
-        scores, everyone, sums, raised = message.cpu().split([len(part) for part in mine])
-        *values, counts = scores.view(4, -1)
-        kept = counts.bool()
-        self._leave(self.gradients.sum(0, dtype=torch.float64) / max(int(kept.sum()), 1))
+            dist.all_reduce(self.gradients_RP)
+        scores, busy_W, seconds_T, flags_F = message.cpu().split([len(part) for part in own])
+        *scores_M, is_finite_M = scores.view(4, -1)
+        kept_M = is_finite_M.bool()
+        self._set_grad(self.gradients_RP.sum(0, dtype=torch.float64) / max(int(kept_M.sum()), 1))
         exchange = perf_counter() - started
-        row = self._means(*(value[kept] for value in values))
-        row["dropped"] = int((~kept).sum())
-        row |= {f"{name}_seconds": float(total) / workers for name, total in zip(seconds, sums, strict=True)}
-        # Whoever is done first waits in the exchange for the slowest: that is imbalance, not communication.
-        row["communication_seconds"] = max(0.0, exchange - (float(everyone.max()) - busy))
-        row["imbalance"] = float(everyone.max() / everyone.mean())
-        return StepResult(row, (~kept).nonzero().flatten().tolist(), tuple(int(count) for count in raised))
 
-    def _leave(self, gradient: Tensor) -> None:
-        for weight, part in zip(self.weights, self._parts(gradient), strict=True):
+        row = _summarise(*(values_M[kept_M] for values_M in scores_M))
+        row["dropped"] = int((~kept_M).sum())
+        row |= {f"{phase}_seconds": float(total) / workers for phase, total in zip(seconds, seconds_T, strict=True)}
+        # A fast worker waits for the slowest within the exchange: that is imbalance, not communication.
+        row["communication_seconds"] = max(0.0, exchange - (float(busy_W.max()) - busy))
+        row["imbalance"] = float(busy_W.max() / busy_W.mean())
+        return StepResult(row, (~kept_M).nonzero().flatten().tolist(), tuple(int(count) for count in flags_F))
+
+    def _set_grad(self, gradient_P: Tensor) -> None:
+        for weight, part in zip(self.weights, self._split(gradient_P), strict=True):
             weight.grad = part.to(weight.dtype).view_as(weight)
 
-    def _parts(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat.split([weight.numel() for weight in self.weights])
-
-    def _means(self, losses: Tensor, top1: Tensor, norms: Tensor) -> dict[str, float]:
-        """Means of the kept architectures' scores, and how the norms of their gradients are distributed."""
-        if not len(losses):
-            return dict.fromkeys(("loss", "top1", *(f"architecture_norm_{name}" for name in PERCENTILES)), math.nan)
-        quantiles = {f"architecture_norm_{name}": float(norms.quantile(share)) for name, share in PERCENTILES.items()}
-        return {"loss": float(losses.mean()), "top1": float(top1.mean()), **quantiles}
+    def _split(self, gradient_P: Tensor) -> tuple[Tensor, ...]:
+        """Return the flat parts of a gradient that belong to each of the weights."""
+        return gradient_P.split([weight.numel() for weight in self.weights])
 
 
-def _doubles(values: Iterable[float]) -> Tensor:
+def _summarise(loss_M: Tensor, top1_M: Tensor, norm_M: Tensor) -> Row:
+    """Return the means of the architectures' scores, and quantiles of the norms of their gradients; NaN for none."""
+    if not len(loss_M):
+        return dict.fromkeys(("loss", "top1", *(f"architecture_norm_{name}" for name in PERCENTILES)), math.nan)
+    quantiles = {f"architecture_norm_{name}": float(norm_M.quantile(share)) for name, share in PERCENTILES.items()}
+    return {"loss": float(loss_M.mean()), "top1": float(top1_M.mean()), **quantiles}
+
+
+def _float64(values: Iterable[float]) -> Tensor:
     return torch.tensor([float(value) for value in values], dtype=torch.float64)

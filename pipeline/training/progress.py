@@ -1,10 +1,14 @@
-"""The steps of a training run on their way from the workers to the user's terminal and to MLflow, and the way back."""
+"""The way of a run's rows from rank 0 to the user's terminal and to MLflow, and of the driver's requests to rank 0.
+
+Rank 0 writes to the metrics buffer, an actor (see `pipeline.training.driver_link`); the driver drains it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from threading import Event
@@ -12,93 +16,118 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from pipeline.errors import Terminated
 from pipeline.tracking.mlflow_runs import StageRun
+from pipeline.training.history import DroppedArchitecture, Row
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
+DRAIN_SECONDS = 0.5
+"""Seconds between two looks of the driver for new rows."""
+
 SILENCE_SECONDS = 120.0
-"""Without a step for so long, the user is told what may be missing."""
+"""Seconds without a step after which the user reads what may be missing."""
 
 TERMINATION_SECONDS = 25.0
-"""How long a run that was asked to end may take to write its checkpoint: Kubernetes, for one, kills after thirty."""
+"""Most seconds that a run may take to write its checkpoint after SIGTERM. Kubernetes kills after thirty."""
 
-MOST_NAMED = 10
-"""Dropped architectures that are named in the terminal; all are in the results."""
-
-Row = dict[str, float]
-DroppedArchitecture = dict[str, Any]
+MAX_NAMED = 10
+"""Most dropped architectures that are named in the terminal; the results have all of them."""
 
 
 @dataclass
 class Updates:
-    """What a run has to tell since the last time.
+    """What has happened in a run since the driver last looked.
 
-    `resumed` are steps from which the workers went on, `asking` is whether they have asked if they are to stop.
+    Attributes:
+        resumed: the steps from which workers went on.
+        messages: lines for the user.
+        rows: new rows of the history.
+        dropped: architectures that were dropped.
+        polled: whether rank 0 has asked if it is to stop, which shows that it is alive.
     """
 
     resumed: list[int] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     dropped: list[DroppedArchitecture] = field(default_factory=list)
-    asking: bool = False
+    polled: bool = False
 
 
-@ray.remote
 class MetricsBuffer:
-    """Takes rows from the first worker, which does not wait, and keeps them until they are fetched.
+    """An actor that takes rows from rank 0, which does not wait, and keeps them until the driver drains it.
 
-    It lives on the driver's node, and longer than any worker: what it holds survives their restarts.
+    It runs on the driver's node and outlives every worker: what it holds survives their restarts.
     """
 
     def __init__(self) -> None:
-        self.news = Updates()
+        self.updates = Updates()
         self.files: dict[str, bytes] = {}
         self.stopping = False
 
-    def resume(self, step: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
-        """Takes what the steps until a checkpoint gave, which a driver that was killed may have had no time to tell."""
-        self.news.resumed.append(step)
+    def resume(self, step: int, history: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
+        """Take all that was logged until a checkpoint. A driver that was killed may not have passed it on."""
+        self.updates.resumed.append(step)
         self.add(history, dropped)
 
-    def add(self, rows: list[Row], dropped: list[DroppedArchitecture]) -> None:
-        self.news.rows.extend(rows)
-        self.news.dropped.extend(dropped)
+    def add(self, rows: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
+        """Take new rows and the architectures that were dropped."""
+        self.updates.rows.extend(rows)
+        self.updates.dropped.extend(dropped)
 
-    def take(self) -> Updates:
-        """What is new; it is told once."""
-        taken, self.news = self.news, Updates()
-        return taken
+    def announce(self, message: str) -> None:
+        """Take a line for the user."""
+        self.updates.messages.append(message)
+
+    def drain(self) -> Updates:
+        """Return the pending updates and clear them."""
+        drained, self.updates = self.updates, Updates()
+        return drained
 
     def keep(self, name: str, content: bytes) -> None:
+        """Keep a file for the results."""
         self.files[name] = content
 
     def kept(self) -> dict[str, bytes]:
+        """Return the content of the kept files by their names."""
         return self.files
 
     def stop(self) -> None:
-        """Asks the workers to write a checkpoint and end."""
+        """Ask the workers to write a checkpoint and end."""
         self.stopping = True
 
     def is_stopping(self) -> bool:
-        """What the workers ask after a step, at most every second."""
-        self.news.asking = True
+        """Return whether the workers are to end; rank 0 asks this after a step, at most every second."""
+        self.updates.polled = True
         return self.stopping
 
 
-class Progress:
-    """What a driver tells of a run while it goes on: a progress bar, warnings, and every step in MLflow.
+def start_metrics_buffer(name: str | None = None) -> Any:
+    """Start the actor on this node, and return its handle; workers find it by its name."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(MetricsBuffer).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
 
-    After a restart from a checkpoint the steps since then come again, with the same values: they are logged once.
+
+class Progress:
+    """Shows a run to the user while it goes on: a progress bar, warnings, and every row in MLflow.
+
+    After a restart from a checkpoint rank 0 sends the rows since then again, with the same values: each is logged once.
+
+    Args:
+        buffer: the handle of the metrics buffer.
+        steps: steps of the whole run.
+        run: the MLflow run that takes the rows.
     """
 
-    def __init__(self, log: Any, steps: int, run: StageRun):
-        self.log, self.run = log, run
+    def __init__(self, buffer: Any, steps: int, run: StageRun):
+        self.buffer, self.run = buffer, run
         self.step = 0
-        self.dropped: set[tuple[int, int]] = set()
-        self.heard, self.hinted = time.monotonic(), False
+        self.named: set[tuple[int, int]] = set()
+        self.shown_messages: set[str] = set()
+        self.last_sign, self.silence_is_explained = time.monotonic(), False
         self.bar = tqdm(
             total=steps,
             desc="train",
@@ -107,81 +136,98 @@ class Progress:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        self.shown: dict[str, str] = {}
+        self.postfix: dict[str, str] = {}
 
-    def follow(self, training: Future, stop: Event) -> None:
-        """Until `training` is done and all that it had to say is told; once `stop` is set, asks the workers to end."""
-        asked: float | None = None
+    def follow(self, training: Future[Any], stop: Event) -> None:
+        """Show the run until `training` is done; once `stop` is set, ask the workers to end.
+
+        Raises:
+            Terminated: the workers were asked to end, and did not write a checkpoint in time.
+        """
+        stop_time: float | None = None
         with self.bar:
             while True:
-                last = bool(wait([training], POLL_SECONDS).done)
-                if stop.is_set() and asked is None:
-                    asked = time.monotonic()
-                    self.log.stop.remote()
+                is_done = bool(wait([training], DRAIN_SECONDS).done)
+                if stop.is_set() and stop_time is None:
+                    stop_time = time.monotonic()
+                    self.buffer.stop.remote()
                     print_above_bar("asked to end: the workers finish their step and write a checkpoint")
-                try:
-                    news = ray.get(self.log.take.remote(), timeout=TERMINATION_SECONDS)
-                except RayError:
-                    if asked is not None:  # Ray was asked to end too, and did
-                        raise Terminated("terminated without another checkpoint") from None
-                    raise
-                self._begin_at(news.resumed)
-                self._name(news.dropped)
-                self._add(news.rows)
-                self._explain_silence(bool(news.rows) or news.asking)
-                if not last and asked is not None and time.monotonic() - asked > TERMINATION_SECONDS:
-                    raise Terminated("terminated before the workers had written another checkpoint")
-                if last:
+                self._show(self._drain(is_stopping=stop_time is not None))
+                if is_done:
                     return
+                if stop_time is not None and time.monotonic() - stop_time > TERMINATION_SECONDS:
+                    raise Terminated("terminated before the workers had written another checkpoint")
 
-    def _begin_at(self, resumed: list[int]) -> None:
-        for step in resumed:
+    def _drain(self, is_stopping: bool) -> Updates:
+        try:
+            return ray.get(self.buffer.drain.remote(), timeout=TERMINATION_SECONDS)
+        except RayError:
+            if is_stopping:  # SIGTERM has reached Ray too, which has ended
+                raise Terminated("terminated without another checkpoint") from None
+            raise
+
+    def _show(self, updates: Updates) -> None:
+        self._show_resumed(updates.resumed)
+        self._show_messages(updates.messages)
+        self._name_dropped(updates.dropped)
+        self._log_rows(updates.rows)
+        self._explain_silence(bool(updates.rows) or updates.polled)
+
+    def _show_resumed(self, steps: list[int]) -> None:
+        for step in steps:
             print_above_bar(f"going on from step {step:,}")
-            if step > self.bar.n:  # what an earlier process has done took no time now
+            if step > self.bar.n:  # these steps took no time of this process: they do not count for the rate
                 self.bar.initial = self.bar.n = step
                 self.bar.start_t = self.bar.last_print_t = time.time()
 
-    def _add(self, taken: list[Row]) -> None:
-        newest, rows = self.step, []
-        for row in taken:  # what comes again after a restart was logged before
-            if row["step"] > newest:
-                newest = row["step"]
-                rows.append(row)
-        if rows:
-            self.run.log_history([{name: value for name, value in row.items() if value == value} for row in rows])
-            self.step = int(rows[-1]["step"])
-            for row in rows:
-                self.shown |= {"loss": f"{row['loss']:.3f}", "top1": f"{row['top1']:.1%}"}
-                if row.get("val_top1") is not None:
-                    self.shown["val"] = f"{row['val_top1']:.1%}"
-            self.bar.set_postfix(self.shown, refresh=False)
-            self.bar.update(self.step - self.bar.n)
+    def _show_messages(self, messages: list[str]) -> None:
+        for message in messages:
+            if message not in self.shown_messages:  # it comes again after a restart
+                self.shown_messages.add(message)
+                print_above_bar(message)
 
-    def _explain_silence(self, heard: bool) -> None:
-        if heard:
-            self.heard, self.hinted = time.monotonic(), False
-        elif time.monotonic() - self.heard > SILENCE_SECONDS and not self.hinted:
-            self.hinted = True
-            have = ray.available_resources()
-            print_above_bar(
-                f"no step for {SILENCE_SECONDS:.0f} s: the cluster has {have.get('CPU', 0):g} CPUs and "
-                f"{have.get('GPU', 0):g} GPUs free; lost nodes are waited for unless train.min_workers is set"
-            )
-
-    def _name(self, dropped: list[DroppedArchitecture]) -> None:
-        for item in dropped:
-            drop = item["step"], item["index"]
-            if drop in self.dropped:  # it comes again after a restart
+    def _name_dropped(self, dropped: list[DroppedArchitecture]) -> None:
+        for architecture in dropped:
+            key = architecture["step"], architecture["index"]
+            if key in self.named:  # it comes again after a restart
                 continue
-            self.dropped.add(drop)
-            if len(self.dropped) <= MOST_NAMED:
+            self.named.add(key)
+            if len(self.named) <= MAX_NAMED:
                 print_above_bar(
-                    f"step {item['step']:,}: architecture {item['index']} ({item['identity']}) was dropped: its loss "
-                    "or gradient is not finite" + (" (more are not named)" if len(self.dropped) == MOST_NAMED else "")
+                    f"step {architecture['step']:,}: architecture {architecture['index']} "
+                    f"({architecture['identity']}) was dropped: its loss or gradient is not finite"
+                    + (" (more are not named)" if len(self.named) == MAX_NAMED else "")
                 )
+
+    def _log_rows(self, rows: list[Row]) -> None:
+        new = []
+        for row in rows:
+            if row["step"] > self.step:  # the others were logged before a restart
+                self.step = int(row["step"])
+                new.append(row)
+        if not new:
+            return
+        self.run.log_history([{name: value for name, value in row.items() if value == value} for row in new])  # no NaN
+        for row in new:
+            self.postfix |= {"loss": f"{row['loss']:.3f}", "top1": f"{row['top1']:.1%}"}
+            if row.get("val_top1") is not None:
+                self.postfix["val"] = f"{row['val_top1']:.1%}"
+        self.bar.set_postfix(self.postfix, refresh=False)
+        self.bar.update(self.step - self.bar.n)
+
+    def _explain_silence(self, is_alive: bool) -> None:
+        if is_alive:
+            self.last_sign, self.silence_is_explained = time.monotonic(), False
+        elif time.monotonic() - self.last_sign > SILENCE_SECONDS and not self.silence_is_explained:
+            self.silence_is_explained = True
+            free = ray.available_resources()
+            print_above_bar(
+                f"no step for {SILENCE_SECONDS:.0f} s: the cluster has {free.get('CPU', 0):g} CPUs and "
+                f"{free.get('GPU', 0):g} GPUs free; the run waits for lost nodes unless workers.minimum is set"
+            )
 
 
 def print_above_bar(message: str) -> None:
-    """Writes a line above the progress bar."""
+    """Write a line above the progress bar."""
     with tqdm.external_write_mode(sys.stderr):
         log.warning(message)

@@ -1,4 +1,4 @@
-"""A training run on Ray Train: its workers, restarted where they are lost, and its end."""
+"""A training run on Ray Train: its workers, their replacement where they are lost, and its end."""
 
 from __future__ import annotations
 
@@ -10,35 +10,30 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-import ray.train
 from ray.exceptions import ActorDiedError, RayError
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.ray_cluster import release_placement_groups
+from pipeline.cluster.ray_cluster import capacity, release_placement_groups, slots_of
 from pipeline.errors import UserError
-from pipeline.params import Params, settings_hash
+from pipeline.params import WorkerSettings
 from pipeline.results import RESULTS
 from pipeline.storage.arrow import arrow_filesystem
-from pipeline.storage.files import write_bytes
-from pipeline.storage.paths import training_folder
+from pipeline.storage.files import file_sizes, remove, write_bytes
 from pipeline.tracking.mlflow_runs import StageRun
+from pipeline.training.job import WorkerJob
 from pipeline.training.loop import train_loop_per_worker
-from pipeline.training.progress import MetricsBuffer, Progress, print_above_bar
-
-NOT_PART_OF_THE_RUN = (
-    "workers",
-    "min_workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "placement",
-    "max_failures",
-    "checkpoint_every",
-    "profile_steps",
-)
-"""Settings of `train` that may change between a crash and the next attempt: the run stays the same."""
+from pipeline.training.progress import Progress, print_above_bar, start_metrics_buffer
 
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # asks for huge pages
@@ -47,57 +42,84 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**36),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""How workers allocate memory (variables of glibc): what a tensor leaves is kept for the next one.
+"""Environment variables of glibc by which workers keep the memory of a freed tensor for the next one.
 
-By default each large tensor is given back to the system and comes again as pages that the kernel has to clear, which
-takes a fifth of a worker's time.
+By default glibc returns the memory of each large tensor to the system, and gets it back as pages that the kernel has to
+clear. That takes a fifth of a worker's time.
 """
 
 
-def run_folder(params: Params, store: ArchitectureStore, images: str) -> str:
-    """Where Ray Train keeps this run's checkpoints: below the storage, keyed by all that the run depends on.
+def require_resources(settings: WorkerSettings) -> None:
+    """Check that the cluster can run the workers.
 
-    `images` is the settings hash of the data set.
+    Raises:
+        UserError: it has too few CPUs or GPUs, or no node has room for one worker.
     """
-    everything = params.model_dump(include={"seed", "dataset", "meta_batch", "images", "hypernetwork", "train"})
-    for key in NOT_PART_OF_THE_RUN:
-        del everything["train"][key]
-    splits = [store.manifest["splits"][name] for name in ("train", "val")]
-    return training_folder(params.storage, settings_hash([everything, splits, images]))
+    name, number = ("minimum", settings.minimum) if settings.minimum else ("number", settings.number)
+    available = capacity()
+    for resource, each in {"CPU": settings.cpus, "GPU": settings.gpus}.items():
+        if number * each > available[resource]:
+            raise UserError(
+                f"workers.{name} = {number} need {number * each} {resource}s, the cluster has {available[resource]}: "
+                "use fewer workers or a larger cluster"
+            )
+    if slots_of(settings.cpus, settings.gpus) < number:
+        raise UserError(
+            f"workers.{name} = {number}: the cluster's nodes have no room for so many workers of "
+            f"{settings.cpus} CPUs and {settings.gpus} GPUs\n"
+            "use fewer of both, or larger nodes"
+        )
 
 
-def _fit(params: Params, run: StageRun, folder: str, config: dict[str, Any]) -> Result:
-    """Runs the workers to the end and tells of it meanwhile."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    log = MetricsBuffer.options(name=config["metrics_buffer"], num_cpus=0, scheduling_strategy=here).remote()
-    ended = threading.Event()
-    # In the main thread Ray Train would take Ctrl-C for itself and exit with status 0.
-    pool = ThreadPoolExecutor(1)
+def fit(job: WorkerJob, folder: str, run: StageRun) -> Checkpoint:
+    """Run the workers to the end, show their progress, and return the last checkpoint.
+
+    A lost worker, node or controller is replaced, and the run goes on from its last checkpoint. So does a run that an
+    earlier process has left in the folder. SIGTERM makes the workers write a checkpoint and end.
+
+    Args:
+        folder: where Ray Train keeps the checkpoints of this run.
+
+    Raises:
+        UserError: the run cannot go on.
+        Terminated: SIGTERM came, and the workers have not written a checkpoint in time.
+    """
+    buffer = start_metrics_buffer(job.metrics_buffer)
+    stage_ended = threading.Event()
+    pool = ThreadPoolExecutor(1)  # in the main thread Ray Train would handle Ctrl-C itself, and exit with status 0
     try:
-        with _termination() as stop:
-            fitting = pool.submit(_fit_until_done, params, folder, config, ended)
-            Progress(log, params.train.steps, run).follow(fitting, stop)
-        result = fitting.result()
-        for file, content in ray.get(log.kept.remote()).items():
+        with _sigterm_as_event() as stop:
+            fitting = pool.submit(_fit_until_done, job, folder, stage_ended)
+            Progress(buffer, job.settings.train.steps, run).follow(fitting, stop)
+        checkpoint = fitting.result().checkpoint
+        for file, content in ray.get(buffer.kept.remote()).items():
             write_bytes(RESULTS / "profile" / file, content)
             run.log_artifact(RESULTS / "profile" / file)
-        return result
-    except ray.train.TrainingFailedError as error:
-        raise UserError(_explain(error, params.train.max_failures)) from error
+    except TrainingFailedError as error:
+        raise UserError(_explain(error, job.workers.max_failures)) from error
     finally:
-        ended.set()
+        stage_ended.set()
         pool.shutdown(wait=False)
-        with suppress(RayError):  # which may have ended already
-            ray.kill(log)
+        with suppress(RayError):  # Ray may have ended already
+            ray.kill(buffer)
+    assert checkpoint is not None  # the workers report one when they end
+    return checkpoint
 
 
-def _fit_until_done(params: Params, folder: str, config: dict[str, Any], ended: threading.Event) -> Result:
-    """Ray Train replaces workers; its controller is replaced here, unless the stage has `ended` and shuts Ray down."""
-    for _ in range(params.train.max_failures + 1):
+def remove_run(folder: str) -> None:
+    """Delete the checkpoints of a run that is done: asked for again, the stage trains again."""
+    for record in file_sizes(folder):  # first, because Ray Train's records name the checkpoints to go on from
+        remove(f"{folder}/{record}")
+    remove(folder)
+
+
+def _fit_until_done(job: WorkerJob, folder: str, stage_ended: threading.Event) -> Result:
+    """Train with one controller after the other: Ray Train replaces workers, but not its own controller."""
+    for _ in range(job.workers.max_failures + 1):
         try:
-            return _trainer(params, folder, config).fit()
+            return _trainer(job, folder).fit()
         except ActorDiedError as error:
-            if ended.is_set():
+            if stage_ended.is_set():  # and shuts Ray down
                 raise
             if "creation task" in str(error):
                 raise UserError(
@@ -111,27 +133,27 @@ def _fit_until_done(params: Params, folder: str, config: dict[str, Any], ended: 
     )
 
 
-def _trainer(params: Params, folder: str, config: dict[str, Any]) -> TorchTrainer:
-    settings = params.train
+def _trainer(job: WorkerJob, folder: str) -> TorchTrainer:
+    """Return Ray Train's description of the run."""
+    # mypy finds the classes of Ray Train's first version, where Ray imports those of the second: the ignored errors.
+    workers = job.workers
     filesystem, path = arrow_filesystem(folder)
     parent, _, name = path.rpartition("/")
-    resources = {"CPU": settings.cpus_per_worker}
-    if settings.gpus_per_worker:
-        resources["GPU"] = settings.gpus_per_worker
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     return TorchTrainer(
         train_loop_per_worker,
-        train_loop_config=config,
+        train_loop_config=job.model_dump(),
         scaling_config=ScalingConfig(
-            num_workers=(settings.min_workers, settings.workers) if settings.min_workers else settings.workers,
-            use_gpu=settings.gpus_per_worker > 0,
+            num_workers=(workers.minimum, workers.number) if workers.minimum else workers.number,  # type: ignore[arg-type]
+            use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
-            placement_strategy=settings.placement,
+            placement_strategy=workers.placement,
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=parent,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig("WARNING"),
             worker_runtime_env={"env_vars": ALLOCATOR},
@@ -140,23 +162,24 @@ def _trainer(params: Params, folder: str, config: dict[str, Any]) -> TorchTraine
 
 
 @contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets within the block, instead of ending this process."""
-    asked = threading.Event()
+def _sigterm_as_event() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets within the block, instead of ending this process."""
+    terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield terminated
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
     try:
-        yield asked
+        yield terminated
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _explain(error: ray.train.TrainingFailedError, restarts: int) -> str:
-    """What went wrong in at most three lines, without Ray's many lines of where."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        if isinstance(failure, (UserError, ValueError)):  # ours, or the library's: they explain themselves
+def _explain(error: TrainingFailedError, restarts: int) -> str:
+    """Return what went wrong in at most three lines, without the many lines in which Ray says where."""
+    failures: dict[int, Any] = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    for failure in failures.values():
+        if isinstance(failure, (UserError, ValueError)):  # raised by this code for the user: it explains itself
             return "\n".join(str(failure).splitlines()[:3])
     return (
         f"training stopped after {restarts} restarts: {_last_line(error)}\n"

@@ -1,4 +1,7 @@
-"""What a training step needs beside the weights, prepared in a thread while the step before computes."""
+"""The data of a training step, which a thread prepares while the step before is computed.
+
+Dimensions: B images of a batch, S side of the images in pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,33 +17,55 @@ from torch import Tensor
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.cost_model import training_seconds
 from ghn.training.load_balance import assign_meta_batch
-from ghn.training.meta_batch import SampledArchitecture, TrainingSet, sample_meta_batch
+from ghn.training.meta_batch import MetaBatchSettings, SampledArchitecture, TrainingSet, sample_meta_batch
 from ghn.training.step import MicroBatch
+from pipeline.architectures.store import Split
 from pipeline.images.batches import Augmentation, training_batch
 from pipeline.images.dataset import Images
-from pipeline.params import Params
+from pipeline.training.job import RunSettings
+
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """The meta-batch of a step, this worker's slices of it by number, and images (B, 3, S, S) with labels (B,)."""
+    """The data of one step.
+
+    Attributes:
+        step: the number of steps before it.
+        meta_batch: all architectures of the step.
+        micro_batches: those that this worker computes, by their number.
+        images: (B, 3, S, S), channels last.
+        labels: int64 (B,).
+    """
 
     step: int
-    drawn: list[SampledArchitecture]
-    slices: dict[int, MicroBatch]
+    meta_batch: list[SampledArchitecture]
+    micro_batches: dict[int, MicroBatch]
     images: Tensor
     labels: Tensor
 
     @property
     def graph_seconds(self) -> float:
-        return sum(part.graph_seconds for part in self.slices.values())
+        """Return the seconds that it took to lay out the graphs."""
+        return sum(micro_batch.graph_seconds for micro_batch in self.micro_batches.values())
 
 
 @dataclass(frozen=True)
 class StepLoader:
-    """Prepares the steps of one worker."""
+    """Prepares the steps of one worker.
 
-    params: Params
+    Attributes:
+        settings: what is learned.
+        training_set: the architectures that meta-batches are sampled from.
+        images: the images that batches are taken from.
+        ghn: the hypernetwork, whose configuration is read, but not its weights.
+        rank, workers: which worker this is, of how many.
+        device: where the step will be computed.
+        dtype: that of the images.
+    """
+
+    settings: RunSettings
     training_set: TrainingSet
     images: Images
     ghn: Hypernetwork
@@ -49,41 +75,72 @@ class StepLoader:
     dtype: torch.dtype
 
     def __call__(self, step: int) -> PreparedStep:
-        seed, settings, size = self.params.seed, self.params.train, self.params.images.size
-        drawn = sample_meta_batch(
+        """Return the data of a step, a function of the settings and of the step alone.
+
+        Raises:
+            ValueError: the graphs of any meta-batch have more than `max_nodes` nodes.
+        """
+        meta_batch = sample_meta_batch(
             self.training_set,
-            seed,
+            meta_batch_settings(self.settings),
+            self.settings.seed,
             step,
-            self.params.meta_batch,
-            settings.widths,
-            settings.head_widths,
-            settings.max_nodes,
+            self.settings.images.size,
+            len(self.images.classes),
         )
-        programs = [item.architecture.program(size, len(self.images.classes)) for item in drawn]
-        costs = [training_seconds(program, settings.batch) for program in programs]
-        nodes = [int(self.training_set.nodes[item.index]) for item in drawn]
-        slices = {
-            share.number: MicroBatch.of(
-                self.ghn, {position: drawn[position] for position in share.part}, share.mine, size
+        images, labels = self._batch(step)
+        return PreparedStep(step, meta_batch, self._micro_batches(meta_batch), images, labels)
+
+    def _micro_batches(self, meta_batch: Sequence[SampledArchitecture]) -> dict[int, MicroBatch]:
+        """Return the micro-batches of this worker by number, with their graphs laid out."""
+        costs = [training_seconds(sampled.program, self.settings.train.batch) for sampled in meta_batch]
+        nodes = [int(self.training_set.nodes[sampled.index]) for sampled in meta_batch]
+        assignments = assign_meta_batch(costs, nodes, self.workers, self.settings.train.micro_batches)[self.rank]
+        return {
+            assignment.micro_batch: MicroBatch.of(
+                self.ghn,
+                {position: meta_batch[position] for position in assignment.positions},
+                assignment.own,
             )
-            for share in assign_meta_batch(costs, nodes, self.workers, settings.slices)[self.rank]
+            for assignment in assignments
         }
-        augmentation = Augmentation(self.params.images.shift, self.params.images.flip)
-        images, labels = training_batch(self.images, seed, step, settings.batch, augmentation)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the images (B, 3, S, S) and labels (B,) of a step, in main memory."""
+        settings = self.settings
+        augmentation = Augmentation(settings.images.shift, settings.images.flip)
+        images, labels = training_batch(self.images, settings.seed, step, settings.train.batch, augmentation)
         images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        if self.device.type == "cuda":  # so that the copy to the device need not be waited for
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return PreparedStep(step, drawn, slices, images, labels)
+        if self.device.type == "cuda":  # from pinned memory the copy to the device runs in the background
+            return images.pin_memory(), labels.pin_memory()
+        return images, labels
 
 
-def prefetch(prepare: Callable[[int], PreparedStep], steps: Sequence[int]) -> Iterator[tuple[PreparedStep, float]]:
-    """Yields each step, prepared, and the seconds that it had to be waited for."""
-    torch.get_num_threads()  # settles how many this thread has, before another says how many it has
+def meta_batch_settings(settings: RunSettings) -> MetaBatchSettings:
+    """Return the settings by which the meta-batches of a run are sampled."""
+    train = settings.train
+    return MetaBatchSettings(settings.meta_batch, train.widths, train.head_widths, train.max_nodes)
+
+
+def training_set_of(split: Split) -> TrainingSet:
+    """Return a split as the set of architectures that meta-batches are sampled from."""
+    return TrainingSet(**split.columns("nodes", "parameters"), read=split.read)
+
+
+def prefetch(prepare: Callable[[int], Prepared], steps: Sequence[int]) -> Iterator[tuple[Prepared, float]]:
+    """Yield the data of each step, and the seconds that the caller had to wait for it.
+
+    While the caller uses the data of one step, a thread prepares the next one.
+    """
+    if not steps:
+        return
+    torch.get_num_threads()  # fixes the number of this thread before the other thread sets its own
     with ThreadPoolExecutor(1, "prepare", torch.set_num_threads, (1,)) as pool:
-        upcoming = pool.submit(prepare, steps[0]) if steps else None
-        for following in [*steps[1:], None] if steps else []:
+        upcoming = pool.submit(prepare, steps[0])
+        for following in range(1, len(steps) + 1):
             started = perf_counter()
             prepared = upcoming.result()
             waited = perf_counter() - started
-            upcoming = None if following is None else pool.submit(prepare, following)
+            if following < len(steps):
+                upcoming = pool.submit(prepare, steps[following])
             yield prepared, waited

@@ -1,4 +1,7 @@
-"""How well the hypernetwork does, while it trains, on architectures and images that it is not trained on."""
+"""The accuracy of the hypernetwork, while it trains, on architectures and images that it is not trained on.
+
+Dimensions: A architectures, B images of a batch, C channels, K classes, S side of the images in pixels.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +12,90 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.cost_model import training_seconds
 from ghn.training.load_balance import assign_greedily
+from pipeline.architectures.store import Split
+from pipeline.errors import UserError
 from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
 from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.subsets import hold_out
+from pipeline.params import TrainSettings, ValidationSettings
+from pipeline.training.history import Row
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Architectures to validate on, at their width, and held-out images of `images`, `batch` at a time."""
+    """What the hypernetwork is validated on.
+
+    Attributes:
+        architectures: the architectures, at the width at which they are validated.
+        held_out: images of the training part that are not trained on.
+        images: the data set that they belong to.
+        batch: how many images a network classifies at a time.
+    """
 
     architectures: Sequence[Architecture]
     held_out: ImageSubset
     images: Images
     batch: int
 
-    @torch.no_grad()
-    def measure(self, ghn: Hypernetwork, rank: int, workers: int) -> dict[str, float]:
-        """Means over the architectures: top-1, and the loss of those where it is finite.
+    @classmethod
+    def of(cls, split: Split, held_out: ImageSubset, images: Images, settings: TrainSettings) -> Validation:
+        """Return the validation on the first architectures of a split, at the smallest width of training."""
+        C, fc_dim = settings.widths[0], settings.head_widths[0]
+        count = min(settings.validation.architectures, len(split))
+        architectures = [split.read(index).with_width(C, fc_dim) for index in range(count)]
+        return cls(architectures, held_out, images, settings.batch)
 
-        The workers share the architectures; each is predicted alone, so that the result does not depend on them.
+    @torch.no_grad()
+    def measure(self, ghn: Hypernetwork, rank: int, workers: int) -> Row:
+        """Return the mean top-1 over the architectures, and the mean loss of those where it is finite.
+
+        The workers share the architectures, and all must call this. The parameters of each architecture are predicted
+        alone, so that the result does not depend on the number of workers.
         """
         weight = next(ghn.parameters())
-        classes, size = len(self.images.classes), ghn.config.image_size
-        costs = [training_seconds(architecture.program(size, classes), 1) for architecture in self.architectures]
-        results = torch.zeros(3, len(costs), dtype=torch.float64)  # top-1, loss; 1 where the loss is finite
+        num_classes, size = len(self.images.classes), ghn.config.image_size
+        costs = [training_seconds(architecture.program(size, num_classes), 1) for architecture in self.architectures]
+        results_3A = torch.zeros(3, len(costs), dtype=torch.float64)  # top-1, loss; 1 where the loss is finite
         for position in assign_greedily(costs, workers)[rank]:
             architecture = self.architectures[position]
             (parameters,) = ghn.predict_parameters([architecture])
-            classify = partial(self._classify, architecture, parameters, weight.dtype)
+            classify = partial(_classify, architecture, parameters, weight.dtype)
             scores = score(classify, evaluation_batches(self.held_out, self.images, self.batch), weight.device)
-            finite = scores.loss is not None
-            results[:, position] = torch.tensor([scores.top1, scores.loss or 0.0, finite], dtype=torch.float64)
-        results = results.to(weight.device)
+            is_finite = scores.loss is not None
+            results_3A[:, position] = torch.tensor([scores.top1, scores.loss or 0.0, is_finite], dtype=torch.float64)
+        results_3A = results_3A.to(weight.device)
         if workers > 1:
-            dist.all_reduce(results)
-        top1, loss, finite = results.sum(1).tolist()
+            dist.all_reduce(results_3A)
+        top1, loss, finite = results_3A.sum(1).tolist()
         return {"val_top1": top1 / len(costs), "val_loss": loss / finite if finite else math.nan}
 
-    @staticmethod
-    def _classify(
-        architecture: Architecture, parameters: dict[str, torch.Tensor], dtype: torch.dtype, images: torch.Tensor
-    ) -> torch.Tensor:
-        return architecture.forward(parameters, images.to(dtype))
+
+def _classify(
+    architecture: Architecture, parameters: dict[str, Tensor], dtype: torch.dtype, images_BCSS: Tensor
+) -> Tensor:
+    """Return the logits (B, K) of images, by a network with the given parameters."""
+    return architecture.forward(parameters, images_BCSS.to(dtype))
+
+
+def split_off_held_out(images: Images, settings: ValidationSettings) -> tuple[Images, ImageSubset]:
+    """Return the images to train on, and those to validate on, which are none where validation is off.
+
+    Raises:
+        UserError: validation is on, and no class has an image to spare.
+    """
+    if settings.every is None:
+        return hold_out(images, 0.0)
+    remaining, held_out = hold_out(images, settings.images)
+    if not len(held_out):
+        raise UserError(
+            f"train.validation.images = {settings.images}: no class of {images.name} has two training images\n"
+            "use more images, or train.validation.every = null"
+        )
+    return remaining, held_out

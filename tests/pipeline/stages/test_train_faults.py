@@ -34,16 +34,19 @@ from training_runs import (
 )
 
 from pipeline.architectures.splits import store_architectures
-from pipeline.params import Params, load_params
+from pipeline.params import Params, load_params, with_changes
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"steps": 90, "workers": 2, "checkpoint_every": 5, "validate_every": 20, "max_failures": 10}
+SETTINGS = {
+    "train": {"steps": 90, "validation": {"every": 20}},
+    "workers": {"number": 2, "checkpoint_every": 5, "max_failures": 10},
+}
 
 
 @pytest.fixture
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Run:
-    return reference_run(tmp_path_factory.mktemp("undisturbed"), Params.model_validate(small_settings(train=SETTINGS)))
+    return reference_run(tmp_path_factory.mktemp("undisturbed"), Params.model_validate(small_settings(**SETTINGS)))
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     undisturbed: Run, cluster: Cluster, small_project: Callable[..., Params]
 ) -> None:
     take_architectures(undisturbed)
-    small_project(train=SETTINGS)
+    small_project(**SETTINGS)
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments: seed {seed}")
     moments = random.Random(seed)
@@ -129,8 +132,11 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_on
     cluster: Cluster, small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # it tries two workers before it knows
-    endless = {"steps": 100_000, "checkpoint_every": 100_000, "validate_every": None, "min_workers": 1}
-    small_project(train=SETTINGS | endless)
+    endless = {
+        "train": {"steps": 100_000, "validation": {"every": None}},
+        "workers": {"checkpoint_every": 100_000, "minimum": 1},
+    }
+    small_project(**with_changes(SETTINGS, endless))
     store_architectures(load_params())
     driver = in_background()
     wait_for(lambda: last_step() > 0, driver)

@@ -25,13 +25,13 @@ from pipeline.params import Params
 from pipeline.stages.train import train
 from pipeline.storage.files import write_bytes
 from pipeline.training.gradient_reduction import GradientReducer
-from pipeline.training.loop import training_set_of
-from pipeline.training.step_loader import StepLoader
+from pipeline.training.job import RunSettings
+from pipeline.training.step_loader import StepLoader, training_set_of
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-RUN = {"steps": 50, "precision": "fp64", "slices": 6, "workers": 1, "validate_every": 25}
+RUN = {"steps": 50, "precision": "fp64", "micro_batches": 6, "validation": {"every": 25}}
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +56,26 @@ def assert_equal_weights(run: Run) -> None:
         np.testing.assert_allclose(mine[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("slices", [1, 6])  # workers share the networks of a slice, or whole slices
+@pytest.mark.parametrize("micro_batches", [1, 6])  # workers divide the networks of one, or compute whole ones
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
 def test_the_gradient_of_a_step_is_that_of_one_process(
-    reference: Run, small_project: Callable[..., Params], dtype: torch.dtype, tolerance: float, slices: int
+    reference: Run, small_project: Callable[..., Params], dtype: torch.dtype, tolerance: float, micro_batches: int
 ) -> None:
     take_architectures(reference)
-    params = small_project(meta_batch=8, train=RUN | {"slices": slices})
+    settings = RunSettings.of(small_project(meta_batch=8, train=RUN | {"micro_batches": micro_batches}))
     training_set = training_set_of(ArchitectureStore("storage")["train"])
-    images = load_cached_images("digits", 8, "storage/images")
+    data = load_cached_images("digits", 8, "storage/images")
     torch.manual_seed(0)
     ghn = GHN(GHNConfig(10, 8, "ghn2", 8, 5, 50)).to(dtype)
 
     def gradient(workers: int) -> torch.Tensor:
-        total = GradientReducer(ghn.parameters(), 8)
+        reducer = GradientReducer(ghn.parameters(), 8)
         for rank in range(workers):
-            prepared = StepLoader(params, training_set, images, ghn, rank, workers, CPU, dtype)(3)
-            for part in prepared.slices.values():
-                total.add(
-                    accumulate_micro_batch(
-                        ghn, part, prepared.images, prepared.labels, 3, StepSettings(seed=0), Stopwatch(CPU)
-                    )
-                )
-        total.all_reduce(0, 1, {}, 1.0, [])
+            prepared = StepLoader(settings, training_set, data, ghn, rank, workers, CPU, dtype)(3)
+            for micro_batch in prepared.micro_batches.values():
+                images, labels, watch = prepared.images, prepared.labels, Stopwatch(CPU)
+                reducer.add(accumulate_micro_batch(ghn, micro_batch, images, labels, 3, StepSettings(seed=0), watch))
+        reducer.all_reduce(0, 1, {}, 1.0, [])
         return torch.cat([weight.grad.flatten() for weight in ghn.parameters()])
 
     one = gradient(1)
@@ -88,7 +85,7 @@ def test_the_gradient_of_a_step_is_that_of_one_process(
 
 def test_the_number_of_workers_does_not_change_the_run(reference: Run, small_project: Callable[..., Params]) -> None:
     take_architectures(reference)
-    train(small_project(meta_batch=8, train=RUN | {"workers": 3}))
+    train(small_project(meta_batch=8, train=RUN, workers={"number": 3}))
     assert_same_run(reference)
     assert_equal_weights(reference)
     assert history()["imbalance"].between(1, 3).all()
@@ -104,7 +101,8 @@ def test_workers_on_several_nodes_train_together_while_the_bucket_of_their_check
     take_architectures(reference, storage=False)
     for file in reference.storage.rglob("*.parquet"):
         write_bytes(f"{flaky_bucket.url}/{file.relative_to(reference.storage)}", file.read_bytes())
-    params = small_project(meta_batch=8, train=RUN | {"workers": 2, "checkpoint_every": 5}, storage=flaky_bucket.url)
+    workers = {"number": 2, "checkpoint_every": 5}
+    params = small_project(meta_batch=8, train=RUN, workers=workers, storage=flaky_bucket.url)
     Path(".ray").symlink_to(Path.home() / ".ray")  # the token by which Ray's processes know each other
     monkeypatch.setenv("HOME", str(Path.cwd()))  # where nodes keep their copies of images
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

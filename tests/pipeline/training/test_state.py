@@ -21,6 +21,7 @@ from ghn.training.meta_batch import SampledArchitecture
 from ghn.training.step import MicroBatch, StepSettings, Stopwatch, accumulate_micro_batch
 from pipeline.params import Params
 from pipeline.training.gradient_reduction import GradientReducer
+from pipeline.training.job import RunSettings
 from pipeline.training.state import TrainingState
 
 CPU = torch.device("cpu")
@@ -29,27 +30,32 @@ LOG_EVERY = 2
 ARCHITECTURES = [sample_architecture(0, "train", index).with_width(8, fc_dim=16) for index in range(4)]
 
 
+def run_settings(**changes: Any) -> RunSettings:
+    return RunSettings.of(Params.model_validate(small_settings(**changes)))
+
+
 def new_state(ema: float | None = None, dtype: torch.dtype = torch.float64) -> TrainingState:
-    return TrainingState.new(Params.model_validate(small_settings(train={"ema": ema})), CLASSES, CPU, dtype)
+    return TrainingState.new(run_settings(train={"ema": ema}), CLASSES, CPU, dtype)
 
 
 def take_steps(state: TrainingState, count: int) -> None:
-    """Steps of a run as the training loop takes them; every third step is validated, the fourth is dropped in part."""
+    """Take steps as the training loop does: every third step is validated, the fourth drops an architecture."""
     dtype = next(state.ghn.parameters()).dtype
     for _ in range(count):
         random = torch.Generator().manual_seed(state.step)
         x = torch.randn(4, 3, SIZE, SIZE, generator=random, dtype=dtype)
         labels = torch.randint(CLASSES, (4,), generator=random)
-        drawn = {
-            p: SampledArchitecture(p, ARCHITECTURES[(state.step + p) % len(ARCHITECTURES)]) for p in range(META_BATCH)
-        }
-        total = GradientReducer(state.ghn.parameters(), META_BATCH)
-        part = MicroBatch.of(state.ghn, drawn, range(META_BATCH), SIZE)
-        total.add(accumulate_micro_batch(state.ghn, part, x, labels, state.step, StepSettings(0), Stopwatch(CPU)))
-        result = total.all_reduce(0, 1, {}, 1.0, ())
+        several = [ARCHITECTURES[(state.step + p) % len(ARCHITECTURES)] for p in range(META_BATCH)]
+        sampled = {p: SampledArchitecture(p, a, a.program(SIZE, CLASSES)) for p, a in enumerate(several)}
+        reducer = GradientReducer(state.ghn.parameters(), META_BATCH)
+        micro_batch = MicroBatch.of(state.ghn, sampled, range(META_BATCH))
+        reducer.add(
+            accumulate_micro_batch(state.ghn, micro_batch, x, labels, state.step, StepSettings(0), Stopwatch(CPU))
+        )
+        result = reducer.all_reduce(0, 1, {}, 1.0, ())
         norm = state.update(0.01, clip=1.0)
         dropped = [state.step] if state.step == 4 else []
-        state.drop(dropped, "identity-{}".format)
+        state.record_nonfinite(dropped, "identity-{}".format)
         row = {"loss": result.row["loss"], "gradient_norm": norm, "dropped": len(dropped)}
         if state.step % 3 == 0:
             state.keep_if_best({"val_top1": 1 / state.step, "val_loss": 0.5})
@@ -58,18 +64,18 @@ def take_steps(state: TrainingState, count: int) -> None:
 
 
 def content(state: TrainingState) -> dict[str, Any]:
-    """All of a state that decides how it goes on and what comes out."""
+    """Return all of a state that decides how the run goes on and what its result is."""
     ghns = {"ghn": state.ghn, "average": state.average, "best": state.best}
     return {
         "weights": {name: ghn and dict(ghn.state_dict()) for name, ghn in ghns.items()},
         "optimizer": state.optimizer.state_dict()["state"],
-        "progress": (state.step, state.history, state.pending, list(state.dropped), state.dropped_architectures),
+        "progress": (state.step, state.history, state.unlogged_rows, list(state.dropped), state.dropped_architectures),
         "best": state.best_row,
     }
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """To the last bit."""
+    """Assert equality to the last bit."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other)
@@ -118,8 +124,7 @@ def test_the_first_state_is_a_function_of_the_seed() -> None:
     first = new_state()
     torch.manual_seed(54321)
     assert_equal(content(new_state()), content(first))
-    other = Params.model_validate(small_settings(seed=1))
-    weights = TrainingState.new(other, CLASSES, CPU, torch.float64).ghn.state_dict()
+    weights = TrainingState.new(run_settings(seed=1), CLASSES, CPU, torch.float64).ghn.state_dict()
     assert any(not torch.equal(weights[name], value) for name, value in first.ghn.state_dict().items())
 
 
@@ -128,7 +133,7 @@ def test_the_first_state_is_a_function_of_the_seed() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that holds everything a checkpoint can."""
+    """A checkpoint with everything that one can have."""
     folder = tmp_path_factory.mktemp("checkpoint")
     state = new_state(ema=0.9)
     take_steps(state, 4)
@@ -178,7 +183,7 @@ def test_weights_of_another_hypernetwork_do_not_fit(checkpoint: Path, name: str,
     Hypernetwork.from_pretrained(folder / name)  # each can be read alone
     for file in (folder / name).iterdir():
         file.unlink()
-    TrainingState.new(Params.model_validate(small_settings()), CLASSES + 1, CPU, torch.float64).ghn.save(folder / name)
+    TrainingState.new(run_settings(), CLASSES + 1, CPU, torch.float64).ghn.save(folder / name)
     with pytest.raises(CheckpointError, match=rf"{name}/model\.safetensors does not fit"):
         new_state(ema=0.9).load(folder)
 
@@ -245,17 +250,17 @@ def test_the_moving_average_follows_its_formula() -> None:
         averages.append(values[0].item())
     # The weights are 8, 4, 0, 0; average ← d average + (1 - d) weights, where d is 1/10 and then 0.15 instead of 2/11.
     assert averages == pytest.approx([0.1 * 8 + 0.9 * 4, 0.15 * 4.4, 0.15**2 * 4.4])
-    assert state.result is state.average
+    assert state.eval_model is state.average
 
 
-def test_without_a_moving_average_the_weights_themselves_are_the_result() -> None:
+def test_without_a_moving_average_the_weights_themselves_are_evaluated() -> None:
     state = new_state()
     take_steps(state, 1)
     assert state.average is None
-    assert state.result is state.ghn
+    assert state.eval_model is state.ghn
 
 
-# --- what is kept -------------------------------------------------------------------------------------------
+# --- the best weights -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -265,12 +270,12 @@ def test_the_weights_that_did_best_are_kept_as_they_were(ema: float | None) -> N
     for step, top1 in enumerate([0.2, 0.5, 0.4, 0.5], 1):
         with_gradients(state, 1.0).update(0.1, clip=1.0)
         state.keep_if_best({"val_top1": top1, "val_loss": 1.0})
-        results[step] = copy.deepcopy(state.result.state_dict())
+        results[step] = copy.deepcopy(state.eval_model.state_dict())
     assert state.best_row == {"val_top1": 0.5, "val_loss": 1.0, "step": 2}  # of equals the first
     assert_equal(dict(state.best.state_dict()), dict(results[2]))
 
 
-def test_weights_that_do_badly_are_better_than_none() -> None:
+def test_the_first_validated_weights_are_kept_even_if_they_do_badly() -> None:
     state = new_state()
     assert state.best is None
     state.keep_if_best({"val_top1": 0.0, "val_loss": math.nan})
@@ -304,10 +309,10 @@ def test_rows_are_the_means_of_the_steps_since_the_last_one(log_every: int, step
         several = range(start + 1, row["step"] + 1)
         assert row["loss"] == pytest.approx(sum(several) / len(several))
         assert row["dropped"] == sum(step % 2 for step in several)
-    assert not state.pending
+    assert not state.unlogged_rows
 
 
-def test_a_mean_leaves_out_steps_without_a_number() -> None:
+def test_a_mean_leaves_out_nan() -> None:
     state = new_state()
     rows = [
         {"loss": 1.0, "dropped": 0},
@@ -324,23 +329,23 @@ def test_a_run_has_diverged_when_a_tenth_of_the_last_hundred_steps_was_dropped()
     state = new_state()
     for step in range(1, 101):
         state.step = step
-        state.drop([7, 8][: 1 if step <= 40 else 0], str)
+        state.record_nonfinite([7, 8][: 1 if step <= 40 else 0], str)
     assert not state.has_diverged(meta_batch=4)  # 40 of 400
-    state.drop([9], str)  # and one of the first hundred is forgotten
+    state.record_nonfinite([9], str)  # and one of the first hundred is forgotten
     assert not state.has_diverged(meta_batch=4)
-    state.drop([9, 9], str)
+    state.record_nonfinite([9, 9], str)
     assert state.has_diverged(meta_batch=4)
     assert not state.has_diverged(meta_batch=5)
     for _ in range(100):
-        state.drop([], str)
+        state.record_nonfinite([], str)
     assert not state.has_diverged(meta_batch=4)
     assert len(state.dropped_architectures) == 43
 
 
-def test_what_is_dropped_is_noted_with_its_step_and_identity() -> None:
+def test_a_dropped_architecture_is_recorded_with_its_step_and_identity() -> None:
     state = new_state()
     state.step = 12
-    state.drop([3, 5], "id-{}".format)
+    state.record_nonfinite([3, 5], "id-{}".format)
     assert state.dropped_architectures == [
         {"step": 12, "index": 3, "identity": "id-3"},
         {"step": 12, "index": 5, "identity": "id-5"},

@@ -11,13 +11,13 @@ import pytest
 import torch
 from small_settings import small_settings
 
-from ghn import GHNConfig
 from ghn.deepnets1m.sampling import sample_architecture
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.meta_batch import TrainingSet
 from pipeline.images.batches import Augmentation, training_batch
 from pipeline.images.dataset import Images, ImageSubset
 from pipeline.params import Params
+from pipeline.training.job import RunSettings
 from pipeline.training.step_loader import PreparedStep, StepLoader, prefetch
 
 SIZE, CLASSES = 8, 3
@@ -45,92 +45,92 @@ AUGMENTATION = {"shift": 1, "flip": True}
 IMAGES, TRAINING_SET = some_images(), training_set()
 
 
-def preparation(rank: int = 0, workers: int = 1, dtype: torch.dtype = torch.float32, **train: Any) -> StepLoader:
-    params = Params.model_validate(
-        small_settings(meta_batch=5, images=AUGMENTATION, train={"workers": workers, "slices": 1} | train)
+def step_loader(rank: int = 0, workers: int = 1, dtype: torch.dtype = torch.float32, **train: Any) -> StepLoader:
+    settings = RunSettings.of(
+        Params.model_validate(small_settings(meta_batch=5, images=AUGMENTATION, train={"micro_batches": 1} | train))
     )
-    h = params.hypernetwork
-    ghn = Hypernetwork(GHNConfig(CLASSES, SIZE, h.variant, h.hidden, h.kernel, h.virtual_edges))
-    return StepLoader(params, TRAINING_SET, IMAGES, ghn, rank, workers, CPU, dtype)
+    ghn = Hypernetwork(settings.hypernetwork.config(CLASSES, SIZE))
+    return StepLoader(settings, TRAINING_SET, IMAGES, ghn, rank, workers, CPU, dtype)
 
 
 def assert_same(one: PreparedStep, other: PreparedStep) -> None:
-    assert (one.step, one.drawn) == (other.step, other.drawn)
+    assert (one.step, one.meta_batch) == (other.step, other.meta_batch)
     assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-    assert list(one.slices) == list(other.slices)
-    for part, other_part in zip(one.slices.values(), other.slices.values(), strict=True):
-        assert (list(part.drawn.items()), part.mine) == (list(other_part.drawn.items()), other_part.mine)
-        assert part.graphs.nodes == other_part.graphs.nodes
-        assert np.array_equal(part.graphs.sources, other_part.graphs.sources)
-        assert np.array_equal(part.graphs.distances, other_part.graphs.distances)
+    assert list(one.micro_batches) == list(other.micro_batches)
+    for mine, others in zip(one.micro_batches.values(), other.micro_batches.values(), strict=True):
+        assert (list(mine.architectures.items()), mine.own) == (list(others.architectures.items()), others.own)
+        assert mine.graphs.nodes == others.graphs.nodes
+        assert np.array_equal(mine.graphs.sources, others.graphs.sources)
+        assert np.array_equal(mine.graphs.distances, others.graphs.distances)
 
 
 # --- a step -------------------------------------------------------------------------------------------------
 
 
 def test_a_prepared_step_is_a_function_of_the_step() -> None:
-    prepare = preparation()
+    prepare = step_loader()
     steps = [prepare(step) for step in (3, 4, 3)]
-    assert_same(preparation()(3), steps[0])
+    assert_same(step_loader()(3), steps[0])
     assert_same(steps[2], steps[0])
-    assert steps[1].drawn != steps[0].drawn
+    assert steps[1].meta_batch != steps[0].meta_batch
     assert not torch.equal(steps[1].images, steps[0].images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_images_are_those_of_the_step_augmented_with_channels_last(dtype: torch.dtype) -> None:
-    prepared = preparation(dtype=dtype)(7)
+    prepared = step_loader(dtype=dtype)(7)
     images, labels = training_batch(IMAGES, 0, 7, 8, Augmentation(**AUGMENTATION))
     assert prepared.images.dtype == dtype
     assert torch.equal(prepared.images, images.to(dtype)) and torch.equal(prepared.labels, labels)
     assert prepared.images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("slices", [1, 4])
+@pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_workers_share_a_meta_batch_and_see_the_same_images(workers: int, slices: int) -> None:
-    steps = [preparation(rank, workers, slices=slices)(5) for rank in range(workers)]
-    alone = preparation(slices=slices)(5)
+def test_the_workers_share_a_meta_batch_and_see_the_same_images(workers: int, micro_batches: int) -> None:
+    steps = [step_loader(rank, workers, micro_batches=micro_batches)(5) for rank in range(workers)]
+    alone = step_loader(micro_batches=micro_batches)(5)
     for step in steps:
-        assert step.drawn == alone.drawn  # all know the whole meta-batch
+        assert step.meta_batch == alone.meta_batch  # all know the whole meta-batch
         assert torch.equal(step.images, alone.images)
-        for number, part in step.slices.items():
-            assert part.drawn == alone.slices[number].drawn
-            assert all(item is step.drawn[position] for position, item in part.drawn.items())
-    parts = [part for step in steps for part in step.slices.values()]
-    assert sorted(position for part in parts for position in part.mine) == list(range(5))
-    if workers <= slices:
-        assert sorted(number for step in steps for number in step.slices) == list(range(slices))
-        assert all(part.mine == list(part.drawn) for part in parts)
+        for number, micro_batch in step.micro_batches.items():
+            assert micro_batch.architectures == alone.micro_batches[number].architectures
+            assert all(item is step.meta_batch[position] for position, item in micro_batch.architectures.items())
+    several = [micro_batch for step in steps for micro_batch in step.micro_batches.values()]
+    assert sorted(position for micro_batch in several for position in micro_batch.own) == list(range(5))
+    if workers <= micro_batches:
+        assert sorted(number for step in steps for number in step.micro_batches) == list(range(micro_batches))
+        assert all(micro_batch.own == list(micro_batch.architectures) for micro_batch in several)
 
 
-def test_a_worker_without_work_has_no_slices_and_still_all_images() -> None:
-    steps = [preparation(rank, workers=8, slices=8)(0) for rank in range(8)]
-    idle = [step for step in steps if not step.slices]
+def test_a_worker_without_work_has_no_micro_batch_and_still_all_images() -> None:
+    steps = [step_loader(rank, workers=8, micro_batches=8)(0) for rank in range(8)]
+    idle = [step for step in steps if not step.micro_batches]
     assert len(idle) == 3  # of eight, for five architectures
     assert all(step.graph_seconds == 0 and len(step.images) == 8 for step in idle)
 
 
 def test_the_graphs_are_laid_out_for_the_hypernetwork_and_their_time_is_taken() -> None:
-    prepare = preparation()
+    prepare = step_loader()
     step = prepare(1)
-    (part,) = step.slices.values()
-    assert part.graphs.num_graphs == 5
-    several = [item.architecture.graph(SIZE, CLASSES) for item in step.drawn]
-    assert sorted(part.graphs.nodes, key=str) == sorted(chain(*(graph.nodes for graph in several)), key=str)
+    (micro_batch,) = step.micro_batches.values()
+    assert micro_batch.graphs.num_graphs == 5
+    several = [item.architecture.graph(SIZE, CLASSES) for item in step.meta_batch]
+    assert sorted(micro_batch.graphs.nodes, key=str) == sorted(chain(*(graph.nodes for graph in several)), key=str)
     names = [
-        {parameter.name for parameter in item.architecture.program(SIZE, CLASSES).parameters()} for item in step.drawn
+        {parameter.name for parameter in item.architecture.program(SIZE, CLASSES).parameters()}
+        for item in step.meta_batch
     ]
-    assert [set(parameters) for parameters in prepare.ghn(part.graphs)] == names
-    assert step.graph_seconds == sum(part.graph_seconds for part in step.slices.values()) > 0
+    assert [set(parameters) for parameters in prepare.ghn(micro_batch.graphs)] == names
+    assert step.graph_seconds == sum(micro_batch.graph_seconds for micro_batch in step.micro_batches.values()) > 0
 
 
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="max_nodes = 10"):
-        preparation(max_nodes=10)(0)
+        step_loader(max_nodes=10)(0)
 
 
-# --- ahead --------------------------------------------------------------------------------------------------
+# --- prefetching --------------------------------------------------------------------------------------------------
 
 
 def preparing_threads() -> list[Thread]:
@@ -149,9 +149,9 @@ def test_every_step_comes_once_and_in_order(steps: range | list[int]) -> None:
     assert not preparing_threads()
 
 
-def test_what_is_prepared_ahead_is_what_is_prepared_when_needed() -> None:
-    for step, (prepared, waited) in enumerate(prefetch(preparation(), range(4))):
-        assert_same(prepared, preparation()(step))
+def test_a_prefetched_step_is_the_one_that_is_prepared_when_needed() -> None:
+    for step, (prepared, waited) in enumerate(prefetch(step_loader(), range(4))):
+        assert_same(prepared, step_loader()(step))
         assert waited >= 0
 
 
@@ -211,7 +211,7 @@ def test_an_error_of_the_preparation_reaches_the_consumer_at_its_step(failing: i
 
 
 def test_a_consumer_that_ends_early_leaves_no_thread() -> None:
-    steps = prefetch(preparation(), range(1000))
+    steps = prefetch(step_loader(), range(1000))
     assert next(steps)[0].step == 0
     assert preparing_threads()
     steps.close()
@@ -229,7 +229,7 @@ def test_an_error_of_the_consumer_leaves_no_thread() -> None:
     assert not preparing_threads()
 
 
-def test_the_time_that_a_step_is_waited_for_is_told() -> None:
+def test_the_time_that_a_step_is_waited_for_is_measured() -> None:
     done = Event()
 
     def prepare(step: int) -> int:

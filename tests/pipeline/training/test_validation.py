@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from pipeline.images.batches import Augmentation, evaluation_batches, training_b
 from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.load import load_cached_images, open_images
 from pipeline.images.subsets import hold_out
-from pipeline.params import Params
-from pipeline.training.validation import Validation
+from pipeline.params import Params, ValidationSettings
+from pipeline.training.validation import Validation, split_off_held_out
 
 SIZE, CLASSES, BATCH = 8, 3, 8
 ARCHITECTURES = [sample_architecture(0, "val", index).with_width(8, fc_dim=16) for index in range(5)]
@@ -43,13 +44,17 @@ def hypernetwork(dtype: torch.dtype = torch.float32) -> Hypernetwork:
     return Hypernetwork(GHNConfig(CLASSES, SIZE, hidden=8, kernel=5)).to(dtype)
 
 
+def validation_settings(**changes: Any) -> ValidationSettings:
+    return Params.model_validate(small_settings(train={"validation": changes})).train.validation
+
+
 def validation(*architectures: Architecture) -> Validation:
     return Validation(architectures or ARCHITECTURES, HELD_OUT, IMAGES, BATCH)
 
 
 @torch.no_grad()
 def by_hand(architecture: Architecture, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-    """Top-1 and loss of one architecture on the images that are held out, whose norms see a batch at a time."""
+    """Return top-1 and loss of one architecture on the held-out images, whose norms see a batch at a time."""
     (parameters,) = hypernetwork(dtype).predict_parameters([architecture])
     right, loss = 0, 0.0
     for x, labels in evaluation_batches(HELD_OUT, IMAGES, BATCH):
@@ -87,6 +92,25 @@ def test_the_same_is_measured_again_and_nothing_is_changed() -> None:
     assert all(weight.grad is None and weight.requires_grad for weight in ghn.parameters())
 
 
+@pytest.mark.parametrize(("architectures", "count"), [(2, 2), (99, 3)])
+def test_the_first_architectures_are_validated_at_the_smallest_width(architectures: int, count: int) -> None:
+    class ThreeArchitectures:
+        def __len__(self) -> int:
+            return 3
+
+        def read(self, index: int) -> Architecture:
+            return sample_architecture(0, "val", index)
+
+    settings = small_settings(train={"widths": [8, 16], "head_widths": [16, 32], "validation": {"every": 1}})
+    train = Params.model_validate(settings).train
+    train = train.model_copy(
+        update={"validation": train.validation.model_copy(update={"architectures": architectures})}
+    )
+    validation = Validation.of(ThreeArchitectures(), HELD_OUT, IMAGES, train)
+    assert validation.architectures == ARCHITECTURES[:count]
+    assert validation.batch == train.batch
+
+
 class NotFinite(Architecture):
     def forward(self, *arguments) -> Tensor:
         return super().forward(*arguments) * math.nan
@@ -117,22 +141,17 @@ def test_the_images_that_are_validated_on_are_not_trained_on() -> None:
     }
 
 
-@pytest.mark.parametrize("validate_every", [3, None])
-def test_a_run_holds_images_out_only_if_it_validates(validate_every: int | None, tmp_path: Path) -> None:
-    from pipeline.training.loop import split_off_held_out
-
-    changes = {"validate_every": validate_every, "validate_images": 0.25}
-    settings = Params.model_validate(small_settings(train=changes)).train
+@pytest.mark.parametrize("every", [3, None])
+def test_a_run_holds_images_out_only_if_it_validates(every: int | None, tmp_path: Path) -> None:
+    settings = validation_settings(every=every, images=0.25)
     stored = load_cached_images("faces", 8, tmp_path)
     images, held_out = split_off_held_out(open_images(stored.place), settings)
-    assert (len(images.train), len(held_out)) == ((120, 40) if validate_every else (160, 0))
+    assert (len(images.train), len(held_out)) == ((120, 40) if every else (160, 0))
     assert len(images.test) == 40
-    assert sorted(np.bincount(held_out.labels).tolist()) == ([20, 20] if validate_every else [])
+    assert sorted(np.bincount(held_out.labels).tolist()) == ([20, 20] if every else [])
 
 
-def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
-    from pipeline.training.loop import split_off_held_out
-
+def test_too_few_images_to_hold_some_out_are_refused() -> None:
     single = replace(IMAGES, train=IMAGES.train.only(np.unique(IMAGES.train.labels, return_index=True)[1]))
-    with pytest.raises(UserError, match=r"train\.validate_images = .*no class of noise has two training images"):
-        split_off_held_out(single, Params.model_validate(small_settings()).train)
+    with pytest.raises(UserError, match=r"train\.validation\.images = .*no class of noise has two training images"):
+        split_off_held_out(single, validation_settings())
