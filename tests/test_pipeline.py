@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NOT_PASSED_ON = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
-STAGES = ["check", "generate", "train", "evaluate", "finetune", "report"]
+STAGES = ["check", "generate", "describe", "train", "evaluate", "finetune", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,46 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     assert losses["smaller"] != pytest.approx(before["loss"])
     rows = table[table["meta_batch"] == 3]
     assert losses[rows.index].notna().any()
+
+
+def test_another_way_to_run_training_trains_nothing_again(workspace: Path) -> None:
+    """The check runs, because it checks every setting; its output stays the same, and so do the others."""
+    before = state(workspace / "results")
+    changes = ("workers.number=2", "workers.cpus=2", "workers.checkpoint_every=1", "cluster.cpus=3")
+    output = run(workspace, "dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
+    assert stages_run(output) == ["check"]
+    assert state(workspace / "results") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("pipeline/reporting/templates/page.html.jinja", ["describe", "report"]),
+        ("pipeline/reporting/plots.py", ["describe", "report"]),
+        ("ghn/tracing/trace.py", []),
+        ("pipeline/params.py", ["check"]),
+        ("pipeline/tracking/mlflow_runs.py", []),
+        ("pipeline/stages/train.py", ["train"]),
+        ("pipeline/stages/finetune.py", ["finetune"]),
+    ],
+)
+def test_a_change_of_code_runs_the_stages_that_read_it(workspace: Path, file: str, expected: list[str]) -> None:
+    """And those after them, if their outputs change, which a dry run does not know."""
+    path = workspace / file
+    comment = "{# another comment #}\n" if path.suffix == ".jinja" else "\n# Another comment.\n"
+    path.write_text(path.read_text() + comment)
+    assert stages_run(run(workspace, "dvc", "repro", "--dry")) == expected
+
+
+def test_dvc_knows_the_plots_and_the_hypernetwork(clone: Path) -> None:
+    plots = json.loads(run(clone, "dvc", "plots", "show", "--json"))["data"]
+    points = {name: plot[0]["content"]["data"]["values"] for name, plot in plots.items()}
+    assert set(points) == {"Loss", "Top-1 accuracy", "Validation"}
+    assert all(len(values) == 6 for values in points.values())
+    assert [float(row["val_top1"]) >= 0 for row in points["Validation"] if row["val_top1"]] == [True, True]
+    run(clone, "dvc", "artifacts", "get", ".", "ghn", "--out", str(clone / "fetched"))
+    assert (clone / "fetched/model.safetensors").is_file()
+    shutil.rmtree(clone / "fetched")
 
 
 def test_a_bucket_holds_what_a_folder_does_and_a_second_run_has_nothing_to_do(
