@@ -1,4 +1,4 @@
-"""What the commands about one network and about files of hypernetworks do."""
+"""Commands about one network, and about files of hypernetworks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
 from pipeline.images.dataset import Images
 from pipeline.images.load import load_cached_images
-from pipeline.reporting.graph_pictures.plot import PICTURE_SUFFIXES, render_graph, save
+from pipeline.reporting.graph_pictures.export import PICTURE_SUFFIXES, save
+from pipeline.reporting.graph_pictures.render import render_graph
 
 CALIBRATION_BATCHES = 16
-"""Batches of images that running statistics are estimated from."""
+"""Number of batches of images that running statistics are estimated from."""
 
 BATCH = 64
-"""Images a batch."""
+"""Number of images in a batch."""
 
 
 @contextmanager
 def as_user_error() -> Iterator[None]:
-    """What a user can mend, in our library's words."""
+    """Raise errors of checkpoints and of tracing, which the user can correct, as UserError with the same message."""
     try:
         yield
     except (CheckpointError, TracingError) as error:
@@ -41,14 +42,22 @@ def as_user_error() -> Iterator[None]:
 
 
 def require_file_name(out: Path) -> None:
-    """Makes the folder that a file is to be written to. Raises UserError if there can be no such file."""
+    """Make the folder of a file that will be written.
+
+    Raises:
+        UserError: there can be no such file.
+    """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: must be the name of a file")
     require_folder_of(out)
 
 
 def require_folder_of(out: Path) -> None:
-    """Makes the folder that something is to be written to. Raises UserError if there can be none."""
+    """Make the folder of a file or folder that will be written.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +65,11 @@ def require_folder_of(out: Path) -> None:
 
 
 def read_hypernetwork(checkpoint: Path) -> GHN:
-    """The hypernetwork of a checkpoint folder, or of a file in the published format."""
+    """Return the hypernetwork of a checkpoint folder, or of a file in the published format.
+
+    Raises:
+        UserError: there is no such file or folder, or it cannot be read.
+    """
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} not found: must be a checkpoint folder, or a file in the published format")
     with as_user_error():
@@ -64,7 +77,7 @@ def read_hypernetwork(checkpoint: Path) -> GHN:
 
 
 def import_hypernetwork(file: Path, out: Path) -> None:
-    """Writes a hypernetwork in the published format to a checkpoint folder."""
+    """Write a hypernetwork in the published format to a checkpoint folder."""
     require_folder_of(out)
     with as_user_error():
         ghn = GHN.from_public_checkpoint(file)
@@ -73,7 +86,7 @@ def import_hypernetwork(file: Path, out: Path) -> None:
 
 
 def export_hypernetwork(checkpoint: Path, out: Path) -> None:
-    """Writes the hypernetwork of a checkpoint folder to a file in the published format."""
+    """Write the hypernetwork of a checkpoint folder to a file in the published format."""
     require_file_name(out)
     with as_user_error():
         ghn = GHN.from_pretrained(checkpoint)
@@ -86,7 +99,11 @@ def _settings(ghn: GHN) -> str:
 
 
 def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
-    """The graph of a network by its name (see `ghn.list_architectures`)."""
+    """Return the graph of a network by its name (see `ghn.list_architectures`).
+
+    Raises:
+        UserError: no network has this name, or it cannot be traced.
+    """
     network = find_network(name)
     if network is not None:
         return network.graph(image_size or 224, num_classes)
@@ -95,7 +112,11 @@ def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
 
 
 def render_network(name: str, out: Path, num_classes: int, image_size: int | None, virtual_edges: bool) -> None:
-    """Draws the graph of a network; the suffix of `out` says how, .svg, .pdf or .png."""
+    """Render the graph of a network to a file whose suffix is .svg, .pdf or .png.
+
+    Raises:
+        UserError: no network has this name, or there can be no such file.
+    """
     if out.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"{out} is not the name of a picture: must end in {', '.join(PICTURE_SUFFIXES)}")
     require_file_name(out)
@@ -115,36 +136,40 @@ def predict_network(
     folder: str | None = None,
     cache: Path = Path("storage/images"),
 ) -> None:
-    """Predicts the parameters of a network and writes its state to `out` in safetensors.
+    """Predict the parameters of a network and write its state to `out` in safetensors.
 
     Args:
         name: of the network (see `ghn.list_architectures`).
         checkpoint: of the hypernetwork (see `read_hypernetwork`).
-        num_classes: by default as many as the hypernetwork knows.
-        image_size: in pixels; by default what the network says that it takes. Others are traced at any size that
-            they take; images for them are of the size that the hypernetwork was trained with.
+        out: file to write.
+        num_classes: of the network; by default those of the hypernetwork.
+        image_size: in pixels; by default the one that the network declares. A network that declares none is traced at
+            any size that it accepts, and its images have the size that the hypernetwork was trained with.
+        class_layers: whether classification layers are predicted too.
         dataset, folder: images (see `load_cached_images`) to classify, if the network has as many classes, and to
-            estimate running statistics from. Networks of ours have none: they always use those of the batch.
+            estimate running statistics from. DeepNets-1M networks have no running statistics: they always normalise
+            with those of the batch.
         cache: a folder for the decoded images.
+
+    Raises:
+        UserError: a name or file is unknown, the network cannot be traced, or `out` cannot be written.
     """
     require_file_name(out)
     ghn = read_hypernetwork(checkpoint)
     classes = ghn.config.num_classes if num_classes is None else num_classes
-    is_ours = find_network(name) is not None
-    model = _load(name, classes, image_size or ghn.config.image_size if is_ours else image_size)
-    if dataset is not None and image_size is None:
-        declared = declared_shape(model)
-        image_size = ghn.config.image_size if declared is None else declared[-1]
+    is_deepnets1m = find_network(name) is not None
+    model = _load(name, classes, image_size or ghn.config.image_size if is_deepnets1m else image_size)
     images = None
     with as_user_error():
         if dataset is not None:
-            ghn.graph(model, image_size=image_size)  # before images are decoded for nothing
+            image_size = image_size or _declared_size(model) or ghn.config.image_size
+            ghn.graph(model, image_size=image_size)  # an error comes before images are decoded for nothing
             images = load_cached_images(dataset, image_size, cache, folder=folder)
         report = ghn.predict(
             model,
             image_size=image_size,
             predict_class_layers=class_layers,
-            calibration_images=None if images is None or is_ours else _calibration(images),
+            calibration_images=None if images is None or is_deepnets1m else _calibration(images),
         )
     _write(model, out)
     print(f"{name}: {report}")
@@ -156,8 +181,14 @@ def predict_network(
     print(f"written to {out}")
 
 
+def _declared_size(model: nn.Module) -> int | None:
+    """Return the image size in pixels that a network declares, or None."""
+    declared = declared_shape(model)
+    return None if declared is None else declared[-1]
+
+
 def _score(model: nn.Module, report: PredictionReport, images: Images, classes: int) -> str:
-    """How many test images a predicted network classifies rightly, in words."""
+    """Return a line with the share of test images that a network classifies correctly, or why there is none."""
     if len(images.classes) != classes:
         return f"no score: {images.name} has {len(images.classes)} classes, the network {classes}"
     if not any(node.is_class_layer and node.parameters for node in report.graph.nodes):
@@ -180,10 +211,10 @@ def _calibration(images: Images) -> Iterator[Tensor]:
 
 
 def _write(model: nn.Module, out: Path) -> None:
-    """The state of a network as one safetensors file, whole or not at all; tied parameters are written once."""
+    """Write the state of a network as one safetensors file, atomically; tied parameters are written once."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         whole, ordinary = Path(scratch) / "whole", Path(scratch) / "ordinary"
         save_model(model, str(whole))
         ordinary.touch()
-        shutil.copymode(ordinary, whole)  # safetensors lets nobody else read
+        shutil.copymode(ordinary, whole)  # safetensors makes files that only their owner can read
         whole.replace(out)
