@@ -1,8 +1,8 @@
-"""An architecture compiled to a *program*: a flat, topologically ordered list of operations.
+"""Programs: networks compiled to a flat, topologically ordered list of operations.
 
-The program is the one source of truth about a network. From it come the graph that the hypernetwork reads
-(`ghn.networks.graph`), the functional forward pass (`ghn.networks.functional`), the `nn.Module` (`ghn.networks.module`) and the costs
-(below), so the four can never disagree.
+The program is the only description of a network from which the others are made, so that these agree: the graph that
+hypernetworks read (`ghn.networks.graph`), the functional forward pass (`ghn.networks.functional`), the `nn.Module`
+(`ghn.networks.module`) and the costs (below).
 
 Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors.
 """
@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 from ghn.networks.canonical_hash import hash_of_value, image_value, polynomial
 from ghn.networks.graph import Graph, graph_of_operations
 from ghn.networks.operations import Operation, Parameter, flops_of
 
 LARGE_IMAGE = 112
-"""Images of at least this side get the stems of the published ImageNet networks."""
+"""Side in pixels of the smallest images whose networks have the stems of the published ImageNet networks."""
 
 
 class InvalidArchitecture(ValueError):
-    """The architecture has no output: every path from the image ends in `none`."""
+    """An architecture without an output: every path from the image ends in `none`."""
 
     def __init__(self) -> None:
         super().__init__("the network has no output: every path from the image ends in 'none'")
@@ -33,35 +33,43 @@ class InvalidArchitecture(ValueError):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled network; the first operation is the image, the last one gives the logits."""
+    """A compiled network. Its first operation is the image, and the last one gives the logits.
+
+    Attributes:
+        image_size: side of the images, in pixels.
+    """
 
     operations: tuple[Operation, ...]
     image_size: int
     num_classes: int
 
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters, in the order in which the operations use them."""
+        """Yield all parameters, in the order in which the operations use them."""
         for operation in self.operations:
             yield from operation.parameters
 
     @cached_property
     def num_parameters(self) -> int:
+        """The number of elements of all parameters."""
         return sum(parameter.size for parameter in self.parameters())
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of one image's forward pass: two for each multiply-add of convolutions,
-        linear layers and attention products; norms, activations and pools are left out, as is usual."""
+        """Floating-point operations of one image's forward pass.
+
+        Each multiply-add of convolutions, linear layers and attention products counts two. Norms, activations and
+        pools are left out, as is usual.
+        """
         return sum(flops_of(operation) for operation in self.operations)
 
     @cached_property
     def activations(self) -> int:
-        """Elements of all intermediate results for one image: what a backward pass has to keep."""
+        """The number of elements of all intermediate results for one image, which a backward pass keeps."""
         return sum(math.prod(operation.shape) for operation in self.operations)
 
     @cached_property
     def freed_after(self) -> tuple[tuple[int, ...], ...]:
-        """For each operation, the results that nothing reads after it, so that they can be freed."""
+        """The results that can be freed after each operation, because no later operation reads them."""
         last: dict[int, int] = {}
         for position, operation in enumerate(self.operations):
             for source in operation.inputs:
@@ -73,44 +81,51 @@ class Program:
 
     @cached_property
     def network_hash(self) -> str:
-        """Equal for equal networks, whatever the names of their parameters: see `ghn.networks.canonical_hash`."""
+        """The network hash, which does not depend on the parameters' names: see `ghn.networks.canonical_hash`."""
         value = polynomial(self.operations)(image_value(self.image_size))
         return hash_of_value(value, len(self.operations), self.num_parameters)
 
     @cached_property
     def graph(self) -> Graph:
-        """The computational graph of primitives that the hypernetwork reads."""
+        """The computational graph of primitives, which hypernetworks read."""
         return graph_of_operations(self.operations)
 
 
 class Builder(ABC):
-    """What a network is described to, step by step.
+    """A receiver of a network's description, one step after another.
 
-    Every method returns the position of its result. A position may be `None`, which stands for an absent
-    result (Section 4: `none` contributes nothing): whatever is applied to it is absent too.
+    Every method returns the position of its result. A position may be None, which stands for an absent result, such
+    as that of the operation `none`. An operation on an absent result has an absent result too.
     """
 
     @property
     def image(self) -> int:
+        """The position of the image."""
         return 0
 
     @abstractmethod
     def shape(self, x: int) -> tuple[int, ...]:
-        """The shape of the result at a position."""
+        """Return the shape of the result at a position."""
 
     @abstractmethod
     def emit(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
-        """An operation without parameters and settings."""
+        """Append an operation without parameters and settings."""
 
     @abstractmethod
     def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
-        """What `emit(builder, x, name, *settings)` gives, where `builder` takes single operations.
+        """Append the operations that `emit(builder, x, name, *settings)` appends to a `ProgramBuilder`.
 
-        It may depend on the shape of `x` and on the settings, which are hashable, and on nothing else.
+        They may depend on the shape of `x` and on the settings, which are hashable, and on nothing else.
         """
 
-    def add(self, inputs: list[int | None]) -> int | None:
-        """The sum of the results that are present; absent if none is."""
+    @overload
+    def add(self, inputs: Sequence[int]) -> int: ...
+
+    @overload
+    def add(self, inputs: Sequence[int | None]) -> int | None: ...
+
+    def add(self, inputs: Sequence[int | None]) -> int | None:
+        """Append the sum of the present results; it is absent if all are absent."""
         present = [x for x in inputs if x is not None]
         if not present:
             return None
@@ -118,8 +133,14 @@ class Builder(ABC):
             return present[0]
         return self.emit("add", tuple(present), self.shape(present[0]))
 
-    def concat(self, inputs: list[int | None]) -> int | None:
-        """The concatenation along channels, with zeros in place of absent results; absent if all are."""
+    @overload
+    def concat(self, inputs: Sequence[int]) -> int: ...
+
+    @overload
+    def concat(self, inputs: Sequence[int | None]) -> int | None: ...
+
+    def concat(self, inputs: Sequence[int | None]) -> int | None:
+        """Append the concatenation along channels, with zeros for absent results; it is absent if all are absent."""
         present = next((x for x in inputs if x is not None), None)
         if present is None:
             return None
@@ -132,7 +153,7 @@ class Builder(ABC):
 
 
 class ProgramBuilder(Builder):
-    """Collects operations; `finish` prunes what does not reach the output and gives the program."""
+    """A builder that collects operations; `finish` returns the program of those that the output depends on."""
 
     def __init__(self, image_size: int, num_classes: int):
         self.image_size = image_size
@@ -141,15 +162,17 @@ class ProgramBuilder(Builder):
 
     @classmethod
     def on(cls, shape: tuple[int, ...]) -> ProgramBuilder:
-        """A builder for a part of a network, whose first operation stands for what comes before; it has that shape."""
+        """Return a builder for a part of a network; its first operation has a shape and stands for the part before."""
         build = cls(shape[-1], 0)
         build.operations[0] = Operation("image", (), shape)
         return build
 
     def shape(self, x: int) -> tuple[int, ...]:
+        """Return the shape of the result at a position."""
         return self.operations[x].shape
 
     def block(self, emit: Callable[..., int], x: int, name: str, *settings: Any) -> int:
+        """Append the operations that `emit(self, x, name, *settings)` appends."""
         return emit(self, x, name, *settings)
 
     def emit(
@@ -160,11 +183,12 @@ class ProgramBuilder(Builder):
         parameters: tuple[Parameter, ...] = (),
         settings: tuple[int, ...] = (),
     ) -> int:
+        """Append an operation: see `ghn.networks.operations.Operation`."""
         self.operations.append(Operation(kind, inputs, shape, parameters, settings))
         return len(self.operations) - 1
 
     def unary(self, kind: str, x: int) -> int:
-        """An operation without settings that keeps the shape: `relu`, `gelu`, `dropout`, …"""
+        """Append an operation without settings that keeps the shape: `relu`, `gelu`, `dropout`, …"""
         return self.emit(kind, (x,), self.operations[x].shape)
 
     def conv(
@@ -178,7 +202,7 @@ class ProgramBuilder(Builder):
         dilation: int = 1,
         groups: int = 1,
     ) -> int:
-        """A convolution without bias; `padding` defaults to half the kernel."""
+        """Append a convolution without bias, of `out` channels; `padding` defaults to half the kernel, rounded down."""
         kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         sh, sw = stride if isinstance(stride, tuple) else (stride, stride)
         ph, pw = (kh // 2, kw // 2) if padding is None else (padding, padding)
@@ -190,16 +214,19 @@ class ProgramBuilder(Builder):
         return self.emit("conv", (x,), (out, height, width), (weight,), settings)
 
     def batch_norm(self, x: int, name: str) -> int:
+        """Append a batch norm."""
         shape = self.operations[x].shape
         parameters = (Parameter(f"{name}.weight", shape[:1], "scale"), Parameter(f"{name}.bias", shape[:1], "bias"))
         return self.emit("batch_norm", (x,), shape, parameters)
 
     def layer_norm(self, x: int, name: str) -> int:
+        """Append a layer norm over the last axis."""
         shape = self.operations[x].shape
         parameters = (Parameter(f"{name}.weight", shape[-1:], "scale"), Parameter(f"{name}.bias", shape[-1:], "bias"))
         return self.emit("layer_norm", (x,), shape, parameters)
 
     def linear(self, x: int, out: int, name: str, bias: bool = True) -> int:
+        """Append a linear layer over the last axis."""
         shape = self.operations[x].shape
         parameters = [Parameter(f"{name}.weight", (out, shape[-1]))]
         if bias:
@@ -207,31 +234,33 @@ class ProgramBuilder(Builder):
         return self.emit("linear", (x,), (*shape[:-1], out), tuple(parameters))
 
     def pool(self, kind: str, x: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> int:
-        """`max_pool` or `avg_pool` (which does not count the padding)."""
+        """Append a `max_pool`, or an `avg_pool`, which does not count the padding."""
         channels, height, width = self.operations[x].shape
         height = (height + 2 * padding - kernel) // stride + 1
         width = (width + 2 * padding - kernel) // stride + 1
         return self.emit(kind, (x,), (channels, height, width), (), (kernel, stride, padding))
 
     def subsample(self, x: int, stride: int) -> int:
-        """Every `stride`-th row and column."""
+        """Append a choice of every `stride`-th row and column, beginning with the first."""
         channels, height, width = self.operations[x].shape
         return self.emit("subsample", (x,), (channels, -(-height // stride), -(-width // stride)), (), (stride,))
 
     def position_encoding(self, x: int, name: str) -> int:
-        """Adds a learned tensor of shape (1, C, P, P), P the side of `x`."""
+        """Append the sum with a learned tensor (1, C, P, P) for `x` of shape (C, P, P)."""
         shape = self.operations[x].shape
         encoding = self.emit("position_encoding", (), shape, (Parameter(f"{name}.weight", (1, *shape), "encoding"),))
         return self.emit("add", (x, encoding), shape)
 
     def global_pool(self, x: int) -> int:
+        """Append the mean over rows and columns, of shape (C,)."""
         return self.emit("global_pool", (x,), self.operations[x].shape[:1])
 
     def flatten(self, x: int) -> int:
+        """Append the same result with a single axis."""
         return self.emit("flatten", (x,), (math.prod(self.operations[x].shape),))
 
     def finish(self, output: int | None) -> Program:
-        """The program of everything that `output` depends on.
+        """Return the program of the operations that the result at a position depends on.
 
         Raises:
             InvalidArchitecture: the output is absent.

@@ -1,4 +1,7 @@
-"""What is only known once a whole network is recorded: which pools are part of an attention, which layers classify."""
+"""Passes over a recorded graph: they find the pools that belong to an attention, and the layers that classify.
+
+A node is found by its position; nodes are in topological order. An edge is a pair of positions (from, to).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from ghn.networks.graph import Node
 def without_squeezes(
     nodes: list[Node], edges: list[tuple[int, int]], ends: set[int]
 ) -> tuple[list[Node], list[tuple[int, int]], dict[int, int]]:
-    """Without the global pools that only serve a channel attention: they are part of `cse`.
+    """Return the graph without the global pools that only a channel attention reads: they are part of `cse`.
 
-    Also returns where each kept node is now.
+    Args:
+        ends: nodes that the network's outputs come from.
+
+    Returns:
+        The kept nodes, the edges, which pass through the pools, and the new position of each kept node.
     """
     successors: list[list[int]] = [[] for _ in nodes]
     for source, target in edges:
@@ -36,8 +43,14 @@ def without_squeezes(
 
 
 def with_class_layers(nodes: list[Node], edges: list[tuple[int, int]], ends: set[int], scales: set[int]) -> list[Node]:
-    """Marks the weights that give the output, linear layers or 1×1 convolutions with no other after them, and their
-    biases and scales."""
+    """Return the nodes with the layers marked that give the logits.
+
+    These are linear layers and 1×1 convolutions with no other such layer after them, and their biases and scales.
+
+    Args:
+        ends: nodes that the network's outputs come from.
+        scales: nodes `ln` that scale without a norm.
+    """
     predecessors: list[list[int]] = [[] for _ in nodes]
     for source, target in edges:
         predecessors[target].append(source)
@@ -58,12 +71,17 @@ def with_class_layers(nodes: list[Node], edges: list[tuple[int, int]], ends: set
             for source in predecessors[number]:
                 after[source] = True
     layers = {number for number in found if not after[number]}
-    classes = {nodes[number].shape[0] for number in layers}
+    classes = {_out_channels(nodes[number]) for number in layers}
     following = set(layers)
     for number in sorted(reached):  # in topological order: a bias may follow a scale
         is_vector_node = nodes[number].primitive == "bias" or number in scales
         if is_vector_node and following.issuperset(predecessors[number]):
             following.add(number)
-            if nodes[number].shape[0] in classes:  # not a temperature
+            if _out_channels(nodes[number]) in classes:  # a temperature has a single channel
                 layers.add(number)
     return [replace(node, is_class_layer=True) if n in layers else node for n, node in enumerate(nodes)]
+
+
+def _out_channels(node: Node) -> int:
+    """Return the out channels of a node; 0 for a node without a shape."""
+    return 0 if node.shape is None else node.shape[0]

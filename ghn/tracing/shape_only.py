@@ -1,12 +1,14 @@
-"""Functions that autograd records on the meta device but that are not computed there.
+"""Functions that autograd records on the meta device by the shapes of their results alone.
 
-PyTorch decomposes them in Python on that device, down to the last broadcast; to trace a network, the shape of the
-result is enough.
+PyTorch decomposes these functions in Python on that device, down to the last broadcast, which takes most of the time of
+a trace. To trace a network, the shapes of the results are enough.
+
+Tensors have any number of axes here, so their names have no dimension suffixes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,50 +18,64 @@ from torch.overrides import TorchFunctionMode
 
 
 class Recorded(torch.autograd.Function):
-    """A function whose result has the shape of its first argument; the name of its class tells which one it is."""
+    """A function whose result has the shape of its first argument; the name of its class names the operation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
-        return torch.empty_like(x)
+    def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        """Return a result of the right shape, without computing it."""
+        return torch.empty_like(inputs[0])
 
     @classmethod
     def of(cls, x: Tensor, *others: Tensor | None) -> Tensor:
-        """The recorded result; autograd would leave out arguments that are None, so constants stand for them."""
-        return cls.apply(x, *(x.new_empty(0) if tensor is None else tensor for tensor in others))
+        """Return the recorded result.
+
+        Empty constants stand for arguments that are None, because autograd would leave those out.
+        """
+        result: Tensor = cls.apply(x, *(x.new_empty(0) if tensor is None else tensor for tensor in others))
+        return result
 
 
 class _Activation(Recorded):
-    pass
+    """Any function of single elements."""
 
 
 class _BatchNorm(Recorded):
-    pass
+    """Batch norm of an input, with a weight and a bias."""
 
 
 class _LayerNorm(Recorded):
-    pass
+    """Layer norm of an input, with a weight and a bias."""
 
 
 class _Linear(Recorded):
+    """Linear layer of an input, with a weight and a bias."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        x, weight, _ = inputs
         _require(x.shape[-1], weight.shape[1], "features")
         return x.new_empty(*x.shape[:-1], len(weight))
 
 
 class _ScaledDotProductAttention(Recorded):
+    """Attention of a query, a key, a value and a mask."""
+
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        query, _, value, _ = inputs
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def _require(have: Any, expected: Any, what: str) -> None:
-    """What the function itself would refuse: the image size may be wrong."""
-    if have != expected:
-        raise RuntimeError(f"the input has {have} {what}, expected {expected}")
+def _require(found: object, expected: object, what: str) -> None:
+    """Raise RuntimeError, as the function itself would, if an input does not fit: the image size may be wrong."""
+    if found != expected:
+        raise RuntimeError(f"the input has {found} {what}, expected {expected}")
 
 
-def _activation(input: Tensor, *_: Any, **__: Any) -> Tensor:
+# The signatures below begin like those of `torch.nn.functional`; further arguments do not change the shape.
+
+
+def _activation(input: Tensor, *_: object, **__: object) -> Tensor:
     return _Activation.of(input)
 
 
@@ -68,7 +84,13 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _batch_norm(
-    input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: object,
+    **__: object,
 ) -> Tensor:
     if weight is not None:
         _require(input.shape[1], len(weight), "channels")
@@ -76,17 +98,24 @@ def _batch_norm(
 
 
 def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *_: Any, **__: Any
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: object,
+    **__: object,
 ) -> Tensor:
     _require(tuple(input.shape[-len(normalized_shape) :]), tuple(normalized_shape), "features")
     return _LayerNorm.of(input, weight, bias)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: object, **__: object
+) -> Tensor:
     return _ScaledDotProductAttention.of(query, key, value, attn_mask)
 
 
-RECORDED: dict[Callable, Callable[..., Tensor]] = {
+SHAPE_ONLY_VERSIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.relu: _activation,
     F.gelu: _activation,
     F.silu: _activation,
@@ -96,12 +125,19 @@ RECORDED: dict[Callable, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     F.scaled_dot_product_attention: _attention,
 }
+"""For each function of PyTorch the one that is called in its place."""
 
 
 class ShapeOnly(TorchFunctionMode):
-    """In this context the functions of `RECORDED` give tensors of the right shape and compute nothing."""
+    """A context in which the functions of `SHAPE_ONLY_VERSIONS` return tensors of the right shape, not computed."""
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return RECORDED.get(func, func)(*args, **(kwargs or {}))
+        """Call a function of PyTorch, or the shape-only version of it."""
+        called: Callable[..., Any] = SHAPE_ONLY_VERSIONS.get(func, func)
+        return called(*args, **(kwargs or {}))

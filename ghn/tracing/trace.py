@@ -1,9 +1,11 @@
 """Tracing: the graph of any `nn.Module`, from one forward pass that computes nothing.
 
-The network runs on PyTorch's meta device, where tensors have shapes but no numbers, so it takes milliseconds and no
-memory whatever the size. Autograd records the functions, and `ghn.tracing.recorder` makes primitives of them. A network
-that needs numbers to run (a branch on a value, tensors that are not registered) runs on the CPU instead: the record
-is the same.
+The network runs on PyTorch's meta device, where tensors have shapes but no numbers. So a trace takes milliseconds and
+no memory, however large the network is. Autograd records the functions, and `ghn.tracing.recorder` turns them into
+primitives. A network that needs numbers to run (a branch on a value, tensors that are not registered) runs on the CPU
+instead, with the same result.
+
+Inputs have any number of axes here, so their names have no dimension suffixes.
 """
 
 from __future__ import annotations
@@ -17,37 +19,38 @@ import torch
 from torch import Tensor, nn
 
 from ghn.networks.graph import Graph
+from ghn.tracing.autograd_functions import Function, call_order, inputs_of, leaf_of
 from ghn.tracing.placeholders import placeholders
 from ghn.tracing.recorder import CONSTANT, GraphRecorder, Value
 from ghn.tracing.shape_only import ShapeOnly
 
-IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
-"""What a network is tried with, in pixels, if it does not say which images it takes."""
+CANDIDATE_IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
+"""Sides of images, in pixels, that are tried in this order on a network that does not say which images it takes."""
 
 TRACED_IMAGES = 2
-"""How many images are in the traced batch: norms with batch statistics need more than one."""
-
+"""Images in the traced batch: norms with batch statistics need more than one."""
 
 CPU_ATTEMPTS = 3
-"""How many of them are tried on the CPU, where a pass takes as long as the network does."""
+"""Most inputs that are tried on the CPU, where a forward pass takes as long as the network does."""
 
 
 class TracingError(ValueError):
-    """The network cannot be run, or its output does not depend on its parameters; the message says what was tried."""
+    """A network that cannot be run or has an output without parameters; the message says what was tried."""
 
 
 def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, image_size: int | None = None) -> Graph:
-    """The graph of a network in evaluation mode.
+    """Return the graph of a network in evaluation mode.
 
     Each parameter of `model.named_parameters()` is on exactly one node, or in the graph's `not_predicted`.
 
     Args:
-        inputs: what the network is called with; by default images of as many channels as its first layer takes.
-        image_size: the side of those images, in pixels; by default what the network says (`image_size`, or timm's
-            `default_cfg`), else the first of `IMAGE_SIZES` that it takes.
+        inputs: the inputs that the network is called with; by default images with as many channels as its first layer
+            takes.
+        image_size: side of those images, in pixels; by default what the network says (`image_size`, or timm's
+            `default_cfg`), otherwise the first of `CANDIDATE_IMAGE_SIZES` with which the network runs.
 
     Raises:
-        TracingError: the network does not run on these inputs.
+        TracingError: the network does not run on these inputs, or no output depends on a parameter.
     """
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         raise TracingError("the network has lazy layers: run it once on an image before it is traced")
@@ -76,7 +79,10 @@ def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, ima
 def _attempts(
     model: nn.Module, inputs: Sequence[Tensor] | None, image_size: int | None
 ) -> Iterator[tuple[list[Tensor], bool]]:
-    """Inputs to try, on the meta device first and then, if the network has numbers, on the CPU."""
+    """Yield inputs to try, and whether on the meta device: all of them there first, then some on the CPU.
+
+    A network that is on the meta device itself has no numbers and is not tried on the CPU.
+    """
     candidates = [[images] for images in _images(model, image_size)] if inputs is None else [list(inputs)]
     for tensors in candidates:
         yield [tensor.to("meta") for tensor in tensors], True
@@ -86,21 +92,21 @@ def _attempts(
 
 
 def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
-    """Batches without numbers that the network may take, the most likely first."""
+    """Return batches of images on the meta device that the network may take, the most likely first."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     declared = declared_shape(model)
+    shapes: list[tuple[int, ...]] = []
+    sides: Sequence[int] = CANDIDATE_IMAGE_SIZES
     if image_size is not None:
-        shapes, sides = [], (image_size,)
+        sides = (image_size,)
     elif declared is not None:
-        shapes, sides = [declared], (declared[-1], *IMAGE_SIZES)
-    else:
-        shapes, sides = [], IMAGE_SIZES
+        shapes, sides = [declared], (declared[-1], *sides)
     shapes += [_shape_for(model, side) for side in sides] + [(3, side, side) for side in sides]
     return [torch.empty(TRACED_IMAGES, *shape, dtype=dtype, device="meta") for shape in dict.fromkeys(shapes)]
 
 
 def declared_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The shape of the images that a network says that it takes: (channels, height, width)."""
+    """Return the shape of the images that a network says that it takes: (channels, height, width)."""
     for name in ("pretrained_cfg", "default_cfg"):
         settings = getattr(model, name, None)
         if isinstance(settings, Mapping) and settings.get("input_size"):
@@ -110,7 +116,7 @@ def declared_shape(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def _shape_for(model: nn.Module, size: int) -> tuple[int, ...]:
-    """The shape of an image of a size, with as many channels as the first layer with weights takes."""
+    """Return the shape of an image with sides of `size` pixels and the channels of the first layer with weights."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     first = next((layer for layer in model.modules() if isinstance(layer, kinds)), None)
     if first is None:
@@ -122,15 +128,20 @@ def _shape_for(model: nn.Module, size: int) -> tuple[int, ...]:
 
 
 class Recording(NamedTuple):
-    """A recorded forward pass: the parameters by name, stand-ins and originals, what went in and what came out."""
+    """A recorded forward pass."""
 
     parameters: Mapping[str, Tensor]
+    """Placeholders of the parameters by name."""
     originals: Mapping[str, Tensor]
+    """The network's own parameters by name."""
     inputs: Sequence[Tensor]
+    """Leaf tensors that the inputs were made from."""
     outputs: Sequence[Tensor]
+    """All tensors that the network returned."""
 
 
 def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Recording:
+    """Run the network once with placeholders; return what autograd has recorded."""
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
         originals = dict(model.named_parameters())
@@ -141,6 +152,11 @@ def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Record
 
 
 def _graph_of(run: Recording) -> Graph:
+    """Return the graph of a recorded forward pass.
+
+    Raises:
+        TracingError: no output depends on the input or a parameter.
+    """
     outputs = [tensor for tensor in run.outputs if tensor.grad_fn is not None]
     if not outputs:
         raise TracingError("no output of the network depends on its input or its parameters")
@@ -149,37 +165,41 @@ def _graph_of(run: Recording) -> Graph:
         if not parameter.is_floating_point():
             recorder.not_predicted[name] = f"its elements are {parameter.dtype}, not real numbers"
     values: dict[int, Value] = {id(t): recorder.image() for t in run.inputs if t.requires_grad}
-    for parameters in (run.originals, run.parameters):  # a network may keep the originals elsewhere too
+    for parameters in (run.originals, run.parameters):  # a network may also keep the originals elsewhere
         values |= {id(p): recorder.parameter(name) for name, p in parameters.items()}
-    ends = _replay(recorder, [tensor.grad_fn for tensor in outputs], values)
+    ends = _replay(recorder, [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None], values)
     return recorder.finish(ends, classifies=all(tensor.dim() == 2 for tensor in outputs))
 
 
-def _replay(recorder: GraphRecorder, ends: Sequence[Any], leaves: Mapping[int, Value]) -> list[Value]:
-    """Tells the recorder of all functions that lead to `ends`, in the order in which they were called."""
-    functions: dict[Any, list[Any]] = {}
+def _replay(recorder: GraphRecorder, ends: Sequence[Function], leaves: Mapping[int, Value]) -> list[Value]:
+    """Apply the recorder to all functions that lead to `ends`, in the order of their calls; return the ends' values.
+
+    Args:
+        leaves: values of inputs and parameters, by the id of the tensor.
+    """
+    functions: dict[Function, list[Function | None]] = {}
     waiting = list(ends)
     while waiting:
         function = waiting.pop()
         if function not in functions:
-            functions[function] = [source for source, _ in function.next_functions]
+            functions[function] = inputs_of(function)
             waiting += [source for source in functions[function] if source is not None]
-    values: dict[Any, Value] = {None: CONSTANT}
+    values: dict[Function | None, Value] = {None: CONSTANT}
 
-    def value_of(function: Any) -> Value:
-        if function not in values:
+    def value_of(function: Function | None) -> Value:
+        if function is not None and function not in values:
             inputs = [value_of(source) for source in functions[function]]
-            leaf = getattr(function, "variable", None)
+            leaf = leaf_of(function)
             values[function] = recorder.apply(function, inputs) if leaf is None else leaves.get(id(leaf), CONSTANT)
         return values[function]
 
-    for function in sorted(functions, key=lambda function: function._sequence_nr()):
+    for function in sorted(functions, key=call_order):
         value_of(function)
     return [value_of(function) for function in ends]
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """All tensors in what a network returns."""
+    """Yield all tensors in the outputs of a network, which may be nested in lists, mappings and dataclasses."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping):
