@@ -1,12 +1,13 @@
 """Graph hypernetworks: networks that predict the parameters of networks they have never seen.
 
-Each name is imported when it is first used, because architectures alone need no PyTorch, which takes seconds to import.
+Each public name is imported when it is first used (PEP 562), because importing PyTorch takes seconds and architectures
+alone do not need it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ghn.deepnets1m.architecture import Architecture
@@ -39,27 +40,39 @@ __all__ = [
     "use_batch_statistics",
 ]
 
-MODULES = {
-    "ghn.deepnets1m.architecture": ("Architecture",),
-    "ghn.deepnets1m.genotype": ("Genotype",),
-    "ghn.deepnets1m.records": ("network_from_dict",),
-    "ghn.deepnets1m.sampling": ("sample_architecture",),
-    "ghn.models.config": ("GHNConfig",),
-    "ghn.models.ghn": ("GHN",),
-    "ghn.models.predict_module": ("PredictionReport", "estimate_statistics", "use_batch_statistics"),
-    "ghn.networks.graph": ("Graph",),
-    "ghn.networks.network": ("Network",),
-    "ghn.tracing.trace": ("TracingError", "trace"),
-    "ghn.zoo": ("list_architectures", "load"),
+_MODULES = {
+    "GHN": "ghn.models.ghn",
+    "Architecture": "ghn.deepnets1m.architecture",
+    "GHNConfig": "ghn.models.config",
+    "Genotype": "ghn.deepnets1m.genotype",
+    "Graph": "ghn.networks.graph",
+    "Network": "ghn.networks.network",
+    "PredictionReport": "ghn.models.predict_module",
+    "TracingError": "ghn.tracing.trace",
+    "estimate_statistics": "ghn.models.predict_module",
+    "list_architectures": "ghn.zoo",
+    "load": "ghn.zoo",
+    "network_from_dict": "ghn.deepnets1m.records",
+    "sample_architecture": "ghn.deepnets1m.sampling",
+    "trace": "ghn.tracing.trace",
+    "use_batch_statistics": "ghn.models.predict_module",
 }
+"""The module of each public name."""
 
 
-def __getattr__(name: str) -> Any:
-    module = next((module for module, names in MODULES.items() if name in names), None)
-    if module is None:
+def __getattr__(name: str) -> object:
+    """Return a public name, and keep it so that the next use finds it at once.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(module), name)
+    value: object = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
+    """Return all names of this module, those that are not imported yet too."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Architectures by name: torchvision's, timm's, the predefined ones and whatever a split samples."""
+"""Networks by name: those of torchvision and timm, the predefined ones, and the samples of each split."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ghn.networks.network import Network
 if TYPE_CHECKING:
     from torch import nn
 
-SAMPLED = re.compile(rf"({'|'.join(SPLIT_RULES)})/(\d+)")
+SAMPLED_NAME = re.compile(rf"({'|'.join(SPLIT_RULES)})/(\d+)")
+"""Name of a sampled architecture: a split and an index."""
 
 
 def list_architectures(pattern: str = "*") -> list[str]:
-    """The names that `load` takes, as far as they match a shell pattern such as `*resnet*`.
+    """Return the names that `load` takes and that match a shell pattern such as `*resnet*`.
 
-    Those of torchvision stand alone (`resnet50`); those of timm, if it is installed, begin with `timm/`, and those of
-    the split `predefined` with `predefined/`. Not listed: `<split>/<number>`, what that split samples with seed 0.
+    Names of torchvision have no prefix (`resnet50`). Names of timm, if it is installed, begin with `timm/`, and those
+    of the split `predefined` with `predefined/`. Names of sampled architectures, `<split>/<index>`, are not listed.
     """
     names = [f"predefined/{name}" for name in PREDEFINED]
+    # torchvision and timm are not required, and importing them takes seconds: they are imported where they are used.
     if find_spec("torchvision") is not None:
         import torchvision
 
@@ -37,21 +39,26 @@ def list_architectures(pattern: str = "*") -> list[str]:
 
 
 def find_network(name: str) -> Network | None:
-    """The network of ours that has a name, `predefined/<name>` or `<split>/<number>`; None for other names."""
-    sampled = SAMPLED.fullmatch(name)
+    """Return the network that is named `predefined/<name>` or `<split>/<index>`; None for any other name.
+
+    `<split>/<index>` is the architecture at that index of the split, sampled with seed 0.
+    """
+    sampled = SAMPLED_NAME.fullmatch(name)
     if sampled is not None:
         return sample_architecture(0, sampled[1], int(sampled[2]))
     return PREDEFINED.get(name.removeprefix("predefined/")) if name.startswith("predefined/") else None
 
 
 def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module:
-    """A network by its name (see `list_architectures`), with random parameters.
+    """Return the network of a name (see `list_architectures`), with random parameters.
 
     Args:
-        image_size: side of its images in pixels, for networks of ours; others say what they take.
+        num_classes: number of logits.
+        image_size: side of its images, in pixels, for predefined and sampled networks alone: those of torchvision and
+            timm fix it themselves.
 
     Raises:
-        ValueError: there is no architecture of this name.
+        ValueError: there is no network of this name.
     """
     network = find_network(name)
     if network is not None:
@@ -64,9 +71,11 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
     if name.startswith("timm/"):
         import timm
 
-        return timm.create_model(name.removeprefix("timm/"), num_classes=num_classes)
+        model: nn.Module = timm.create_model(name.removeprefix("timm/"), num_classes=num_classes)
+        return model
     import torchvision
 
-    # Two networks would spend a minute on a random start of their own, and warn that they will not one day.
+    # These two would spend a minute on their own random initialisation, and warn that it is going to change.
     settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
+    return model

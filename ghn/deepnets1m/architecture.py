@@ -1,13 +1,13 @@
 """Architectures of DeepNets-1M: records that compile to programs.
 
-Source: Knyazev, Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures",
-NeurIPS 2021; the cells follow DARTS (Liu, Simonyan, Yang, ICLR 2019). Field names are those of the published
-data set.
+Sources: Knyazev, Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021;
+the cells follow DARTS (Liu, Simonyan, Yang, ICLR 2019). Field names are those of the published data set.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -18,13 +18,28 @@ from ghn.networks.network import Network
 from ghn.networks.program import LARGE_IMAGE, Builder, Program, ProgramBuilder
 from ghn.networks.summary import Summary
 
-INTEGERS = ("n_cells", "C", "C_mult", "ks", "stem_type", "fc_layers", "fc_dim")
-SWITCHES = ("stem_pool", "preproc", "glob_avg")
+INTEGER_FIELDS = ("n_cells", "C", "C_mult", "ks", "stem_type", "fc_layers", "fc_dim")
+BOOLEAN_FIELDS = ("stem_pool", "preproc", "glob_avg")
 
 
 @dataclass(frozen=True)
 class Architecture(Network):
-    """A network of stacked cells: a genotype and everything else needed to build it."""
+    """A network of stacked cells: a genotype and everything else needed to build it.
+
+    Attributes:
+        genotype: the edges of the normal and of the reduction cell.
+        n_cells: number of cells; those after one and two thirds of them are reduction cells.
+        C: channels of the first cells' states.
+        C_mult: factor of the channels at each reduction cell.
+        ks: side of the stem's first kernel, in pixels.
+        stem_type: 0 for a stem of one convolution, 1 for the three convolutions of DARTS's ImageNet stem.
+        stem_pool: whether a max-pool ends stem 0.
+        norm: `bnorm` for batch norms, None for none.
+        preproc: whether convolutions prepare the two inputs of each cell.
+        glob_avg: whether the head averages over all pixels; otherwise it reads every pixel.
+        fc_layers: linear layers of the head.
+        fc_dim: features between two linear layers of the head.
+    """
 
     genotype: Genotype
     n_cells: int
@@ -40,7 +55,7 @@ class Architecture(Network):
     fc_dim: int = 256
 
     def __post_init__(self) -> None:
-        for names, kind, words in ((INTEGERS, int, "an integer"), (SWITCHES, bool, "true or false")):
+        for names, kind, words in ((INTEGER_FIELDS, int, "an integer"), (BOOLEAN_FIELDS, bool, "true or false")):
             for name in names:
                 if type(getattr(self, name)) is not kind:
                     raise ValueError(f"{name} = {getattr(self, name)!r}: must be {words}")
@@ -67,16 +82,19 @@ class Architecture(Network):
 
     @property
     def has_msa(self) -> bool:
-        """Whether the network is a transformer: patches, a position encoding, one resolution throughout."""
+        """Return whether the network is a transformer: with patches, a position encoding and a single resolution."""
         return "msa" in self.genotype.operations
 
     @property
     def n_states(self) -> int:
-        """The number of concatenated states, the larger of the two cells'."""
+        """Return the number of concatenated states of the cell that has more of them."""
         return max(len(self.genotype.normal_concat), len(self.genotype.reduce_concat))
 
     def compile(self, image_size: int, num_classes: int) -> Program:
-        """The program of the architecture for square images and a number of classes.
+        """Return the program of the architecture for square images and a number of classes.
+
+        Args:
+            image_size: side of the images, in pixels.
 
         Raises:
             InvalidArchitecture: nothing reaches the output.
@@ -86,26 +104,35 @@ class Architecture(Network):
         return build.finish(assemble(build, self, image_size, num_classes))
 
     def summary(self, image_size: int, num_classes: int) -> Summary:
-        """What `summarise(self.compile(…))` gives and raises, added up from blocks without a program."""
+        """Return the same as `summarise(self.compile(image_size, num_classes))`, faster: added up from its blocks.
+
+        Raises:
+            InvalidArchitecture, ValueError: see `compile`.
+        """
         build = SummaryBuilder(image_size)
         return build.finish(assemble(build, self, image_size, num_classes))
 
     def num_parameters(self, image_size: int, num_classes: int) -> int:
-        """The number of elements of all parameters, after pruning, added up from blocks without a program."""
+        """Return the number of elements of all parameters that reach the output, added up from blocks.
+
+        Raises:
+            InvalidArchitecture, ValueError: see `compile`.
+        """
         build = SummaryBuilder(image_size)
         return build.num_parameters(assemble(build, self, image_size, num_classes))
 
     def with_width(self, C: int, fc_dim: int | None = None) -> Architecture:
-        """The same architecture with another width (and hidden width of the head)."""
+        """Return the same architecture with another width, and with another hidden width of the head if it is given."""
         return replace(self, C=C, fc_dim=self.fc_dim if fc_dim is None else fc_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON types (edges as lists, not tuples)."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return the record of the architecture in plain JSON types: edges are lists, not tuples."""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return record
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Architecture:
-        """The architecture of a record with the fields of the published data set; other keys are ignored.
+    def from_dict(cls, record: Mapping[str, Any]) -> Architecture:
+        """Return the architecture of a record with the fields of the published data set; other keys are ignored.
 
         Raises:
             ValueError: a field is missing or impossible.
@@ -116,10 +143,13 @@ class Architecture(Network):
 
 
 def assemble(build: Builder, architecture: Architecture, image_size: int, num_classes: int) -> int | None:
-    """Describe an architecture to a builder, block by block; return the position of the logits, None if absent.
+    """Emit an architecture to a builder, block by block; return the position of the logits, None if absent.
 
-    The builder is a `ProgramBuilder`, which keeps every operation, or a `SummaryBuilder`, which keeps what it counted of
-    blocks that it has seen before.
+    The builder is a `ProgramBuilder`, which keeps every operation, or a `SummaryBuilder`, which keeps the summary of
+    every block.
+
+    Raises:
+        ValueError: the image is too small or the number of classes is not positive.
     """
     if image_size < 8:
         raise ValueError(f"image_size = {image_size}: must be at least 8 pixels")
@@ -133,7 +163,7 @@ def assemble(build: Builder, architecture: Architecture, image_size: int, num_cl
 
 
 def _stem(build: Builder, architecture: Architecture, large: bool) -> tuple[int, int]:
-    """The two results that the first cell reads."""
+    """Emit the stem; return the positions of the two results that the first cell reads."""
     C, ks, norm = architecture.C, architecture.ks, architecture.norm is not None
     if architecture.has_msa:
         x = build.block(patches, build.image, "", C, large)
@@ -147,11 +177,14 @@ def _stem(build: Builder, architecture: Architecture, large: bool) -> tuple[int,
 
 
 def _cells(build: Builder, architecture: Architecture, older: int | None, newer: int | None) -> int | None:
-    """The result of the last cell; `older` and `newer` are those that the first one reads."""
+    """Emit all cells; return the position of the last one's result.
+
+    `older` and `newer` are the positions of the results that the first cell reads.
+    """
     genotype, norm, width = architecture.genotype, architecture.norm is not None, architecture.C
     keeps_resolution = architecture.has_msa
     reductions = {n for n in (architecture.n_cells // 3, 2 * architecture.n_cells // 3) if n > 0}
-    # After stem 1 the two inputs of cell 0 differ in resolution as if a reduction had come before.
+    # Stem 1 halves the resolution between its two results: cell 0 reads them like a cell after a reduction.
     shrink = architecture.stem_type == 1 and not keeps_resolution
     for index in range(architecture.n_cells):
         edges, concat, stride = genotype.normal, genotype.normal_concat, 1
@@ -178,6 +211,7 @@ def _cells(build: Builder, architecture: Architecture, older: int | None, newer:
 
 
 def _preprocess(build: Builder, x: int | None, name: str, width: int, shrink: bool, norm: bool) -> int | None:
+    """Emit the preprocessing of a cell's input, which halves the resolution if `shrink`; return its position."""
     if x is None:
         return None
     if shrink:
@@ -186,6 +220,7 @@ def _preprocess(build: Builder, x: int | None, name: str, width: int, shrink: bo
 
 
 def _edge(build: Builder, x: int | None, name: str, operation: str, width: int, stride: int, norm: bool) -> int | None:
+    """Emit an edge of a cell; return the position of its result: of its input for an identity, None for `none`."""
     if x is None or operation == "none":
         return None
     if operation == "skip_connect" and stride == 1:

@@ -1,7 +1,18 @@
-"""The blocks that architectures are put together from, and the operations of each.
+"""The blocks of architectures: functions that emit the operations of each block to a builder.
 
-A block is a function of a builder, its input, the name of its parameters and settings; what it emits depends on the
-input's shape and the settings alone. All begin with (build, x, name); x is a position, as is what they return.
+What a block emits depends on the shape of its input and on its settings alone. Arguments of every block:
+
+* build: the builder.
+* x: the position of the input.
+* name: the first part of the parameters' names.
+* C, width: output channels.
+* ks, kernel, k: side of the kernel, in pixels.
+* norm: whether batch norms follow convolutions.
+
+Every block returns the position of its result.
+
+Sources of the blocks: DARTS (Liu, Simonyan, Yang, ICLR 2019) and DeepNets-1M (Knyazev et al., NeurIPS 2021), unless a
+block names another.
 """
 
 from __future__ import annotations
@@ -9,10 +20,11 @@ from __future__ import annotations
 from ghn.networks.program import ProgramBuilder
 
 MSA_HEADS = 8
+"""Heads of every attention."""
 
 
 def patches(build: ProgramBuilder, x: int, name: str, C: int, large: bool) -> int:
-    """The stem of a transformer."""
+    """Emit the stem of a transformer: patches of 16×16 pixels, of 3×3 for small images, and a position encoding."""
     patch, padding = (16, 0) if large else (3, 1)
     x = build.conv(x, C, patch, f"{name}stem0", stride=patch, padding=padding)
     return build.position_encoding(x, f"{name}pos_enc")
@@ -21,30 +33,32 @@ def patches(build: ProgramBuilder, x: int, name: str, C: int, large: bool) -> in
 def stem_0(
     build: ProgramBuilder, x: int, name: str, channels: int, ks: int, stride: int, pool: bool, norm: bool
 ) -> int:
+    """Emit stem 0: a convolution, a norm and perhaps a max-pool that halves the resolution."""
     x = build.conv(x, channels, ks, f"{name}.0", stride=stride)
     x = _normed(build, x, f"{name}.1", norm)
     return build.pool("max_pool", x, stride=2) if pool else x
 
 
 def stem_1(build: ProgramBuilder, x: int, name: str, C: int, ks: int, stride: int, norm: bool) -> int:
-    """What comes before the second of its two results."""
+    """Emit the part of stem 1 that gives the first of its two results: two convolutions with a ReLU between them."""
     x = build.conv(x, C // 2, ks, f"{name}.0", stride=stride)
     x = build.unary("relu", _normed(build, x, f"{name}.1", norm))
     return _normed(build, build.conv(x, C, 3, f"{name}.3", stride=stride), f"{name}.4", norm)
 
 
 def relu_conv_norm(build: ProgramBuilder, x: int, name: str, width: int, kernel: int, stride: int, norm: bool) -> int:
+    """Emit ReLU, convolution and norm."""
     x = build.conv(build.unary("relu", x), width, kernel, f"{name}.1", stride=stride)
     return _normed(build, x, f"{name}.2", norm)
 
 
 def subsample(build: ProgramBuilder, x: int, name: str) -> int:
-    """Halves the resolution."""
+    """Emit a subsampling that halves the resolution."""
     return build.subsample(x, 2)
 
 
 def factorised_reduction(build: ProgramBuilder, x: int, name: str, width: int, norm: bool) -> int:
-    """Halves the resolution; the two convolutions read complementary pixels."""
+    """Emit a block that halves the resolution by two convolutions, which read complementary pixels."""
     x = build.unary("relu", x)
     shifted = build.unary("shift", x)
     halves = [
@@ -55,7 +69,7 @@ def factorised_reduction(build: ProgramBuilder, x: int, name: str, width: int, n
 
 
 def edge(build: ProgramBuilder, x: int, name: str, operation: str, width: int, stride: int, norm: bool) -> int:
-    """An operation of a cell's edge, other than `none` and the identity."""
+    """Emit the operation of a cell's edge: any but `none`, and the identity only where it halves the resolution."""
     if operation in ("max_pool_3x3", "avg_pool_3x3"):
         return build.pool(operation.removesuffix("_3x3"), x, stride=stride)
     if operation == "skip_connect":
@@ -81,7 +95,7 @@ def edge(build: ProgramBuilder, x: int, name: str, operation: str, width: int, s
 def depthwise(
     build: ProgramBuilder, x: int, name: str, first: int, width: int, k: int, stride: int, dilation: int, norm: bool
 ) -> int:
-    """ReLU, depthwise convolution, 1×1 convolution, norm; their parameters are numbered from `first`."""
+    """Emit ReLU, depthwise convolution, 1×1 convolution and norm; their parameters are numbered from `first`."""
     channels = build.shape(x)[0]
     padding = k // 2 if dilation == 1 else k - k % 2
     x = build.unary("relu", x)
@@ -93,8 +107,10 @@ def depthwise(
 
 
 def attention(build: ProgramBuilder, x: int, name: str, width: int) -> int:
-    """A pre-norm transformer block over the pixels (Dosovitskiy et al., ICLR 2021); networks with one never
-    reduce their resolution."""
+    """Emit a pre-norm transformer block whose tokens are the pixels (Dosovitskiy et al., ICLR 2021).
+
+    Networks with such a block never reduce their resolution.
+    """
     channels, height, side = build.shape(x)
     tokens = build.emit("tokens", (x,), (height * side, channels))
     normed = build.layer_norm(tokens, f"{name}.ln1")
@@ -107,9 +123,9 @@ def attention(build: ProgramBuilder, x: int, name: str, width: int) -> int:
 
 
 def squeeze_excitation(build: ProgramBuilder, x: int, name: str, width: int, stride: int) -> int:
-    """Channel squeeze and excitation (Hu, Shen, Sun, CVPR 2018), with Hardswish as the gate.
+    """Emit squeeze and excitation of channels (Hu, Shen, Sun, CVPR 2018), with Hardswish as the gate.
 
-    The channels of the whole map are weighed before it is subsampled.
+    The channels of the whole map are scaled before the map is subsampled.
     """
     squeezed = build.emit("squeeze", (x,), (width,))
     hidden = build.unary("relu", build.linear(squeezed, width // 2, f"{name}.fc1"))
@@ -119,6 +135,7 @@ def squeeze_excitation(build: ProgramBuilder, x: int, name: str, width: int, str
 
 
 def head(build: ProgramBuilder, x: int, name: str, glob_avg: bool, hidden: int | None, num_classes: int) -> int:
+    """Emit the head: a global average pool or all pixels, and one linear layer or two with `hidden` features."""
     x = build.global_pool(x) if glob_avg else build.flatten(x)
     if hidden is None:
         return build.linear(x, num_classes, name)

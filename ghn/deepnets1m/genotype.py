@@ -1,7 +1,8 @@
-"""The genotype of an architecture: the edges of its two cells."""
+"""Genotypes of architectures: the edges of their two cells."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,15 +23,16 @@ OPERATIONS = (
     "msa",
     "cse",
 )
-"""The operations of a cell's edges, in the order of the published design space."""
+"""Operations of a cell's edges, in the order of the published design space."""
 
 Edge = tuple[str, int]
-"""An operation and the state it reads: 0 and 1 are the outputs of the two previous cells, 2 the first own state."""
+"""An operation and the state that it reads: 0 and 1 are the outputs of the two previous cells, 2 is the first state of
+the cell itself."""
 
 
 @dataclass(frozen=True)
 class Genotype:
-    """The two cells of an architecture: for each state two edges, and which states are concatenated."""
+    """The two cells of an architecture: two edges for each state, and the states that are concatenated."""
 
     normal: tuple[Edge, ...]
     normal_concat: tuple[int, ...]
@@ -62,12 +64,12 @@ class Genotype:
 
     @property
     def operations(self) -> frozenset[str]:
-        """The operations that occur in either cell."""
+        """Return the operations that occur in either cell."""
         return frozenset(operation for operation, _ in self.normal + self.reduce)
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Genotype:
-        """The genotype of a record with the fields of the published data set.
+    def from_dict(cls, record: Mapping[str, Any]) -> Genotype:
+        """Return the genotype of a record with the fields of the published data set.
 
         Raises:
             ValueError: a field is missing or impossible.
@@ -84,7 +86,8 @@ class Genotype:
             raise ValueError("genotype: must hold pairs of an operation and a state, and lists of states") from error
 
 
-def require_fields(record: dict[str, Any], keys: list[str], what: str) -> None:
+def require_fields(record: Mapping[str, Any], keys: Iterable[str], what: str) -> None:
+    """Raise ValueError if a record lacks one of the keys; the message names `what` the record is, and the keys."""
     missing = [key for key in keys if key not in record]
     if missing:
         raise ValueError(f"{what} without {' and '.join(missing)}")

@@ -1,7 +1,8 @@
-"""The networks of the split `predefined`: ResNet-50, ViT and DARTS."""
+"""Networks of the split `predefined`: ResNet-50, ViT and DARTS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,24 +14,32 @@ from ghn.networks.program import LARGE_IMAGE, Program, ProgramBuilder
 
 @dataclass(frozen=True)
 class ResNet(Network):
-    """ResNet-50 (He, Zhang, Ren, Sun, CVPR 2016), or one of another width or with other numbers of blocks.
+    """ResNet-50 (He, Zhang, Ren, Sun, CVPR 2016), or a ResNet of bottleneck blocks of other numbers or width.
 
-    Images below `LARGE_IMAGE` keep their resolution in the stem: stride 1 and no max-pool.
+    `blocks` are the numbers of blocks of the stages, `C` is the width of the first stage. The stem keeps the resolution
+    of images below `LARGE_IMAGE` pixels: it has stride 1 and no max-pool.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     C: int = 64
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the record of the network in plain JSON types."""
         return {"predefined": "resnet50", "blocks": list(self.blocks), "C": self.C}
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> ResNet:
+    def from_dict(cls, record: Mapping[str, Any]) -> ResNet:
+        """Return the network of a record; numbers of blocks and width are by default those of ResNet-50.
+
+        Raises:
+            ValueError: the record names another network.
+        """
         if record["predefined"] != "resnet50":
             raise ValueError(f"predefined = {record['predefined']!r}: must be 'resnet50'")
         return cls(blocks=tuple(record.get("blocks", cls.blocks)), C=record.get("C", cls.C))
 
     def compile(self, image_size: int, num_classes: int) -> Program:
+        """Return the program for square images and a number of classes."""
         build = ProgramBuilder(image_size, num_classes)
         large = image_size >= LARGE_IMAGE
         x = build.conv(build.image, self.C, 7, "conv1", stride=2 if large else 1)
@@ -45,6 +54,7 @@ class ResNet(Network):
 
 
 def _bottleneck(build: ProgramBuilder, x: int, width: int, stride: int, name: str) -> int:
+    """Emit a bottleneck block with 4 · `width` output channels; return the position of its result."""
     y = build.unary("relu", build.batch_norm(build.conv(x, width, 1, f"{name}.conv1"), f"{name}.bn1"))
     y = build.conv(y, width, 3, f"{name}.conv2", stride=stride)
     y = build.unary("relu", build.batch_norm(y, f"{name}.bn2"))
@@ -66,7 +76,7 @@ VIT = Architecture(
     C=128,
     preproc=False,
 )
-"""Twelve transformer blocks one after the other (Dosovitskiy et al., ICLR 2021)."""
+"""A vision transformer of twelve blocks (Dosovitskiy et al., ICLR 2021)."""
 
 DARTS = Architecture(
     genotype=Genotype(
@@ -97,6 +107,7 @@ DARTS = Architecture(
     C=32,
     C_mult=2,
 )
-"""The cells found by second-order DARTS (Liu, Simonyan, Yang, ICLR 2019)."""
+"""A network of the cells that second-order DARTS found (Liu, Simonyan, Yang, ICLR 2019)."""
 
 PREDEFINED: dict[str, Network] = {"resnet50": ResNet(), "vit": VIT, "darts": DARTS}
+"""Networks of the split `predefined` by name, in its order."""

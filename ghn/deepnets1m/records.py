@@ -1,7 +1,8 @@
-"""Networks from the records that `Network.to_dict` writes."""
+"""Networks from the records that `Network.to_dict` returns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ghn.deepnets1m.architecture import Architecture
@@ -9,8 +10,12 @@ from ghn.deepnets1m.predefined import ResNet
 from ghn.networks.network import Network
 
 
-def network_from_dict(record: dict[str, Any]) -> Network:
-    """The network of a record written by `to_dict`: an `Architecture`, or a predefined one by its name."""
+def network_from_dict(record: Mapping[str, Any]) -> Network:
+    """Return the network of a record: an `Architecture`, or a predefined network if the record names one.
+
+    Raises:
+        ValueError: a field is missing or impossible.
+    """
     if "predefined" in record:
         return ResNet.from_dict(record)
     return Architecture.from_dict(record)
