@@ -100,9 +100,9 @@ def is_outage(error: Exception) -> bool:
 
 def reason_of(error: Exception) -> str:
     """Return why a store does not answer, in one short line."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    system_error = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
-    return system_error[1] if system_error else text[:REASON_LENGTH]
+    text = str(error).strip() or type(error).__name__
+    cause = re.search(r"\[Errno -?\d+\] ([^'\")\n]+)|Error\) ([^\n]+)", text)  # of the system, of a database
+    return (cause[1] or cause[2]) if cause else text.splitlines()[0][:REASON_LENGTH]
 
 
 def _may_pass(status: int) -> bool:

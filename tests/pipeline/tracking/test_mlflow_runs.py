@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +16,7 @@ import pandas
 import pytest
 import torch
 from browser import CHROMIUM
+from mlflow_server import TrackingServer, environment
 from small_settings import ROOT
 
 from ghn import GHN, GHNConfig
@@ -38,44 +34,10 @@ PARAMETERS = {
 }
 
 
-def environment(**more: str) -> dict[str, str]:
-    """For processes: the code of this repository, none of the settings that decide where runs go."""
-    ours = ("DVC_", "MLFLOW_", "GIT_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return inherited | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
-
-
 def git(folder: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
     command = ("git", *identity, *arguments)
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables: their creation takes seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's repository with one commit and an empty store; the current folder."""
-    folder = tmp_path / "my project"
-    folder.mkdir()
-    shutil.copy(empty_store, folder)
-    (folder / "params.yaml").write_text("seed: 7\n")
-    (folder / "code.py").write_text("x = 1\n")
-    git(folder, "init", "--quiet")
-    git(folder, "add", "params.yaml", "code.py")
-    git(folder, "commit", "--quiet", "-m", "first")
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def runs() -> list:
@@ -437,44 +399,6 @@ def test_a_dvc_experiment_in_a_temporary_copy_logs_to_the_same_store(project: Pa
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
 
-@pytest.fixture
-def server(project: Path) -> Iterator[str]:
-    """The address of an MLflow server over the project's store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
-    command += ["--artifacts-destination", str(project / "server_artifacts")]
-    with (project / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=project,
-            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_healthy(address)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-def wait_until_healthy(address: str) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < deadline, "the MLflow server did not start"
-            time.sleep(0.5)
-
-
 def browse(url: str, screenshot: Path) -> str:
     """The text of the page, as a browser without a screen shows it after its scripts ran."""
     if CHROMIUM is None:
@@ -488,11 +412,14 @@ def browse(url: str, screenshot: Path) -> str:
 
 @pytest.mark.slow
 def test_a_server_takes_the_runs_and_its_page_shows_them(
-    project: Path, server: str, trained: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    tracking_server: TrackingServer,
+    trained: tuple,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow.artifacts import load_text
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-mule")
     with stage_run("train", PARAMETERS) as run:
         run.log_history([{"step": step, "loss": 1 / (step + 1)} for step in range(1500)])
@@ -507,7 +434,7 @@ def test_a_server_takes_the_runs_and_its_page_shows_them(
         "split,top1\ntest,0.25\n"
     )
 
-    address = f"{server}/#/experiments/{run.experiment_id}/runs"
+    address = f"{tracking_server.address}/#/experiments/{run.experiment_id}/runs"
     view = "workflowType=machine_learning&viewStateShareKey=ghn"
     page = browse(f"{address}?{view}", tmp_path / "runs.png")
     for shown in ("puffy-mule", "mnist_5k", "test_top1", "0.25"):

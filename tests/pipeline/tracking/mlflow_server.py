@@ -1,0 +1,67 @@
+"""An MLflow server that a test stops and starts again, and the environment of processes that log to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from small_settings import ROOT
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For processes: the code of this repository, none of the settings that decide where runs go."""
+    ours = ("DVC_", "MLFLOW_", "GIT_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return inherited | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+
+
+class TrackingServer:
+    """A server over `mlflow.db` of a folder, always at the same address."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "server_artifacts")]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_until_healthy()
+
+    def stop(self, by: signal.Signals = signal.SIGKILL) -> None:
+        """Ends the server and all its processes."""
+        if self.process is not None:
+            os.killpg(self.process.pid, by)
+            self.process.wait(30)
+            self.process = None
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert time.monotonic() < deadline, "the MLflow server did not start"
+                time.sleep(0.5)
