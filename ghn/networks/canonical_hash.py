@@ -1,20 +1,20 @@
-"""Network hashes: equal networks have equal ones, however they were described.
+"""Network hashes, which are equal for equal networks, however these were described.
 
-A network is read as a polynomial, which is evaluated at a point that looks random. An operation with inputs of the
+A network is read as a polynomial, which is evaluated at a pseudo-random point. An operation whose inputs have the
 values x_1, …, x_k has the value
 
     A · (x_1 + c_1) ⋯ (x_k + c_k) + B   modulo the prime 2¹²⁷ - 1,
 
-where A and B are digests of what the operation does, and c_i one of the input's place. All places are the same for
-sums, and for concatenations: channels in another order are weights in another order after them, and graphs do not show
-it. Two polynomials of degree d that differ have the same value at a random point with a probability of d / 2¹²⁷ at most
-(Schwartz, Journal of the ACM 1980).
+where A and B are digests of what the operation does, and c_i is a digest of the input's place. All places of a sum
+have the same digest. So have those of a concatenation, because channels in another order only mean weights in another
+order after them, which graphs do not show. Two different polynomials of degree d have the same value at a random point
+with a probability of at most d / 2¹²⁷ (Schwartz, Journal of the ACM 1980).
 
-A hash of each operation and its inputs would name networks as well. But here operations one after the other are a
-single affine map, so that what is known of a block need not be computed again in each network that contains it.
+A hash of each operation and its inputs would identify networks as well. But here a chain of operations is a single
+affine map, so that the map of a block is computed once, not again in each network that contains the block.
 
-What neither sees is which of two results is read that are computed in the same way, with parameters of their own. Such
-networks can be different and have the same hash; then only one of them is drawn.
+Neither hash distinguishes two results that are computed in the same way with different parameters. Networks that
+differ only in which of the two they read have the same hash, and only one of them is sampled.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ from ghn.networks.operations import Operation
 
 MODULUS = 2**127 - 1
 
-Sizes = tuple[int, ...]
-
 Factor = tuple[int, int, int]
-"""a, b and i of an affine map a·v_i + b of an earlier value."""
+"""The numbers a, b and i of an affine map a·v_i + b of an earlier value."""
 
 
 class Polynomial(NamedTuple):
-    """The value of operations as a function of the first one's, v_0.
+    """The value of operations as a function of v_0, the value of the first one.
 
     Each of `joins` is a product of factors and gives the next value v_1, v_2, …; `last` gives the result.
-    Operations of one input each have no joins: they are `last` alone.
+    A chain of operations with one input each has no joins, only `last`.
     """
 
     joins: tuple[tuple[Factor, ...], ...]
@@ -57,9 +55,9 @@ class Polynomial(NamedTuple):
 
 
 def polynomial(operations: Sequence[Operation]) -> Polynomial:
-    """The polynomial of operations in topological order; the first one stands for whatever comes before."""
+    """Return the polynomial of operations in topological order; the first one stands for all that comes before."""
     joins: list[tuple[Factor, ...]] = []
-    factors: list[Factor] = [(1, 0, 0)]  # of each operation
+    factors: list[Factor] = [(1, 0, 0)]  # the value of each operation
     for kind, inputs, shape, parameters, settings in operations[1:]:
         A, B = constants(kind, shape, settings, tuple([parameter.shape for parameter in parameters]))
         read = []
@@ -76,28 +74,30 @@ def polynomial(operations: Sequence[Operation]) -> Polynomial:
 
 
 def image_value(image_size: int) -> int:
-    """The value of the operation that all networks begin with."""
+    """Return the value of the image, the operation that all networks begin with; its side is in pixels."""
     A, B = constants("image", (3, image_size, image_size))
     return (A + B) % MODULUS
 
 
 def hash_of_value(value: int, num_operations: int, num_parameters: int) -> str:
-    """The network hash, 24 hexadecimal digits, of a network whose polynomial has a value.
+    """Return the network hash, 24 hexadecimal digits, of a network from the value of its polynomial.
 
-    The two numbers tell apart a result that is used twice and one that is computed twice.
+    The two numbers distinguish a result that is used twice from one that is computed twice.
     """
     return hashlib.blake2b(f"{value} {num_operations} {num_parameters}".encode(), digest_size=12).hexdigest()
 
 
 @lru_cache(maxsize=1 << 16)
-def constants(kind: str, shape: Sizes, settings: Sizes = (), parameters: tuple[Sizes, ...] = ()) -> tuple[int, int]:
-    """A and B of an operation; `parameters` are their shapes."""
+def constants(
+    kind: str, shape: tuple[int, ...], settings: tuple[int, ...] = (), parameters: tuple[tuple[int, ...], ...] = ()
+) -> tuple[int, int]:
+    """Return A and B of an operation; `parameters` are the shapes of its parameters."""
     return _digest(f"A {kind} {shape} {settings} {parameters}"), _digest(f"B {kind} {shape} {settings} {parameters}")
 
 
 @lru_cache(maxsize=1 << 10)
 def offset(kind: str, place: int) -> int:
-    """c of an input's place."""
+    """Return c_i of the place of an operation's input, from 0."""
     return _digest(f"c {0 if kind in ('add', 'concat') else place}")
 
 

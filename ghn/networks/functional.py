@@ -1,6 +1,7 @@
-"""The functional view of a program: its forward pass with *given* parameters.
+"""The functional view of a program: its forward pass with given parameters.
 
-Dimensions: B images, C channels, Y×X pixels, T tokens.
+Dimensions: B images, C channels, Y×X pixels, S×S pixels of the input, T tokens, D channels of tokens, K classes; a name
+without a suffix has the shape of an operation's result, with B in front.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from ghn.networks.operations import Operation
 from ghn.networks.program import Program
 
 Kernel = Callable[[Operation, Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""A function of an operation, its inputs and its parameters that returns the operation's result."""
 
 
 def run_program(
     program: Program,
     parameters: Mapping[str, Tensor],
-    images: Tensor,
+    images_BCSS: Tensor,
     dropout: torch.Generator | None = None,
 ) -> Tensor:
-    """Logits (B, classes) of `images` (B, 3, S, S).
+    """Return the logits (B, K) of images (B, 3, S, S).
 
     Args:
         parameters: a tensor for each name of `program.parameters()`; gradients flow into them.
-        dropout: the generator of the dropout masks; None switches dropout off.
+        dropout: the generator of the dropout masks; None: no dropout.
 
     Raises:
         KeyError: a parameter is missing.
@@ -36,101 +38,138 @@ def run_program(
     def kernel(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
         return run_operation(operation, inputs, [parameters[p.name] for p in operation.parameters])
 
-    return evaluate(program, images, kernel, dropout)
+    return evaluate(program, images_BCSS, kernel, dropout)
 
 
 def evaluate(
     program: Program,
-    images: Tensor,
+    images_BCSS: Tensor,
     kernel: Callable[[Operation, Sequence[Tensor]], Tensor],
     dropout: torch.Generator | None = None,
 ) -> Tensor:
-    """Applies `kernel` to every operation in order and frees each result after its last use."""
-    results: list[Tensor | None] = []
-    for operation, freed in zip(program.operations, program.freed_after, strict=True):
+    """Return the logits (B, K) of images (B, 3, S, S); each result is freed after its last use.
+
+    Args:
+        kernel: gives the result of an operation from its inputs; it is called for all operations, in order, except for
+            the image, zeros and dropout.
+        dropout: the generator of the dropout masks; None: no dropout.
+    """
+    results: dict[int, Tensor] = {}  # by position in the program
+    for position, (operation, freed) in enumerate(zip(program.operations, program.freed_after, strict=True)):
+        inputs = [results[source] for source in operation.inputs]
         if operation.kind == "image":
-            results.append(images)
+            result = images_BCSS
         elif operation.kind == "zeros":
-            results.append(images.new_zeros(len(images), *operation.shape))
+            result = images_BCSS.new_zeros(len(images_BCSS), *operation.shape)
         elif operation.kind == "dropout":
-            x = results[operation.inputs[0]]
-            results.append(x if dropout is None else _dropout(x, dropout))
+            result = inputs[0] if dropout is None else _dropout(inputs[0], dropout)
         else:
-            results.append(kernel(operation, [results[source] for source in operation.inputs]))
+            result = kernel(operation, inputs)
+        results[position] = result
         for source in freed:
-            results[source] = None
-    return results[-1]
+            del results[source]
+    return results[len(program.operations) - 1]
 
 
 def run_operation(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """The result of one operation, for a batch of images."""
+    """Return the result (B, …) of one operation for a batch of images, from its inputs (B, …) and parameters."""
     return KERNELS[operation.kind](operation, inputs, parameters)
 
 
 def _dropout(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Drops half of the elements; the mask is drawn on the CPU so that it does not depend on the device."""
+    """Drop half of the elements and double the others.
+
+    The mask is random numbers of the CPU, so that it does not depend on the device.
+    """
     keep = torch.rand(x.shape, generator=generator) < 0.5
     return x * (2.0 * keep.to(x.device, x.dtype))
 
 
 def _conv(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     sh, sw, ph, pw, dilation, groups = operation.settings
-    return F.conv2d(inputs[0], parameters[0], None, (sh, sw), (ph, pw), dilation, groups)
+    x_BCYX, weight = inputs[0], parameters[0]
+    return F.conv2d(x_BCYX, weight, None, (sh, sw), (ph, pw), dilation, groups)
 
 
 def _batch_norm(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Always with the statistics of the batch, in training and in evaluation alike."""
-    return F.batch_norm(inputs[0], None, None, *parameters, training=True)
+    """Normalise with the statistics of the batch, in training and in evaluation alike."""
+    weight_C, bias_C = parameters
+    return F.batch_norm(inputs[0], None, None, weight_C, bias_C, training=True)
+
+
+def _layer_norm(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    weight, bias = parameters
+    return F.layer_norm(inputs[0], weight.shape, weight, bias)
+
+
+def _max_pool(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    kernel, stride, padding = operation.settings
+    return F.max_pool2d(inputs[0], kernel, stride, padding)
 
 
 def _avg_pool(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    return F.avg_pool2d(inputs[0], *operation.settings, count_include_pad=False)
+    kernel, stride, padding = operation.settings
+    return F.avg_pool2d(inputs[0], kernel, stride, padding, count_include_pad=False)
 
 
 def _shift(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Without the first row and column, padded with zeros at the far edge to the same size."""
-    return F.pad(inputs[0][:, :, 1:, 1:], (0, 1, 0, 1))
+    """Cut off the first row and column, and pad with zeros at the far edge to the same size."""
+    x_BCYX = inputs[0]
+    return F.pad(x_BCYX[:, :, 1:, 1:], (0, 1, 0, 1))
 
 
 def _subsample(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     (stride,) = operation.settings
-    return inputs[0][:, :, ::stride, ::stride]
+    x_BCYX = inputs[0]
+    return x_BCYX[:, :, ::stride, ::stride]
 
 
 def _attention(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """softmax(qk/√d)v for each head; the input holds q, k and v side by side."""
+    """Return softmax(qkᵀ/√d)v of each head; the input holds q, k and v side by side.
+
+    Dimensions: A heads, d channels of a head.
+    """
     (heads,) = operation.settings
     qkv_BTD = inputs[0]
     B, T, D = qkv_BTD.shape
-    q, k, v = qkv_BTD.view(B, T, 3, heads, D // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q_BATd, k_BATd, v_BATd = qkv_BTD.view(B, T, 3, heads, D // (3 * heads)).permute(2, 0, 3, 1, 4)
     if qkv_BTD.dtype == torch.bfloat16 and qkv_BTD.device.type == "cpu":
         # PyTorch's fused kernel takes ten times as long for its backward pass here (2.14, 121 tokens).
-        x = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v
+        scores_BATT = q_BATd * q_BATd.shape[-1] ** -0.5 @ k_BATd.transpose(-1, -2)
+        x_BATd: Tensor = scores_BATT.softmax(-1).to(v_BATd.dtype) @ v_BATd
     else:
-        x = F.scaled_dot_product_attention(q, k, v)
-    return x.transpose(1, 2).reshape(B, T, D // 3)
+        x_BATd = F.scaled_dot_product_attention(q_BATd, k_BATd, v_BATd)
+    return x_BATd.transpose(1, 2).reshape(B, T, D // 3)
 
 
 def _untokens(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    return inputs[0].transpose(1, 2).reshape(-1, *operation.shape)
+    x_BTD = inputs[0]
+    return x_BTD.transpose(1, 2).reshape(-1, *operation.shape)
+
+
+def _add(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    total = inputs[0]
+    for x in inputs[1:]:
+        total = total + x
+    return total
 
 
 KERNELS: dict[str, Kernel] = {
     "conv": _conv,
     "batch_norm": _batch_norm,
-    "layer_norm": lambda o, x, p: F.layer_norm(x[0], p[0].shape, *p),
+    "layer_norm": _layer_norm,
     "linear": lambda o, x, p: F.linear(x[0], *p),
     "relu": lambda o, x, p: F.relu(x[0]),
     "gelu": lambda o, x, p: F.gelu(x[0]),
     "hardswish": lambda o, x, p: F.hardswish(x[0]),
-    "max_pool": lambda o, x, p: F.max_pool2d(x[0], *o.settings),
+    "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "global_pool": lambda o, x, p: x[0].mean((2, 3)),
     "squeeze": lambda o, x, p: x[0].mean((2, 3)),
     "flatten": lambda o, x, p: x[0].flatten(1),
     "shift": _shift,
     "subsample": _subsample,
-    "add": lambda o, x, p: sum(x[1:], start=x[0]),
+    "add": _add,
     "concat": lambda o, x, p: torch.cat(list(x), 1),
     "position_encoding": lambda o, x, p: p[0],
     "tokens": lambda o, x, p: x[0].flatten(2).transpose(1, 2),
@@ -138,3 +177,4 @@ KERNELS: dict[str, Kernel] = {
     "attention": _attention,
     "scale": lambda o, x, p: x[0] * x[1][:, :, None, None],
 }
+"""The kernel of each kind of operation, except for the image, zeros and dropout (see `evaluate`)."""

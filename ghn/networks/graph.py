@@ -1,4 +1,4 @@
-"""The computational graph of a network's primitives, which the hypernetwork reads.
+"""The computational graph of a network's primitives, which hypernetworks read.
 
 Dimensions: N nodes, E edges.
 """
@@ -31,21 +31,24 @@ PRIMITIVES = (
     "pos_enc",
     "glob_avg",
 )
-"""In the order of the hypernetwork's embedding."""
+"""Names of the primitives, in the order of their embeddings in `ghn.models.node_encoder`."""
 
 UNREACHABLE = 10_000
-"""Stands for an infinite distance; larger than any path."""
+"""Stands for an infinite distance; it is longer than any path, in edges."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A primitive, the 4-d shape that the hypernetwork sees and the parameters that it predicts there."""
+    """A primitive, the 4-d shape that hypernetworks read and the parameters that they predict there.
+
+    A node with parameters has a shape.
+    """
 
     primitive: str
     shape: Shape | None = None
     parameters: tuple[Parameter, ...] = ()
     is_class_layer: bool = False
-    """Whether this is the weight or the bias of the last layer."""
+    """Whether this is the weight or the bias of a classification layer."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +57,35 @@ class Graph:
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
-    """Direct edges (from, to), without repetition."""
+    """Direct edges (source, target), each once."""
     not_predicted: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Parameters that are on no node, by name, with the reason; only traced networks have any."""
+    """Names of the parameters that are on no node, with the reason; only traced networks have any."""
 
     @property
     def primitives(self) -> list[str]:
+        """The primitive of each node."""
         return [node.primitive for node in self.nodes]
 
     @property
     def shapes(self) -> list[Shape | None]:
+        """The shape of each node."""
         return [node.shape for node in self.nodes]
 
     @property
     def parameters(self) -> list[Parameter]:
-        """All parameters of all nodes."""
+        """The parameters of all nodes."""
         return [parameter for node in self.nodes for parameter in node.parameters]
 
     def without_class_layers(self, reason: str, of_other_than: int | None = None) -> Graph:
-        """The same graph, but the parameters of classification layers are not predicted.
+        """Return the same graph without the parameters of classification layers.
 
-        `of_other_than`: only those with another number of classes. `reason` may name the `{classes}` of each.
+        Args:
+            reason: why they are not predicted; `{classes}` in it stands for the layer's number of classes.
+            of_other_than: a number of classes; layers that have it keep their parameters.
         """
         nodes, not_predicted = [], dict(self.not_predicted)
         for node in self.nodes:
-            if node.is_class_layer and node.shape[0] != of_other_than:
+            if node.is_class_layer and node.shape is not None and node.shape[0] != of_other_than:
                 why = reason.format(classes=node.shape[0])
                 not_predicted |= dict.fromkeys((parameter.name for parameter in node.parameters), why)
                 node = replace(node, parameters=())
@@ -87,7 +94,7 @@ class Graph:
 
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:
-        """For each node, the nodes with an edge to it."""
+        """The sources of the edges to each node."""
         incoming: list[list[int]] = [[] for _ in self.nodes]
         for source, target in self.edges:
             incoming[target].append(source)
@@ -95,41 +102,44 @@ class Graph:
 
     @cached_property
     def distances(self) -> np.ndarray:
-        """Lengths of shortest paths, int16 (N, N): entry [u, v] from u to v, 0 where there is no path.
+        """Lengths of shortest paths in edges, int16 (N, N): entry [u, v] from u to v, 0 where there is no path.
 
-        One vectorised minimum a node: the distances to v are those to its sources, plus one.
+        The distances to v are those to its sources, plus one: one vectorised minimum per node.
         """
         N = len(self.nodes)
-        to = np.full((N, N), UNREACHABLE, dtype=np.int16)
+        to_NN = np.full((N, N), UNREACHABLE, dtype=np.int16)  # entry [v, u] from u to v
         for v, sources in enumerate(self.sources):
             if sources:
-                row = to[sources[0]]
+                row_N = to_NN[sources[0]]
                 for u in sources[1:]:
-                    row = np.minimum(row, to[u])
-                np.add(row, 1, out=to[v], where=row < UNREACHABLE)
-            to[v, v] = 0
-        return np.where(to == UNREACHABLE, 0, to).T
+                    row_N = np.minimum(row_N, to_NN[u])
+                np.add(row_N, 1, out=to_NN[v], where=row_N < UNREACHABLE)
+            to_NN[v, v] = 0
+        return np.where(to_NN == UNREACHABLE, 0, to_NN).T
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """The length of the longest path that ends in each node, int64 (N,)."""
+        """The length in edges of the longest path to each node, int64 (N,)."""
         level = [0] * len(self.nodes)
         for v, sources in enumerate(self.sources):
             level[v] = max((level[u] for u in sources), default=-1) + 1
         return np.array(level)
 
     def virtual_edges(self, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs at distance 1 to `longest`: sources, targets and distances, (E,) each, sorted by target."""
-        to = self.distances.T
-        targets, sources = np.nonzero((to > 0) & (to <= longest))
-        return sources, targets, to[targets, sources]
+        """Return sources, targets and distances, (E,) each, of all pairs at distance 1 to `longest`, sorted by target.
+
+        These are the direct edges too.
+        """
+        to_NN = self.distances.T
+        targets_E, sources_E = np.nonzero((to_NN > 0) & (to_NN <= longest))
+        return sources_E, targets_E, to_NN[targets_E, sources_E]
 
 
 def graph_of_operations(operations: Sequence[Operation]) -> Graph:
-    """Keep the primitives of a program's operations and let edges pass through everything else."""
+    """Return the graph of a program's primitives; its edges pass through all other operations."""
     nodes: list[Node] = []
     edges: list[tuple[int, int]] = []
-    ends: list[tuple[int, ...]] = []  # for each operation, the nodes that its result comes from
+    ends: list[tuple[int, ...]] = []  # for each operation, the last nodes on the paths to its result
 
     def append(sources: tuple[int, ...], node: Node) -> tuple[int, ...]:
         nodes.append(node)
@@ -148,20 +158,25 @@ def graph_of_operations(operations: Sequence[Operation]) -> Graph:
 
 
 def _nodes(operation: Operation, inputs: int, is_last: bool) -> list[Node]:
-    """The nodes of one operation, in a chain; none if it is not a primitive."""
+    """Return the nodes of one operation, a chain; none if it is not a primitive.
+
+    Args:
+        inputs: the number of nodes that its inputs come from.
+        is_last: whether it is the program's last operation.
+    """
     kind, parameters = operation.kind, operation.parameters
     if kind == "conv":
         dilation, groups = operation.settings[-2:]
-        primitive = "conv" if groups == 1 else "sep_conv" if dilation == 1 else "dil_conv"
-        return [Node(primitive, parameters[0].shape, parameters)]
+        in_groups = "sep_conv" if dilation == 1 else "dil_conv"
+        return [Node("conv" if groups == 1 else in_groups, _four_axes(parameters[0]), parameters)]
     if kind == "linear":
         weight, *bias = parameters
-        nodes = [Node("conv", (*weight.shape, 1, 1), (weight,), is_last)]
-        return nodes + [Node("bias", (*b.shape, 1, 1, 1), (b,), is_last) for b in bias]
+        nodes = [Node("conv", _four_axes(weight), (weight,), is_last)]
+        return nodes + [Node("bias", _four_axes(b), (b,), is_last) for b in bias]
     if kind in ("batch_norm", "layer_norm"):
-        return [Node("bn" if kind == "batch_norm" else "ln", (*parameters[0].shape, 1, 1, 1), parameters)]
+        return [Node("bn" if kind == "batch_norm" else "ln", _four_axes(parameters[0]), parameters)]
     if kind == "position_encoding":
-        return [Node("pos_enc", parameters[0].shape, parameters)]
+        return [Node("pos_enc", _four_axes(parameters[0]), parameters)]
     if kind in ("max_pool", "avg_pool"):
         return [Node(kind, (1, 1, operation.settings[0], operation.settings[0]))]
     if kind in ("add", "concat"):
@@ -170,7 +185,13 @@ def _nodes(operation: Operation, inputs: int, is_last: bool) -> list[Node]:
     return [] if primitive is None else [Node(primitive)]
 
 
+def _four_axes(parameter: Parameter) -> Shape:
+    """Return the shape of a parameter with at most four axes, with ones for those that it lacks."""
+    out, inputs, height, width = (*parameter.shape, 1, 1, 1)[:4]
+    return out, inputs, height, width
+
+
 def distance_sum(graph: Graph, longest: int) -> int:
-    """The sum of all distances up to `longest`, which tells graphs apart by their virtual edges."""
-    distances = graph.distances
-    return int(distances[distances <= longest].sum(dtype=np.int64))
+    """Return the sum of all distances up to `longest`, in edges: a number to compare virtual edges by."""
+    distances_NN = graph.distances
+    return int(distances_NN[distances_NN <= longest].sum(dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Several graphs laid out as one, for the hypernetwork.
+"""Several graphs as one, which a hypernetwork reads together.
 
 Dimensions: N nodes, E edges, L levels.
 """
@@ -15,27 +15,33 @@ from ghn.networks.graph import Graph, Node
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """Several graphs as one, with nodes sorted by level so that a level is a contiguous range.
-
-    `graph_of` (N,) tells each node's graph; `level_bounds` (L + 1,) where the levels begin; `sources`,
-    `targets`, `distances` (E,) are the edges, virtual ones included.
-    """
+    """Several graphs as one, with nodes sorted by level so that a level is a contiguous range."""
 
     nodes: tuple[Node, ...]
     num_graphs: int
     graph_of: np.ndarray
+    """The number of each node's graph, int64 (N,)."""
     level_bounds: np.ndarray
+    """Where the levels begin, and where the last one ends, int64 (L + 1,)."""
     sources: np.ndarray
+    """The source of each edge, a position in `nodes`, int64 (E,). Virtual edges are edges too."""
     targets: np.ndarray
+    """The target of each edge, a position in `nodes`, int64 (E,)."""
     distances: np.ndarray
+    """The distance from the source to the target of each edge, in direct edges, int16 (E,)."""
 
     @property
     def num_nodes(self) -> int:
+        """The number of nodes of all graphs, N."""
         return len(self.nodes)
 
     @classmethod
     def of(cls, graphs: Sequence[Graph], longest_virtual_edge: int) -> GraphBatch:
-        """The batch of `graphs`; `longest_virtual_edge` is s_max, 1 for direct edges alone."""
+        """Return the batch of several graphs.
+
+        Args:
+            longest_virtual_edge: s_max, in direct edges; 1: no virtual edges.
+        """
         sizes = [len(graph.nodes) for graph in graphs]
         starts = np.cumsum([0, *sizes[:-1]])
         levels = np.concatenate([graph.levels for graph in graphs])

@@ -1,4 +1,7 @@
-"""The `nn.Module` view of a program: ordinary layers with parameters of their own."""
+"""The `nn.Module` view of a program: ordinary layers with their own parameters.
+
+Dimensions: B images, C channels, S×S pixels of the input, P×P pixels of the stem's output, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,22 @@ from ghn.networks.program import Program
 
 
 class PositionEncoding(nn.Module):
-    """A learned tensor (1, C, P, P) that is added to the stem's output."""
+    """A learned tensor (1, C, P, P), which the next operation adds to the stem's output."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
 
     def forward(self) -> Tensor:
+        """Return the tensor (1, C, P, P)."""
         return self.weight
 
 
 class ProgramModule(nn.Module):
     """A network for SGD training and fine-tuning, in PyTorch's default initialisation.
 
-    Its parameters have the names and shapes of the program's, so predicted parameters load with
-    `load_state_dict`. Images (B, 3, S, S) to logits (B, classes).
+    Its parameters have the names and shapes of the program's, so that predicted parameters load with
+    `load_state_dict`.
     """
 
     def __init__(self, program: Program):
@@ -38,24 +42,26 @@ class ProgramModule(nn.Module):
             if operation.parameters:
                 _place(self, _path(operation), LAYERS[operation.kind](operation))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return evaluate(self.program, images, self._run, torch.default_generator if self.training else None)
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, 3, S, S); there is dropout in training mode only."""
+        return evaluate(self.program, images_BCSS, self._run, torch.default_generator if self.training else None)
 
     def _run(self, operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
         if not operation.parameters:
             return run_operation(operation, inputs, ())
-        return self.get_submodule(_path(operation))(*inputs)
+        result: Tensor = self.get_submodule(_path(operation))(*inputs)
+        return result
 
 
 def _path(operation: Operation) -> str:
-    """Where the layer of an operation with parameters is in the module."""
+    """Return the dotted path in the module of the layer of an operation with parameters."""
     return operation.parameters[0].name.rpartition(".")[0]
 
 
 def _conv(operation: Operation) -> nn.Module:
-    out, inputs, *kernel = operation.parameters[0].shape
+    out, inputs, height, width = operation.parameters[0].shape
     sh, sw, ph, pw, dilation, groups = operation.settings
-    return nn.Conv2d(inputs * groups, out, kernel, (sh, sw), (ph, pw), dilation, groups, bias=False)
+    return nn.Conv2d(inputs * groups, out, (height, width), (sh, sw), (ph, pw), dilation, groups, bias=False)
 
 
 def _linear(operation: Operation) -> nn.Module:
@@ -70,10 +76,11 @@ LAYERS: dict[str, Callable[[Operation], nn.Module]] = {
     "layer_norm": lambda operation: nn.LayerNorm(operation.shape[-1]),
     "position_encoding": lambda operation: PositionEncoding(operation.parameters[0].shape),
 }
+"""The layer of each kind of operation with parameters, in PyTorch's default initialisation."""
 
 
 def _place(root: nn.Module, path: str, layer: nn.Module) -> None:
-    """Registers `layer` at a dotted path, with plain containers on the way."""
+    """Register a layer at a dotted path, in plain containers for all but its last name."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:

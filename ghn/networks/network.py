@@ -1,7 +1,9 @@
-"""Networks that compile to a program, and what can be made of one.
+"""Networks that compile to a program, with the views of it.
 
-PyTorch is imported where tensors are computed: a process that only generates architectures does without it, which saves
-it 320 MiB.
+PyTorch is imported where tensors are computed, because a process that only generates architectures saves 320 MiB
+without it.
+
+Dimensions: B images, C channels, S×S pixels, K classes.
 """
 
 from __future__ import annotations
@@ -20,42 +22,51 @@ if TYPE_CHECKING:
 
 
 class Network(ABC):
-    """Anything that compiles to a program, seen in four ways."""
+    """Any network that compiles to a program. Its views are a summary, a graph, a forward pass and a module."""
 
     @abstractmethod
     def compile(self, image_size: int, num_classes: int) -> Program:
-        """The program for square images of `image_size` pixels and `num_classes` classes."""
+        """Return the program for images of `image_size` pixels a side and for `num_classes` classes.
+
+        Raises:
+            ValueError: a size is impossible.
+            InvalidArchitecture: the network has no output.
+        """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-serialisable record; `network_from_dict` is its inverse."""
+        """Return a JSON-serialisable record, of which `network_from_dict` makes the network again."""
 
     def program(self, image_size: int, num_classes: int) -> Program:
-        """Like `compile`, with the most recent programs kept."""
+        """Return the program as `compile` does; the most recent programs are kept in memory."""
         return _cached_program(self, image_size, num_classes)
 
     @property
     def network_hash(self) -> str:
-        """24 hexadecimal digits, equal for equal networks, of 32×32 images and 10 classes (`ghn.networks.canonical_hash`)."""
+        """The network hash for 32×32 images and 10 classes: see `ghn.networks.canonical_hash`."""
         return self.summary(32, 10).network_hash
 
     def summary(self, image_size: int, num_classes: int) -> Summary:
-        """Network hash, parameters, FLOPs and size of the graph."""
+        """Return the network hash, the number of parameters, the FLOPs and the size of the graph."""
         return summarise(self.compile(image_size, num_classes))
 
     def graph(self, image_size: int, num_classes: int) -> Graph:
-        """The computational graph that a hypernetwork reads."""
+        """Return the computational graph that hypernetworks read."""
         return self.program(image_size, num_classes).graph
 
     def num_parameters(self, image_size: int, num_classes: int) -> int:
-        """The number of elements of all parameters, after pruning."""
+        """Return the number of elements of all parameters that the output depends on."""
         return self.program(image_size, num_classes).num_parameters
 
     def forward(self, parameters: dict[str, Tensor], images: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Logits (B, classes) of `images` (B, 3, S, S) with the given parameters.
+        """Return the logits (B, K) of images (B, 3, S, S) with the given parameters.
 
-        The sizes are read off the tensors: S from the images, the classes from the last layer's bias.
-        Dropout is off unless a generator is given to draw it from.
+        Args:
+            parameters: by name. The last one is the bias (K,) of the last layer, which gives the number of classes.
+            dropout: the generator of the dropout masks; None: no dropout.
+
+        Raises:
+            KeyError: a parameter is missing.
         """
         from ghn.networks.functional import run_program
 
@@ -63,7 +74,7 @@ class Network(ABC):
         return run_program(self.program(images.shape[-1], len(last)), parameters, images, dropout)
 
     def module(self, image_size: int, num_classes: int) -> nn.Module:
-        """An ordinary module with its own parameters in PyTorch's default initialisation."""
+        """Return an ordinary module with its own parameters, in PyTorch's default initialisation."""
         from ghn.networks.module import ProgramModule
 
         return ProgramModule(self.program(image_size, num_classes))

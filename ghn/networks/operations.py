@@ -1,4 +1,4 @@
-"""The operations that a network is made of, and the parameters that they use.
+"""The operations that a network consists of, and the parameters that they use.
 
 Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors.
 """
@@ -9,15 +9,15 @@ import math
 from typing import Literal, NamedTuple
 
 Role = Literal["weight", "scale", "bias", "encoding"]
-"""What a parameter does to the images' features: multiply them as a matrix or a kernel, scale each channel, be added
-to each channel (a bias), or be a value of its own that joins them (a position encoding, a class token)."""
+"""How a parameter acts on features: a weight multiplies them as a matrix or a kernel, a scale multiplies each channel,
+a bias is added to each channel, and an encoding is a feature itself (a position encoding, a class token)."""
 
 AxisOrder = Literal["plain", "transposed", "volume", "matrices", "tokens", "channels_first"]
-"""How the axes of a parameter come from those of its node's shape: see `ghn.networks.parameter_axes.arrange`."""
+"""The order of a parameter's axes, compared with its node's shape: see `ghn.networks.parameter_axes.arrange`."""
 
 
 class Parameter(NamedTuple):
-    """One tensor of a target network: its name in `named_parameters()`, its shape and what it is for."""
+    """One tensor of a target network, with its name in `named_parameters()`."""
 
     name: str
     shape: tuple[int, ...]
@@ -26,15 +26,19 @@ class Parameter(NamedTuple):
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class Operation(NamedTuple):
     """One step of a program.
 
-    `inputs` are positions in `Program.operations`; `settings` are the integers that the kind needs
-    (`conv`: strides, paddings (height, width each), dilation, groups; pools: kernel, stride, padding;
-    `subsample`: stride; `attention`: heads).
+    Attributes:
+        kind: a key of `ghn.networks.functional.KERNELS`, or `image`, `zeros` or `dropout`.
+        inputs: positions in `Program.operations`.
+        shape: of the result for one image.
+        settings: integers. `conv`: strides and paddings (of height and of width), dilation, groups; pools: kernel,
+            stride, padding; `subsample`: stride; `attention`: heads; none for the others.
     """
 
     kind: str
@@ -45,7 +49,7 @@ class Operation(NamedTuple):
 
 
 def flops_of(operation: Operation) -> int:
-    """Floating-point operations of one operation, for one image: see `Program.flops`."""
+    """Return the floating-point operations of one operation for one image: see `Program.flops`."""
     if operation.kind == "conv":
         return 2 * operation.parameters[0].size * math.prod(operation.shape[1:])
     if operation.kind == "linear":

@@ -1,9 +1,10 @@
-"""Between the shape of a parameter and the 4-d shape of its node, (out, in, kernel height, kernel width).
+"""The axes of a parameter and the four axes of its node: out channels, in channels, kernel height, kernel width.
 
-Hypernetworks know four axes. Parameters of public networks have any number of them, in other orders: transposed
-convolutions, matrices applied from the right, tables of positions, class tokens.
+Hypernetworks predict four axes. Parameters of public networks have any number of axes, in other orders: transposed
+convolutions, matrices that are multiplied from the right, tables of positions, class tokens.
 
-Dimensions: n nodes of a group, O/I out/in channels, Y×X kernel positions, T tokens.
+Dimensions: M nodes of a group, O/I out/in channels, Y×X kernel positions, Z a third kernel axis, G groups, T tokens,
+C channels of an encoding.
 """
 
 from __future__ import annotations
@@ -23,37 +24,38 @@ Shape = tuple[int, int, int, int]
 """Out channels, in channels, kernel height, kernel width."""
 
 MOST_HEADS = 32
-"""More heads than any attention has, fewer tokens than any image."""
+"""The most heads that an attention has. Images have more tokens."""
 
 
 def is_vector(shape: Sizes) -> bool:
-    """Whether at most one axis is longer than one."""
+    """Return whether at most one axis is longer than one."""
     return sum(size > 1 for size in shape) <= 1
 
 
 def kernel_shape(shape: Sizes, transposed: bool = False, groups: int = 1) -> tuple[Shape, AxisOrder]:
-    """The 4-d shape of a convolution's node, (out, in, kh, kw), and how its weight is laid out.
+    """Return the shape of a convolution's node, (out, in, height, width), and the axis order of its weight.
 
     Args:
-        shape: (out, in a group, kernel), or (in, out a group, kernel) of a transposed convolution; the kernel has any
-            number of axes. One axis counts as 1×k; of three the first repeats the others.
+        shape: (out, in per group, kernel), or (in, out per group, kernel) of a transposed convolution; the kernel has
+            any number of axes. A kernel of one axis counts as 1×k. Of three axes, the first repeats the others.
+        groups: of a transposed convolution.
     """
     if len(shape) < 2:
         return (1, math.prod(shape), 1, 1), "plain"
     out, inputs, *kernel = shape
-    kernel = [1, 1, *kernel][-2:]
+    height, width = [1, 1, *kernel][-2:]
     if transposed:
-        return (inputs * groups, out // groups, *kernel), "transposed"
-    return (out, inputs, *kernel), "volume" if len(shape) == 5 else "plain"
+        return (inputs * groups, out // groups, height, width), "transposed"
+    return (out, inputs, height, width), "volume" if len(shape) == 5 else "plain"
 
 
 def matrix_shape(shape: Sizes, summed: int | None, inputs_first: bool) -> tuple[Shape, AxisOrder]:
-    """The 4-d shape of a matrix's node, (out, in, 1, 1), and how the matrix is laid out.
+    """Return the shape of a matrix's node, (out, in, 1, 1), and the axis order of the matrix.
 
     Args:
-        summed: the length of the axis that the product sums over, which tells inputs from outputs; the parameter may
-            have several axes for either.
-        inputs_first: whether the inputs come first, where the lengths do not print_above_bar.
+        shape: of the matrix, with any number of axes for the inputs and for the outputs.
+        summed: the number of inputs, over which the product sums; None if it is not known.
+        inputs_first: whether the inputs come first, in case the lengths of the axes fit both orders.
     """
     size = math.prod(shape)
     if len(shape) < 2:
@@ -72,10 +74,10 @@ def matrix_shape(shape: Sizes, summed: int | None, inputs_first: bool) -> tuple[
 
 
 def encoding_shape(shape: Sizes) -> tuple[Shape, AxisOrder]:
-    """The 4-d shape of an encoding's node, (1, C, Y, X), and how the encoding is laid out.
+    """Return the shape of an encoding's node, (1, C, Y, X), and the axis order of the encoding.
 
-    Tokens lie on a square grid, or one with a column more; those that it has no place for (class tokens) come first.
-    A matrix is (T, C), unless it looks like positions of each head: few rows, and columns that fill a square.
+    Tokens lie on a square grid, or on one with one more column. Tokens beyond the grid (class tokens) come first. A
+    matrix is (T, C), unless it looks like the positions of each head: few rows, and columns that fill a square.
     """
     if is_vector(shape):
         return (1, math.prod(shape), 1, 1), "plain"
@@ -86,7 +88,8 @@ def encoding_shape(shape: Sizes) -> tuple[Shape, AxisOrder]:
         return (1, first, second, third), "plain"
     sizes = [size for size in shape if size > 1]
     if len(sizes) > 2:
-        return (1, math.prod(sizes[:-2]), *sizes[-2:]), "plain"
+        *leading, height, width = sizes
+        return (1, math.prod(leading), height, width), "plain"
     tokens, channels = sizes
     axis_order: AxisOrder = "tokens"
     if len(shape) == 2 and tokens <= MOST_HEADS < channels and math.isqrt(channels) ** 2 == channels:
@@ -97,41 +100,54 @@ def encoding_shape(shape: Sizes) -> tuple[Shape, AxisOrder]:
 
 
 def fan_in(parameter: Parameter, shape: Shape) -> int:
-    """How many inputs one output channel of a weight adds up; `shape` is its node's."""
+    """Return how many inputs one output channel of a weight adds up; `shape` is that of its node."""
     return parameter.shape[-2] if parameter.axis_order == "matrices" else parameter.size // shape[0]
 
 
-def arrange(decoded: Tensor, parameter: Parameter) -> Tensor:
-    """Weights (n, O, I, Y, X) as tensors (n, *shape) of a parameter's shape, by its axis_order.
+def arrange(decoded_MOIYX: Tensor, parameter: Parameter) -> Tensor:
+    """Return decoded weights (M, O, I, Y, X) as tensors (M, *shape) of a parameter's shape.
 
-    `plain`: (O, I, Y, X) without the axes of length one that it lacks. `transposed`: (I, O, Y, X), or that for each
-    group, as transposed convolutions and `x @ W` have it. `volume`: (O, I, Z, Y, X), the same for each z. `matrices`:
-    (…, I/…, O), a matrix for each index of the leading axes. `tokens`: (…, T, C), encodings of C = I channels of a Y×X
-    grid of tokens; further tokens (class tokens) come first and take the mean over the grid. `channels_first`: the
-    same as (…, C, T).
+    The parameter's axis order is one of these:
+    - `plain`: (O, I, Y, X), perhaps without axes of length one.
+    - `transposed`: (I, O, Y, X), or that for each group, as in transposed convolutions and in `x @ W`.
+    - `volume`: (O, I, Z, Y, X), the same for each z.
+    - `matrices`: (…, I/…, O), a matrix for each index of the leading axes.
+    - `tokens`: (…, T, C), encodings of C = I channels on a Y×X grid of tokens. Further tokens (class tokens) come first
+      and are the mean over the grid.
+    - `channels_first`: (…, C, T), otherwise as `tokens`.
     """
-    shape = parameter.shape
-    if parameter.axis_order == "transposed":
-        groups = max(shape[0] // decoded.shape[2], 1)
-        decoded = decoded.unflatten(1, (groups, -1)).transpose(2, 3)
-        if len(shape) == 5 and decoded.numel() < len(decoded) * parameter.size:  # a kernel of three axes
-            decoded = decoded.unsqueeze(4).expand(-1, -1, -1, -1, shape[2], -1, -1)
-    elif parameter.axis_order == "matrices":
+    shape, axis_order = parameter.shape, parameter.axis_order
+    if axis_order == "transposed":
+        arranged = _transposed(decoded_MOIYX, parameter)
+    elif axis_order == "matrices":
         *leading, inputs, out = shape
-        decoded = decoded.reshape(len(decoded), out, math.prod(leading), inputs).permute(0, 2, 3, 1)
-    elif parameter.axis_order in ("tokens", "channels_first"):
-        grid = decoded.flatten(3).squeeze(1)  # (n, C, Y·X)
-        extra = math.prod(shape) // grid.shape[1] - grid.shape[2]
+        arranged = decoded_MOIYX.reshape(-1, out, math.prod(leading), inputs).permute(0, 2, 3, 1)
+    elif axis_order in ("tokens", "channels_first"):
+        tokens_MCT = decoded_MOIYX.flatten(3).squeeze(1)
+        extra = math.prod(shape) // tokens_MCT.shape[1] - tokens_MCT.shape[2]
         if extra > 0:
-            grid = _with_means(grid, extra)
-        decoded = grid.transpose(1, 2) if parameter.axis_order == "tokens" else grid
-    elif parameter.axis_order == "volume":
-        decoded = decoded.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)
-    return decoded.reshape(-1, *shape)
+            tokens_MCT = _with_means(tokens_MCT, extra)
+        arranged = tokens_MCT.transpose(1, 2) if axis_order == "tokens" else tokens_MCT
+    elif axis_order == "volume":
+        arranged = decoded_MOIYX.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)
+    else:
+        arranged = decoded_MOIYX
+    return arranged.reshape(-1, *shape)
 
 
-def _with_means(grid: Tensor, count: int) -> Tensor:
-    """(n, C, T) with `count` tokens in front, each of them the mean over the others."""
-    import torch
+def _transposed(decoded_MOIYX: Tensor, parameter: Parameter) -> Tensor:
+    """Return decoded weights as (M, G, I, O, Y, X), or as (M, G, I, O, Z, Y, X) for a kernel of three axes."""
+    shape = parameter.shape
+    groups = max(shape[0] // decoded_MOIYX.shape[2], 1)
+    M, out, inputs, height, width = decoded_MOIYX.shape
+    arranged_MGIOYX = decoded_MOIYX.view(M, groups, out // groups, inputs, height, width).transpose(2, 3)
+    if len(shape) == 5 and arranged_MGIOYX.numel() < M * parameter.size:  # a kernel of three axes
+        return arranged_MGIOYX.unsqueeze(4).expand(-1, -1, -1, -1, shape[2], -1, -1)
+    return arranged_MGIOYX
 
-    return torch.cat([grid.mean(2, keepdim=True).expand(-1, -1, count), grid], 2)
+
+def _with_means(tokens_MCT: Tensor, count: int) -> Tensor:
+    """Return tokens (M, C, T) with `count` tokens in front, each of them the mean over the others."""
+    import torch  # here because `ghn.networks.graph` imports this module and does without PyTorch
+
+    return torch.cat([tokens_MCT.mean(2, keepdim=True).expand(-1, -1, count), tokens_MCT], 2)

@@ -1,4 +1,4 @@
-"""What is counted of a network: parameters, FLOPs, and the size of its graph."""
+"""Summaries of networks: parameters, FLOPs, and the size of the graph."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from ghn.networks.program import Program
 
 
 class Summary(NamedTuple):
-    """What there is to count of a network, for images of one size and a number of classes."""
+    """The network hash and the counts of a network, for images of one size and one number of classes."""
 
     network_hash: str
     nodes: int
-    """Of the graph."""
+    """Nodes of the graph."""
     edges: int
-    """Of the graph, without virtual ones."""
+    """Direct edges of the graph."""
     depth: int
     """Edges of the longest path of the graph."""
     num_parameters: int
+    """Elements of all parameters."""
     flops: int
-    """Of one image's forward pass: see `Program.flops`."""
+    """Floating-point operations of one image's forward pass: see `Program.flops`."""
 
 
 def summarise(program: Program) -> Summary:
-    """The summary of a program, counted operation by operation."""
+    """Return the summary of a program, counted operation by operation."""
     graph = program.graph
     return Summary(
         network_hash=program.network_hash,

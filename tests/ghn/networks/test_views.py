@@ -1,6 +1,6 @@
 """The views of an architecture agree: its graph and the trace of its module, its functional forward and its module.
 
-`GHN_ARCHITECTURES=500 pytest tests/ghn/test_views.py` compares that many of each split.
+`GHN_ARCHITECTURES=500 pytest tests/ghn/networks/test_views.py` compares that many of each split.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def assert_same(one: Tensor, other: Tensor, name: str = "logits") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [*SPLIT_RULES, "wide"])
-def test_the_views_of_what_a_split_draws_agree(split: str) -> None:
+def test_the_views_of_what_a_split_samples_agree(split: str) -> None:
     for index in range(COUNT):
         architecture = sample_architecture(0, "test" if split == "wide" else split, index)
         assert_views_agree(architecture.with_width(32 if split == "wide" else 8, fc_dim=16))
