@@ -1,33 +1,33 @@
-"""The splits that are not drawn: the setting `generate.imported` names a manifest for each."""
+"""The splits that are imported, not sampled: the setting `generate.imported` names a manifest for each."""
 
 from __future__ import annotations
 
 from pipeline.architectures.shards import ArchitectureShard
 from pipeline.architectures.store import read_manifest
 from pipeline.errors import UserError
-from pipeline.params import SAMPLED_SPLITS, Params
+from pipeline.params import SAMPLED_SPLITS, FinetuneSettings, GenerateSettings
 from pipeline.storage.files import file_sizes
 from pipeline.storage.paths import storage_url
 
-AGAIN = "`ghn import-deepnets` writes it, to the storage that it is given, and prints the address for params.yaml"
+IMPORT_HINT = "`ghn import-deepnets` writes it, to the storage that it is given, and prints the address for params.yaml"
 
 
-def find_imported_splits(params: Params) -> dict[str, tuple[str, list[ArchitectureShard]]]:
-    """For each imported split its folder below the storage and its shards.
+def find_imported_splits(
+    storage: str, generate: GenerateSettings, finetune: FinetuneSettings
+) -> dict[str, tuple[str, list[ArchitectureShard]]]:
+    """Return, for each imported split, the address of its folder and its shards.
 
     Raises:
-        UserError: a manifest is missing, damaged or of other splits, a shard is not there or not whole, or split test
+        UserError: a manifest is missing, damaged or of other splits, a shard is missing or incomplete, or split test
             has fewer architectures than other settings need.
     """
-    addresses = params.generate.imported
-    splits = {
-        split: _find_split(params.storage, split, addresses[split]) for split in SAMPLED_SPLITS if split in addresses
-    }
+    addresses = generate.imported
+    splits = {split: _find_split(storage, split, addresses[split]) for split in SAMPLED_SPLITS if split in addresses}
     if "test" in splits:
         rows = sum(shard.rows for shard in splits["test"][1])
         for name, needed in (
-            ("generate.wide", params.generate.wide),
-            ("finetune.architectures", params.finetune.architectures),
+            ("generate.wide", generate.wide),
+            ("finetune.architectures", finetune.architectures),
         ):
             if needed > rows:
                 raise UserError(f"{name} = {needed}: must be at most {rows}, as split test is imported with that many")
@@ -44,16 +44,16 @@ def _find_split(storage: str, split: str, address: str) -> tuple[str, list[Archi
             raise UserError(f"{setting}: its splits are {', '.join(manifest['splits'])}; must be an import of {split}")
         folder, shards = entry["folder"], [ArchitectureShard(**shard) for shard in entry["shards"]]
     except FileNotFoundError as error:
-        raise UserError(f"{setting}: there is no {place}\n{AGAIN}") from error
+        raise UserError(f"{setting}: there is no {place}\n{IMPORT_HINT}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{setting} is damaged\n{AGAIN}") from error
+        raise UserError(f"{setting} is damaged\n{IMPORT_HINT}") from error
     _require_shards(storage_url(storage, folder), shards)
     return folder, shards
 
 
 def _require_shards(folder: str, shards: list[ArchitectureShard]) -> None:
-    """Makes sure that the files are there, and are as large as they were; who reads them checks what they hold."""
+    """Raise UserError if a file is missing or of another size; `Split` compares the contents when it reads them."""
     sizes = file_sizes(folder)
     for shard in shards:
         if sizes.get(shard.file) != shard.bytes:
-            raise UserError(f"shard {folder}/{shard.file} of an import is missing or not whole\n{AGAIN}")
+            raise UserError(f"shard {folder}/{shard.file} of an import is missing or not whole\n{IMPORT_HINT}")

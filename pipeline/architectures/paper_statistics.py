@@ -1,4 +1,4 @@
-"""The published set of architectures in numbers, and how far a set of ours is from it."""
+"""Statistics of the published set of architectures, and how far a stored set is from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pipeline.architectures.statistics import SetStatistics
 
 @dataclass(frozen=True)
 class PaperStatistics:
-    """What is published of a split: `rows` in all, of which the first `measured` have the other figures.
+    """Published statistics of a split: it has `rows` architectures, and the other figures are of the first `measured`.
 
-    `degree` and `path` are a mean and a standard deviation over the graphs, as defined by `average_degree` and
-    `average_path`.
+    `degree` and `path` are mean and standard deviation over the graphs of `average_degree` and `average_path`.
     """
 
     rows: int
@@ -39,20 +38,20 @@ PAPER_STATISTICS = {
     "dense": PaperStatistics(100, 100, 57, 993, 355.1, 182.3, (2.4, 0.1), (15.1, 4.1)),
     "bn_free": PaperStatistics(100, 100, 33, 503, 135.1, 78.1, (2.4, 0.1), (10.0, 2.8)),
 }
-"""Of the files of DeepNets-1M, as printed in examples/graph_properties.ipynb of github.com/facebookresearch/ppuda."""
+"""Statistics of the files of DeepNets-1M, from examples/graph_properties.ipynb of github.com/facebookresearch/ppuda."""
 
-REFERENCE = PaperStatistics(24, 24, 42, 397, 186.9, 82.3, (2.3, 0.1), (13.4, 3.9))
-"""Of the architectures of tests/golden/deepnets_ghn2.json, which the published code drew and made the graphs of."""
+REFERENCE_STATISTICS = PaperStatistics(24, 24, 42, 397, 186.9, 82.3, (2.3, 0.1), (13.4, 3.9))
+"""Statistics of tests/golden/deepnets_ghn2.json: architectures that the published code sampled, with its graphs."""
 
 REFERENCE_PARAMETERS = {"parameters_min": 82_986, "parameters_median": 313_858, "parameters_max": 4_545_114}
-"""Of the same, at the width of all splits but wide: C = 32, fc_dim = 256."""
+"""Numbers of parameters of the same, at the width of all splits but wide: C = 32, fc_dim = 256."""
 
 
 def differences(statistics: SetStatistics) -> pd.DataFrame:
-    """By how much the means over the graphs of each split differ from the published ones.
+    """Return by how much the means over the graphs of each split differ from the published ones.
 
-    A row for each split and quantity (`nodes`, of all architectures, and `path`, of the sample): difference, and error,
-    the standard error of both means together, which is not a number where a split has one row.
+    There is a row for each split and quantity: `nodes`, of all architectures, and `path`, of the sample. Columns:
+    difference; error, the standard error of both means together, which is not a number for a split of one row.
     """
     graphs, sampled = statistics.graphs, statistics.sample["split"].value_counts()
     rows = {}

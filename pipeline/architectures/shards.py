@@ -1,11 +1,10 @@
 """Shards of architectures: the columns, and Parquet files that hold some rows of one split.
 
-Writing the same rows gives the same bytes, so it does not matter who writes a shard, or when.
+The same rows give the same bytes, whichever worker writes a shard.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import Genotype
 from ghn.networks.summary import Summary
 from pipeline.storage.files import read_bytes, write_bytes
+from pipeline.storage.records import Origin, checksum_of, read_output, write_record
 
 
 def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
@@ -42,7 +42,7 @@ SETTINGS = [
     _field("fc_layers", pa.int8(), "linear layers of the head"),
     _field("fc_dim", pa.int32(), "width between them, if there are two"),
 ]
-"""The fields of an `Architecture` beside its genotype, under the names that the published data set has for them."""
+"""Fields of an `Architecture` beside its genotype, under their names in the published data set."""
 
 SCHEMA = pa.schema(
     [
@@ -61,38 +61,45 @@ SCHEMA = pa.schema(
     ]
 )
 
-RECORD = ["genotype", *(field.name for field in SETTINGS)]
+ARCHITECTURE_COLUMNS = ["genotype", *(field.name for field in SETTINGS)]
+"""The columns that an `Architecture` is made from."""
 
 ROWS_IN_GROUP = 1000
-"""Rows that are compressed together: reading one takes the time of all, and fewer take more space."""
+"""Number of rows that are compressed together. Reading one takes the time of all; smaller groups take more space."""
 
 
 class Row(NamedTuple):
-    """One architecture of a split; `seed` and `draw` say how it was drawn, if it was."""
+    """One architecture of a split.
 
-    index: int
+    Attributes:
+        position: in the split.
+        summary: for 32×32 images and 10 classes.
+        parameters_large: elements of all parameters for 224×224 images and 1000 classes.
+        seed, attempt: the seed that the architecture was sampled with, and its number in the stream of its position.
+            Imported architectures have neither.
+    """
+
+    position: int
     architecture: Architecture
     summary: Summary
-    """For 32×32 images, 10 classes."""
     parameters_large: int
-    """Elements of all parameters for 224×224 images, 1000 classes."""
     seed: int | None = None
-    draw: int | None = None
+    attempt: int | None = None
 
 
-def row(index: int, architecture: Architecture, seed: int | None = None, draw: int | None = None) -> Row:
-    """The row of an architecture of which nothing else is known yet."""
+def row(position: int, architecture: Architecture, seed: int | None = None, attempt: int | None = None) -> Row:
+    """Return the row of an architecture, after computing what its columns say."""
     summary, parameters_large = architecture.summary(32, 10), architecture.num_parameters(224, 1000)
-    return Row(index, architecture, summary, parameters_large, seed, draw)
+    return Row(position, architecture, summary, parameters_large, seed, attempt)
 
 
 def table_of(rows: Sequence[Row]) -> pa.Table:
-    """Rows in the columns of `SCHEMA`."""
+    """Return rows in the columns of `SCHEMA`."""
     architectures = [row.architecture for row in rows]
     genotypes = [architecture.genotype for architecture in architectures]
     summaries = [row.summary for row in rows]
     columns = {
-        "index": [row.index for row in rows],
+        "index": [row.position for row in rows],
         "identity": [summary.network_hash for summary in summaries],
         "genotype": pa.StructArray.from_arrays(
             [
@@ -111,7 +118,7 @@ def table_of(rows: Sequence[Row]) -> pa.Table:
         "parameters_large": [row.parameters_large for row in rows],
         "flops": [summary.flops for summary in summaries],
         "seed": [row.seed for row in rows],
-        "draw": [row.draw for row in rows],
+        "draw": [row.attempt for row in rows],
     }
     arrays = [
         values if isinstance(values, pa.Array) else pa.array(values, SCHEMA.field(name).type)
@@ -129,18 +136,24 @@ def _edges(cells: Sequence[Sequence[tuple[str, int]]]) -> pa.ListArray:
 
 
 def architecture_of(record: dict[str, Any]) -> Architecture:
-    """The architecture of a row's columns `RECORD`."""
-    genotype = record["genotype"]
-    edges = {
-        cell: tuple([(edge["operation"], edge["state"]) for edge in genotype[cell]]) for cell in ("normal", "reduce")
-    }
-    concat = {name: tuple(genotype[name]) for name in ("normal_concat", "reduce_concat")}
-    return Architecture(Genotype(**edges, **concat), **{field.name: record[field.name] for field in SETTINGS})
+    """Return the architecture of a row with the columns `ARCHITECTURE_COLUMNS`."""
+    cells = record["genotype"]
+    normal, reduce = (
+        tuple([(edge["operation"], edge["state"]) for edge in cells[cell]]) for cell in ("normal", "reduce")
+    )
+    genotype = Genotype(normal, tuple(cells["normal_concat"]), reduce, tuple(cells["reduce_concat"]))
+    return Architecture(genotype, **{field.name: record[field.name] for field in SETTINGS})
 
 
 @dataclass(frozen=True)
 class ArchitectureShard:
-    """One file of a split, as the manifest names it."""
+    """One file of a split, as the manifest names it.
+
+    Attributes:
+        rows: number of architectures.
+        bytes: size of the file.
+        sha256: checksum of the file, hexadecimal.
+    """
 
     file: str
     rows: int
@@ -149,22 +162,38 @@ class ArchitectureShard:
 
 
 def shard_name(first: int, last: int) -> str:
-    """The name of the file with the rows from `first` up to and without `last`."""
+    """Return the name of the file with the rows from `first` up to and without `last`."""
     return f"{first:08d}-{last:08d}.parquet"
 
 
-def write_shard(place: str, table: pa.Table) -> ArchitectureShard:
-    """Writes one shard, all of it or nothing; the same rows give the same bytes."""
+def write_shard(place: str, table: pa.Table, made_from: Origin | None = None) -> ArchitectureShard:
+    """Write a shard, and its record (see `pipeline.storage.records`) so that an interrupted run can go on.
+
+    Args:
+        made_from: what the rows depend on; without it the shard gets no record, and no later run takes it.
+    """
     content = _encode(table)
     write_bytes(place, content)
+    if made_from is not None:
+        write_record(place, content, made_from)
     return _shard(place, len(table), content)
 
 
-def find_shard(place: str, first: int, last: int) -> tuple[ArchitectureShard, pa.Table] | None:
-    """The shard with these rows that an earlier run has left, and its content; None if it is missing or damaged.
+def find_shard(place: str, made_from: Origin) -> tuple[ArchitectureShard, pa.Table] | None:
+    """Return a shard that an earlier run has finished, and its rows; None if it is missing, damaged or another one."""
+    found = read_output(place, made_from)
+    if found is None:
+        return None
+    content, _ = found
+    table = pq.read_table(pa.BufferReader(content))
+    return _shard(place, len(table), content), table
 
-    There is no checksum to compare it with before there is a manifest. But it is whole if writing the rows that were
-    read gives it, to the last byte.
+
+def find_shard_without_record(place: str, first: int, last: int) -> tuple[ArchitectureShard, pa.Table] | None:
+    """Return a shard of a version that wrote no records, and its rows; None if it is missing, damaged or another one.
+
+    It is intact if encoding the rows that were read gives the same bytes. The caller has to compare what else the rows
+    must be.
     """
     try:
         content = read_bytes(place)
@@ -178,10 +207,10 @@ def find_shard(place: str, first: int, last: int) -> tuple[ArchitectureShard, pa
 
 def _encode(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    table = table.cast(SCHEMA).combine_chunks()  # columns that were read have numbers among their metadata
+    table = table.cast(SCHEMA).combine_chunks()  # Parquet adds field numbers to the metadata of columns that were read
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_IN_GROUP, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
 def _shard(place: str, rows: int, content: bytes) -> ArchitectureShard:
-    return ArchitectureShard(place.rpartition("/")[2], rows, len(content), hashlib.sha256(content).hexdigest())
+    return ArchitectureShard(place.rpartition("/")[2], rows, len(content), checksum_of(content))

@@ -1,4 +1,4 @@
-"""The files of all splits: sampled, imported, or widened from test."""
+"""The files of all splits: sampled, imported, or made from split test with larger widths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.architectures.store import ArchitectureStore, Split, write_manifes
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.params import SAMPLED_SPLITS, SPLITS, Params, settings_hash
 from pipeline.results import MANIFEST
-from pipeline.storage.paths import storage_url
+from pipeline.storage.paths import sampled_split_address, storage_url
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,11 @@ SplitFiles = tuple[str, list[ArchitectureShard]]
 
 
 def store_architectures(params: Params) -> ArchitectureStore:
-    """Writes the shards that are missing and then the manifest."""
+    """Write the shards that are missing, then the manifest, and return the store of all.
+
+    Raises:
+        UserError: an import is missing or damaged, or the storage cannot be written.
+    """
     with ray_cluster(params.cluster.address, params.cluster.cpus):
         splits = make_splits(params)
     write_manifest(MANIFEST, splits)
@@ -33,20 +37,20 @@ def store_architectures(params: Params) -> ArchitectureStore:
 
 
 def make_splits(params: Params) -> dict[str, SplitFiles]:
-    """The files of all splits, after those that are missing were written on the cluster."""
-    splits = find_imported_splits(params)
+    """Write the shards that are missing, on the cluster, and return the files of all splits."""
+    splits = find_imported_splits(params.storage, params.generate, params.finetune)
     imported = {split: _network_hashes(params.storage, split, files) for split, files in splits.items()}
     _warn_of_repeats(imported)
-    # Rows of the small splits take many samples each: they come first, so that no worker is left alone with them.
-    drawn = sorted((split for split in SAMPLED_SPLITS if split not in splits), key="train".__eq__)
-    shards = sample_splits({split: _tasks(params, split) for split in drawn}, set().union(*imported.values()))
-    splits |= {split: (_folder(params, split), shards[split]) for split in drawn}
+    # A row of the small splits takes many samples. They come before train, so that workers finish at the same time.
+    sampled = sorted((split for split in SAMPLED_SPLITS if split not in splits), key="train".__eq__)
+    shards = sample_splits({split: _tasks(params, split) for split in sampled}, set().union(*imported.values()))
+    splits |= {split: (_folder(params, split), shards[split]) for split in sampled}
     splits["wide"] = (_folder(params, "wide"), _widened(params, splits["test"]))
     return {split: splits[split] for split in SPLITS}
 
 
 def _folder(params: Params, split: str) -> str:
-    """Where a split's shards lie below the storage; another place when a setting changes their content."""
+    """Return the address of a split's shards, which changes with every setting that changes their content."""
     settings: dict[str, Any] = {
         "format": SAMPLED_FORMAT,
         "seed": params.seed,
@@ -54,9 +58,9 @@ def _folder(params: Params, split: str) -> str:
     }
     if split == "wide":
         settings["large"] = params.images.size >= LARGE_IMAGE
-    if params.generate.imported:  # addresses that change with the content
+    if params.generate.imported:  # their addresses change with their content
         settings["imported"] = dict(params.generate.imported)
-    return f"architectures/{split}/{settings_hash(settings)}"
+    return sampled_split_address(split, settings_hash(settings))
 
 
 def _tasks(params: Params, split: str) -> list[Task]:
@@ -65,20 +69,23 @@ def _tasks(params: Params, split: str) -> list[Task]:
 
 
 def _widened(params: Params, test_files: SplitFiles) -> list[ArchitectureShard]:
-    """The shards of split wide: the first architectures of split test, widened."""
+    """Write the shards of split wide: the first architectures of split test with larger widths."""
     folder, test_shards = test_files
     test = Split("test", storage_url(params.storage, folder), test_shards)
-    drawn = test.table("seed", "draw").to_pylist()
+    origins = test.table("seed", "draw").to_pylist()
     shards = []
     for task in _tasks(params, "wide"):
         table = table_of(
             [
-                row(index, widen(test.read(index), params.images.size), **drawn[index])
+                row(index, widen(test.read(index), params.images.size), *origins[index].values())
                 for index in range(task.first, task.last)
             ]
         )
-        found = find_shard(task.place, task.first, task.last)
-        shards.append(found[0] if found and found[1].equals(table) else write_shard(task.place, table))
+        found = find_shard(task.place, task.made_from)
+        if found is not None and found[1].equals(table):
+            shards.append(found[0])
+        else:
+            shards.append(write_shard(task.place, table, task.made_from))
     return shards
 
 
@@ -88,7 +95,7 @@ def _network_hashes(storage: str, split: str, files: SplitFiles) -> set[str]:
 
 
 def _warn_of_repeats(imported: Mapping[str, set[str]]) -> None:
-    """Says how many architectures two imported splits have in common; what is drawn has none with any other split."""
+    """Warn of architectures that two imported splits share; sampled splits share none with any split."""
     for split, other in combinations(imported, 2):
         if shared := len(imported[split] & imported[other]):
             log.warning("%d architectures are in split %s and in %s, which are both imported", shared, split, other)

@@ -1,6 +1,6 @@
-"""A set of architectures in numbers.
+"""Statistics of a set of architectures.
 
-Columns are reduced as whole arrays, so that a million rows take seconds; graphs are only built for a sample.
+Columns are reduced as whole arrays, so that a million rows take seconds. Graphs are built for a sample only.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ghn.networks.graph import Graph
 from pipeline.architectures.store import ArchitectureStore, Split
 
 QUANTITIES = ("n_cells", "nodes", "edges", "depth", "parameters", "parameters_large", "flops")
-"""The columns that have a minimum, a median and so on."""
+"""Columns of the shards that get a minimum, a maximum, a mean, a standard deviation and a median."""
 
 CELLS = ("normal", "reduce")
 
-SAMPLE = 100
-"""Of so many architectures of each split, the first ones, graphs are built."""
+SAMPLE_SIZE = 100
+"""Architectures of each split, the first ones, whose graphs are built."""
 
 
 @dataclass(frozen=True)
 class SetStatistics:
-    """What is known of all splits.
+    """Statistics of all splits.
 
     Attributes:
-        splits: a row a split (`split_statistics`).
-        operations: a row an operation, a column a split and cell (`operation_shares`).
-        sample: a row a graph (`graph_sample`).
-        distinct: how many different networks there are in all splits together.
+        splits: a row for each split (`split_statistics`).
+        operations: a row for each operation, a column for each split and cell (`operation_shares`).
+        sample: a row for each graph (`graph_sample`).
+        distinct: the number of different networks in all splits together.
     """
 
     splits: pd.DataFrame
@@ -46,12 +46,12 @@ class SetStatistics:
 
     @property
     def graphs(self) -> pd.DataFrame:
-        """A row a split: the mean and the standard deviation (n - 1) of `degree` and of `path` over its sample."""
+        """A row for each split: mean and standard deviation (n - 1) of `degree` and of `path` over its sample."""
         return self.sample.groupby("split", sort=False)[["degree", "path"]].agg(["mean", "std"])
 
 
 def statistics_of(store: ArchitectureStore) -> SetStatistics:
-    """All statistics of a set of architectures."""
+    """Return all statistics of a set of architectures."""
     identities = [chunk for split in store.manifest["splits"] for chunk in store[split].table("identity")[0].chunks]
     return SetStatistics(
         splits=split_statistics(store),
@@ -62,12 +62,12 @@ def statistics_of(store: ArchitectureStore) -> SetStatistics:
 
 
 def split_statistics(store: ArchitectureStore) -> pd.DataFrame:
-    """A row a split, by its name: how many rows and bytes it has, and how they are distributed.
+    """Return a row for each split, by its name.
 
-    Columns: rows, bytes, imported (whether they were, and not drawn); states_min and states_max (of the states of a
-    normal cell); the shares norm_free (networks without norm) and attention (networks with msa); and for each quantity
-    `nodes_min`, `nodes_max`, `nodes_mean`, `nodes_std`, `nodes_median` and so on. The standard deviation is that of a
-    sample, with n - 1, as in the published figures: not a number where there is one row.
+    Columns: rows; bytes; imported, or sampled otherwise; states_min and states_max, of the states of a normal cell; the
+    shares norm_free (networks without norm) and attention (networks with msa); and for each quantity `nodes_min`,
+    `nodes_max`, `nodes_mean`, `nodes_std`, `nodes_median` and so on. The standard deviation is that of a sample, with
+    n - 1, as in the published figures; it is not a number for a single row.
     """
     entries = store.manifest["splits"]
     rows = {split: _statistics(store[split]) | {"bytes": entry["bytes"]} for split, entry in entries.items()}
@@ -97,7 +97,7 @@ def _statistics(split: Split) -> dict[str, Any]:
 
 
 def _with_attention(genotypes: pa.StructArray) -> int:
-    """How many of the genotypes use msa in either cell."""
+    """Return how many of the genotypes use msa in one of their cells."""
     found = np.zeros(len(genotypes), dtype=bool)
     for cell in CELLS:
         edges = pc.struct_field(genotypes, cell)
@@ -107,9 +107,9 @@ def _with_attention(genotypes: pa.StructArray) -> int:
 
 
 def operation_shares(store: ArchitectureStore) -> pd.DataFrame:
-    """The share of each operation (row) among the edges of the cells of each split (columns: split, cell).
+    """Return the share of each operation (row) among the edges of the cells of each split (columns: split, cell).
 
-    All edges of the records count, those that do not reach the output of the network too.
+    All edges of the records count, also those that do not reach the output of the network.
     """
     shares = {}
     for split in store.manifest["splits"]:
@@ -121,11 +121,10 @@ def operation_shares(store: ArchitectureStore) -> pd.DataFrame:
     return pd.DataFrame(shares, index=pd.Index(OPERATIONS, name="operation")).fillna(0.0)
 
 
-def graph_sample(store: ArchitectureStore, size: int = SAMPLE) -> pd.DataFrame:
-    """A row for each of the first `size` architectures of every split: split, index, nodes, degree and path.
+def graph_sample(store: ArchitectureStore, size: int = SAMPLE_SIZE) -> pd.DataFrame:
+    """Return a row for each of the first `size` architectures of every split: split, index, nodes, degree, path.
 
-    The graphs are those of 32×32 images and 10 classes, their `degree` and `path` what `average_degree` and
-    `average_path` say.
+    The graphs are those of 32×32 images and 10 classes; `degree` and `path` are `average_degree` and `average_path`.
     """
     rows = []
     for split in store.manifest["splits"]:
@@ -136,15 +135,15 @@ def graph_sample(store: ArchitectureStore, size: int = SAMPLE) -> pd.DataFrame:
 
 
 def average_degree(graph: Graph) -> float:
-    """The mean over all nodes of the number of edges at a node, whichever way they lead: 2 E / N."""
+    """Return the mean over all nodes of the number of edges at a node, in both directions: 2 E / N."""
     return 2 * len(graph.edges) / len(graph.nodes)
 
 
 def average_path(graph: Graph) -> float:
-    """The mean over all pairs of different nodes of the number of edges on a shortest path between them.
+    """Return the mean over all pairs of different nodes of the number of edges on a shortest path between them.
 
-    Edges are walked in both directions, and virtual ones are not: this is how the published figures are defined. (The
-    distances that a hypernetwork sees, `Graph.distances`, are those along the direction of the edges.)
+    Paths lead along edges in both directions, without virtual edges, because the published figures are defined so. The
+    distances that a hypernetwork sees, `Graph.distances`, are those along the direction of the edges.
     """
     N = len(graph.nodes)
     sources, targets = np.array(graph.edges).T

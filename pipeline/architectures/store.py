@@ -1,11 +1,10 @@
-"""The stored architectures: the manifest that names all shards of all splits, and reading any row of them.
+"""The stored architectures: the manifest that names all shards of all splits, and access to any row of them.
 
-The manifest has the checksum of every shard; nothing is read from one before it was compared.
+The manifest has the checksum of every shard. Each process compares a shard with it before it reads rows from the shard.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,21 +19,30 @@ import pyarrow.parquet as pq
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.networks.network import Network
-from pipeline.architectures.shards import RECORD, ROWS_IN_GROUP, SCHEMA, ArchitectureShard, architecture_of
+from pipeline.architectures.shards import (
+    ARCHITECTURE_COLUMNS,
+    ROWS_IN_GROUP,
+    SCHEMA,
+    ArchitectureShard,
+    architecture_of,
+)
 from pipeline.errors import UserError
 from pipeline.params import settings_hash
 from pipeline.results import MANIFEST
 from pipeline.storage.files import read_bytes, write_bytes
 from pipeline.storage.paths import storage_url
+from pipeline.storage.records import checksum_of
 
 SHARDS_IN_MEMORY = 1024
-"""A process keeps the compressed content of so many shards; those of a million rows have 50 MB."""
+"""Number of shards whose compressed content a process keeps in memory; those of a million rows have 50 MB."""
 
 
 class Split:
-    """The architectures of one split, read when they are asked for.
+    """The architectures of one split, read on demand.
 
-    `files` are the places of its shards, for whoever reads Parquet: the folder may hold those of smaller splits too.
+    Attributes:
+        files: places of the split's shards, for any reader of Parquet. The folder may also hold shards that belong to
+            a version of the split with fewer rows.
     """
 
     def __init__(self, name: str, folder: str, shards: Sequence[ArchitectureShard]):
@@ -46,25 +54,25 @@ class Split:
         return int(self._starts[-1])
 
     def table(self, *names: str) -> pa.Table:
-        """Whole columns of the split."""
+        """Return whole columns of the split."""
         tables = list(self.tables(*names))
         return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(names))
 
     def tables(self, *names: str) -> Iterator[pa.Table]:
-        """Whole columns of one shard after the other."""
+        """Yield whole columns of each shard, one shard after the other."""
         return (self._open(shard).read(list(names)) for shard in range(len(self.shards)))
 
     def columns(self, *names: str) -> dict[str, np.ndarray]:
-        """Whole columns of the split as arrays."""
+        """Return whole columns of the split as arrays (rows,)."""
         table = self.table(*names)
         return {name: table[name].to_numpy() for name in names}
 
     def read(self, index: int) -> Architecture:
-        """The architecture at a position."""
-        return architecture_of(self.row(index, *RECORD).to_pylist()[0])
+        """Return the architecture at a position."""
+        return architecture_of(self.row(index, *ARCHITECTURE_COLUMNS).to_pylist()[0])
 
     def row(self, index: int, *names: str) -> pa.Table:
-        """Columns of the row at a position."""
+        """Return columns of the row at a position, as a table of one row."""
         if not 0 <= index < len(self):
             raise IndexError(f"split {self.name} has {len(self)} architectures: there is none at {index}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -73,22 +81,22 @@ class Split:
         return rows.slice(position, 1)
 
     def read_all(self) -> list[Architecture]:
-        """All architectures of the split."""
-        return [architecture_of(record) for record in self.table(*RECORD).to_pylist()]
+        """Return all architectures of the split."""
+        return [architecture_of(record) for record in self.table(*ARCHITECTURE_COLUMNS).to_pylist()]
 
     def _open(self, shard: int) -> pq.ParquetFile:
         content, metadata = _checked_shard(self.files[shard], self.shards[shard].rows, self.shards[shard].sha256)
-        return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one a caller: threads may not share it
+        return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one per call: threads may not share it
 
 
 @lru_cache(maxsize=SHARDS_IN_MEMORY)
 def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.FileMetaData]:
-    """The content of a shard, which is what the manifest says, and its description of itself."""
+    """Return the content of a shard and its Parquet metadata, after comparing it with the manifest."""
     try:
         content = read_bytes(place)
     except FileNotFoundError as error:
         raise UserError(f"shard {place} is missing\n`dvc repro --force generate` writes what is missing") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if checksum_of(content) != sha256:
         raise UserError(
             f"shard {place} is damaged: its checksum is not the manifest's\n`dvc repro --force generate` mends it"
         )
@@ -101,13 +109,22 @@ def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.Fi
 
 
 class ArchitectureStore:
-    """All splits that the manifest names (`splits`, by name), and `predefined`.
+    """All splits of a manifest, by name, and the networks of split `predefined`, which are part of the code.
 
-    `manifest` is its place, or its content where that is not at hand: on other nodes.
-    Raises UserError if it is missing or damaged.
+    Attributes:
+        manifest: its content.
+        splits: the splits that it names.
     """
 
     def __init__(self, storage: str, manifest: str | Path | dict[str, Any] = MANIFEST):
+        """Open a manifest.
+
+        Args:
+            manifest: its place, or its content on nodes that have no copy of the file.
+
+        Raises:
+            UserError: the manifest is missing or damaged.
+        """
         try:
             self.manifest = manifest if isinstance(manifest, dict) else read_manifest(manifest)
             self.splits = {
@@ -123,7 +140,7 @@ class ArchitectureStore:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digits that change whenever an architecture of any split does."""
+        """Hexadecimal digits that change whenever an architecture of any split changes."""
         return content_digest_of(self.manifest)
 
     def __getitem__(self, split: str) -> Split:
@@ -132,32 +149,39 @@ class ArchitectureStore:
         return self.splits[split]
 
     def read(self, split: str, index: int) -> Network:
-        """The network at a position of a split; `predefined` too."""
+        """Return the network at a position of a split, which may be `predefined`."""
         if split == "predefined":
             return list(PREDEFINED.values())[index]
         return self[split].read(index)
 
     def networks(self, split: str) -> list[Network]:
-        """All networks of a split; `predefined` too."""
+        """Return all networks of a split, which may be `predefined`."""
         if split == "predefined":
             return list(PREDEFINED.values())
-        return self[split].read_all()
+        return [*self[split].read_all()]
 
 
 def content_digest_of(manifest: dict[str, Any]) -> str:
-    """A digest of all shards that a manifest names."""
+    """Return a digest of all shards that a manifest names, hexadecimal."""
     return settings_hash([shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]])
 
 
 def read_manifest(place: str | Path) -> dict[str, Any]:
-    """A manifest's content. Raises FileNotFoundError if there is none, ValueError if it is no JSON."""
+    """Return the content of a manifest.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: it is not JSON.
+    """
     return json.loads(read_bytes(place))
 
 
 def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[ArchitectureShard]]]) -> None:
-    """Writes a manifest: for each split its folder below the storage and its shards.
+    """Write a manifest.
 
-    A folder is named after the hash of the settings that its content depends on.
+    Args:
+        splits: for each split the address of its folder below the storage, and its shards. The name of the folder is
+            the hash of the settings that its content depends on.
     """
     entries = {
         name: {

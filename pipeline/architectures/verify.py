@@ -1,7 +1,8 @@
-"""Whether the stored architectures are what they should be: `ghn verify`.
+"""Verification of the stored architectures: the command `ghn verify`.
 
-Reads every shard that the manifest names and compares it with its checksum, looks for networks that are there twice,
-in one split or in two, and samples and compiles rows of each split again, operation by operation, to compare all columns.
+It reads every shard of the manifest and compares it with its checksum. It looks for networks that are stored twice, in
+one split or in two. It samples and compiles some rows of each split again, operation by operation, and compares all
+columns.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ COLUMNS = ("split", "rows", "repeated", "in other splits", "computed again", "th
 
 
 def verify(params: Params, manifest: str | Path = MANIFEST, recompute: int = 200, every_row: bool = False) -> None:
-    """Prints, for each split, how many of its networks are there twice, are in other splits, or are not as stored.
+    """Print, for each split, how many networks are repeated, are in other splits, or differ from their row.
 
     Args:
-        recompute: rows of each split, spread evenly, that are drawn and compiled again.
-        every_row: whether all others are drawn again too, and counted from outlines.
+        recompute: number of rows of each split, evenly spread, that are sampled and compiled again.
+        every_row: whether all other rows are sampled again too, and counted from summaries of their blocks.
 
     Raises:
-        UserError: a shard is missing or damaged, a network is there twice, or a row is not what its columns say.
+        UserError: a shard is missing or damaged, a network is stored twice, or a row differs from its network.
     """
     store = ArchitectureStore(params.storage, manifest)
     identities = {name: split.columns("identity")["identity"].astype("S24") for name, split in store.splits.items()}
@@ -60,10 +61,10 @@ def verify(params: Params, manifest: str | Path = MANIFEST, recompute: int = 200
 def _compute_again(
     params: Params, store: ArchitectureStore, name: str, count: int, every_row: bool
 ) -> tuple[int, list[int]]:
-    """How many rows of a split were computed again, and the positions of those that differ."""
+    """Return how many rows of a split were computed again, and the positions of those that differ."""
     split = store[name]
     compiled = np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()
-    wrong = set()
+    wrong: set[int] = set()
     for position in tqdm(compiled, desc=f"{name}, compiled", unit="row", leave=False, dynamic_ncols=True):
         stored = split.row(position, *SCHEMA.names)
         (record,) = stored.to_pylist()
@@ -76,8 +77,9 @@ def _compute_again(
     if not every_row:
         return len(set(compiled)), sorted(wrong)
     with tqdm(desc=f"{name}, counted", total=len(split), unit="row", leave=False, dynamic_ncols=True) as bar:
+        first = 0
         for stored in split.tables(*SCHEMA.names):
-            first, rows = bar.n, []
+            rows = []
             for position, record in enumerate(stored.to_pylist(), start=first):
                 architecture = _expected(params, store, name, position, record)
                 rows.append(row(position, architecture, record["seed"], record["draw"]))
@@ -85,13 +87,14 @@ def _compute_again(
             computed = table_of(rows)
             if not stored.equals(computed):
                 wrong |= {first + i for i in range(len(rows)) if not stored.slice(i, 1).equals(computed.slice(i, 1))}
+            first += len(rows)
     return len(split), sorted(wrong)
 
 
 def _expected(
     params: Params, store: ArchitectureStore, name: str, position: int, record: dict[str, Any]
 ) -> Architecture:
-    """Drawn again if the row was drawn, made again from split test if it is of split wide; else as it is stored."""
+    """Return the architecture that a row must have, sampled or widened again; an imported one as it is stored."""
     if name == "wide":
         return widen(store["test"].read(position), params.images.size)
     if record["seed"] is None:

@@ -9,52 +9,77 @@ from typing import Any
 
 from pipeline.params import settings_hash
 from pipeline.storage.files import read_folder, remove
-from pipeline.storage.paths import storage_url
-from pipeline.storage.tables import write_json
+from pipeline.storage.paths import TaskCache, task_folder
+from pipeline.storage.records import Origin, find_outputs, warn_of_damage, write_output
 
 log = logging.getLogger(__name__)
 
+RESULT_SUFFIX = ".json"
 
-def task_cache_folder(storage: str, kind: str, settings: Any) -> str:
-    """`<storage>/<kind>/<hash of the settings>`: where a stage keeps the tasks it has finished.
 
-    `settings` (JSON-serialisable) are all that the result of a task depends on beside its name, so that other
-    settings find other results.
+def task_cache_folder(storage: str, stage: TaskCache, settings: Any) -> str:
+    """Return the folder where a stage keeps the results of its finished tasks.
+
+    Args:
+        settings: everything that a result depends on beside the name of its task, JSON-serialisable. Other settings
+            give another folder.
     """
-    return storage_url(storage, f"{kind}/{settings_hash(settings)}")
+    return task_folder(storage, stage, settings_hash(settings))
 
 
 def read_task_cache(folder: str) -> dict[str, Any]:
-    """The results of the tasks that are finished, by name. A damaged file counts as not finished."""
-    finished = {}
-    for file, content in read_folder(folder, ".json").items():
-        try:
-            finished[file.removesuffix(".json")] = json.loads(content)
-        except ValueError:
-            log.warning("%s/%s is damaged: its part is computed again", folder, file)
-    return finished
+    """Return the results of the finished tasks, by name; a damaged result counts as unfinished."""
+    records = find_outputs(folder)
+    contents = read_folder(folder, RESULT_SUFFIX) if records else {}
+    results = {}
+    for file, record in records.items():
+        name = file.removesuffix(RESULT_SUFFIX)
+        if record.made_from != _made_from(folder, name):
+            continue
+        if record.describes(contents[file]):
+            results[name] = json.loads(contents[file])
+        else:
+            warn_of_damage(f"{folder}/{file}")
+    return results
 
 
 def clear_task_cache(folder: str) -> None:
-    """Removes the results of the tasks that are finished, once the stage is: asked for again, it does all again."""
+    """Remove all results when a stage is finished, so that the same command computes them again."""
     remove(folder)
 
 
 def run_cached_tasks(
     function: Callable[..., Any], tasks: Mapping[str, tuple], folder: str, **options: Any
 ) -> Iterator[tuple[str, Any]]:
-    """Runs `function(*arguments)` for each named task on the cluster, keeps and yields each (name, result).
+    """Run `function(*arguments)` for each named task on the cluster, keep its result, and yield (name, result).
 
-    Results (JSON-serialisable) are kept in `folder`, where `read_task_cache` finds them. `options` are those of
-    `pipeline.cluster.ray_cluster.run_tasks`. Who calls leaves out the tasks that are finished.
+    Args:
+        tasks: arguments by name, without the tasks of `read_task_cache`.
+        folder: where results are kept, which must be JSON-serialisable.
+        options: those of `pipeline.cluster.ray_cluster.run_tasks`.
     """
-    from pipeline.cluster.ray_cluster import run_tasks
+    from pipeline.cluster.ray_cluster import run_tasks  # Ray takes a second to import; stages without tasks need not
 
     names = list(tasks)
     try:
         for position, result in run_tasks(function, list(tasks.values()), **options):
-            write_json(f"{folder}/{names[position]}.json", result)
+            keep_result(folder, names[position], result)
             yield names[position], result
-    except KeyboardInterrupt:
-        log.warning("interrupted: what is finished is kept in %s, and the same command goes on from there", folder)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"finished tasks are kept in {folder}")
         raise
+
+
+def keep_result(folder: str, name: str, result: Any) -> None:
+    """Write the result of a finished task.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    content = json.dumps(result, indent=1, allow_nan=False).encode()
+    write_output(f"{folder}/{name}{RESULT_SUFFIX}", content, _made_from(folder, name))
+
+
+def _made_from(folder: str, name: str) -> Origin:
+    """Return what a result depends on: the settings, whose hash is the folder's name, and its task."""
+    return {"settings_hash": folder.rpartition("/")[2], "task": name}

@@ -1,6 +1,7 @@
 """Batches of normalised images, for training and for evaluation.
 
-Dimensions: B images of a batch, S image side in pixels; every image has 3 channels.
+Dimensions: B images of a batch, C channels (always 3), S image side in pixels, L pixels along the side of a strip,
+2 axes (vertical, horizontal).
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.order import FLIP, ORDER, SHIFT, keyed_rng, ordered_indices, prefetch_window
 
 EVALUATION_SEED = 20212
-VALUES_AT_A_TIME = 2**18  # values that are normalised at a time: they stay in the cache of a core
+"""Seed of the order of images in evaluations, which is the same in all runs."""
+
+NORMALISED_AT_ONCE = 2**18
+"""Number of values that are normalised at a time, so that they stay in the cache of a core."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes of training images.
 
-    Each image is moved by up to `shift` pixels along both axes (what that uncovers gets the mean colour) and,
-    with `flip`, mirrored with probability 1/2.
+    Attributes:
+        shift: pixels that an image is moved by, at most, along each axis. Uncovered pixels get the mean colour.
+        flip: whether images are mirrored left to right with probability 1/2.
     """
 
     shift: int = 0
@@ -40,21 +45,23 @@ class Augmentation:
 def training_batch(
     images: Images, seed: int, step: int, batch_size: int, augmentation: Augmentation
 ) -> tuple[Tensor, Tensor]:
-    """The normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
+    """Return the normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
 
-    What is drawn is a function of (seed, step) alone. Each epoch is a permutation of the train part; a batch
-    that crosses the end of an epoch goes on in the next one.
-    Raises UserError if the shift would move an image out of sight.
+    They are a function of (seed, step) alone. Each epoch is a permutation of the train part; a batch that crosses the
+    end of an epoch takes its other images from the next one.
+
+    Raises:
+        UserError: the shift is as large as the images.
     """
     part, shift = images.train, augmentation.shift
     if shift >= part.side:
         raise UserError(f"augmentation shift = {shift}: must be less than the image size, {part.side} pixels")
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(part))
-    drawn = [(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)]
-    indices = np.concatenate([ordered_indices(part, seed, (ORDER, epoch), own) for epoch, own in drawn])
+    places_of = {int(epoch): places[epochs == epoch] for epoch in np.unique(epochs)}
+    indices = np.concatenate([ordered_indices(part, seed, (ORDER, epoch), own) for epoch, own in places_of.items()])
     pixels_BCSS = part.take(indices)
-    epoch, own = drawn[-1]
-    prefetch_window(part, seed, (ORDER, epoch), own, then=(ORDER, epoch + 1))
+    last = max(places_of)
+    prefetch_window(part, seed, (ORDER, last), places_of[last], then=(ORDER, last + 1))
 
     mirrored_B = keyed_rng(seed, FLIP, step).random(batch_size) < 0.5 if augmentation.flip else None
     offsets_2B = None
@@ -70,12 +77,12 @@ def training_batch(
 
 
 def evaluation_batches(part: ImageSubset, images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields each image of `part` once, normalised as in training: float32 (B, 3, S, S) and int64 (B,).
+    """Yield each image of a part once, normalised as in training: float32 (B, 3, S, S) and labels int64 (B,).
 
-    The target networks normalise with the statistics of the batch. So the order is shuffled (in one fixed
-    way), lest a batch be all of one class, and the batches differ in size by at most one image, lest the last
-    be tiny. No batch is a single image, even where that takes one image more than `batch_size`. A part without images
-    has no batch.
+    Target networks normalise with the statistics of the batch. So the order is shuffled, the same way in all runs,
+    because a batch should not have one class only. Batches differ in size by at most one image, because a small last
+    batch would have poor statistics. No batch is a single image, even if one then has `batch_size` + 1 images. A part
+    without images has no batch.
     """
     count = len(part)
     batches = max(1, min(math.ceil(count / batch_size), count // 2))
@@ -90,19 +97,19 @@ def evaluation_batches(part: ImageSubset, images: Images, batch_size: int) -> It
 
 
 def _normalised(pixels_BCSS: np.ndarray, images: Images) -> np.ndarray:
-    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (images.mean, images.std))
+    mean_C11, std_C11 = (np.array(values, dtype=np.float32)[:, None, None] for values in (images.mean, images.std))
     x_BCSS = np.empty(pixels_BCSS.shape, dtype=np.float32)
-    size = max(1, VALUES_AT_A_TIME // math.prod(pixels_BCSS.shape[1:]))
-    for start in range(0, len(x_BCSS), size):
-        block = x_BCSS[start : start + size]
-        np.divide(pixels_BCSS[start : start + size], np.float32(255), out=block, dtype=np.float32)
-        block -= mean
-        block /= std
+    images_at_once = max(1, NORMALISED_AT_ONCE // math.prod(pixels_BCSS.shape[1:]))
+    for start in range(0, len(x_BCSS), images_at_once):
+        chunk = x_BCSS[start : start + images_at_once]
+        np.divide(pixels_BCSS[start : start + images_at_once], np.float32(255), out=chunk, dtype=np.float32)
+        chunk -= mean_C11
+        chunk /= std_C11
     return x_BCSS
 
 
 def _shifted(pixels_BCSS: np.ndarray, shift: int, offsets_2B: np.ndarray) -> np.ndarray:
-    """Cuts a window out of each image with a margin of `shift` around it, `offsets` (top, left) into that."""
+    """Return a window of each image after padding it by `shift`; offsets (top, left) say where the window begins."""
     batch, channels, side, _ = pixels_BCSS.shape
     padded = np.zeros((batch, channels, side + 2 * shift, side + 2 * shift), dtype=np.uint8)
     padded[:, :, shift:-shift, shift:-shift] = pixels_BCSS
@@ -111,12 +118,12 @@ def _shifted(pixels_BCSS: np.ndarray, shift: int, offsets_2B: np.ndarray) -> np.
 
 
 def _clear_uncovered(x_BCSS: np.ndarray, shift: int, offsets_2B: np.ndarray, mirrored_B: np.ndarray | None) -> None:
-    """Sets what a shift has uncovered to 0, the mean of normalised images; a byte cannot say that."""
+    """Set uncovered pixels to 0, the mean of normalised images, because no byte stands for the mean."""
     side = x_BCSS.shape[-1]
     top_B, left_B = offsets_2B
     if mirrored_B is not None:
         left_B = np.where(mirrored_B, 2 * shift - left_B, left_B)
-    for strip in (slice(0, shift), slice(side - shift, side)):  # nothing else can be uncovered
+    for strip in (slice(0, shift), slice(side - shift, side)):  # only pixels at the borders can be uncovered
         along = np.arange(side)[strip]
         for view, offset_B in ((x_BCSS[:, :, strip], top_B), (x_BCSS.swapaxes(2, 3)[:, :, strip], left_B)):
             place_BL = along + offset_B[:, None]

@@ -1,6 +1,7 @@
 """A decoded data set, and subsets of its images.
 
-Dimensions: N images, B images of a batch, S image side in pixels; every image has 3 channels.
+Dimensions: N images of a part, M images of its source, B images of a batch, K shards, S image side in pixels. Every
+image has 3 channels.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from pipeline.images.shards import PixelShards
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A data set. `mean` and `std` are those of the three channels of the train part, on a scale of 0..1.
+    """A data set.
 
-    `place` is where its decoded shards lie, if it has any; `settings_hash` (hexadecimal digits) changes with the files,
-    the image size and the test fraction.
+    Attributes:
+        name: of the data set, or of its folder.
+        settings_hash: hexadecimal digits that change with the files, the image size and the test fraction.
+        classes: names by label.
+        mean, std: mean and standard deviation of the three channels of the train part, on a scale of 0..1.
+        place: folder of its decoded shards; empty for images in memory.
     """
 
     name: str
@@ -34,10 +39,12 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class ImageSubset:
-    """One part of a data set, or some images of one: `labels` int64 (N,), and where the pixels are.
+    """A part of a data set, or some images of a part.
 
-    `source` is an array uint8 (M, 3, S, S), or shards of one. Of its images the part has those at `positions` (N,),
-    which increase; all where that is None.
+    Attributes:
+        source: pixels uint8 (M, 3, S, S), as an array or in shards.
+        labels: int64 (N,).
+        positions: increasing positions (N,) of the images in `source`; None if it has exactly these images.
     """
 
     source: np.ndarray | PixelShards
@@ -49,32 +56,32 @@ class ImageSubset:
 
     @property
     def side(self) -> int:
-        """S, in pixels."""
+        """S, the side of the images in pixels."""
         return self.source.shape[-1]
 
     @property
     def pixels(self) -> np.ndarray:
-        """All images, uint8 (N, 3, S, S), in memory: for small parts. No copy where they are an array already."""
+        """All images in memory, uint8 (N, 3, S, S), for small parts; not a copy if the source is an array."""
         if self.positions is None and isinstance(self.source, np.ndarray):
             return self.source
         return self.take(np.arange(len(self)))
 
     def take(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """A copy of the images at these indices (B,), in this order: uint8 (B, 3, S, S)."""
+        """Return a copy of the images at these indices (B,), in this order: uint8 (B, 3, S, S)."""
         return self.source[self._positions(indices)]
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Begins to bring the shards in which the images at these indices are; `take` waits for what it needs."""
+        """Start to fetch the shards of the images at these indices (B,); `take` waits for those that it needs."""
         if isinstance(self.source, PixelShards):
             self.source.prefetch(self._positions(indices))
 
     def only(self, indices: np.ndarray) -> ImageSubset:
-        """The part with the images at these indices alone, which increase; nothing is copied but labels."""
+        """Return the subset of the images at these increasing indices; only labels are copied."""
         return ImageSubset(self.source, self.labels[indices], self._positions(indices))
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """The indices (K + 1,) where the K shards begin of which the part has images, and N."""
+        """The index (K + 1,) of the first image of each shard that has images of this subset, and N."""
         if not isinstance(self.source, PixelShards):
             return np.array([0, len(self)])
         if self.positions is None:

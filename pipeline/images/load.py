@@ -1,11 +1,11 @@
-"""Loading a data set: decoded once, in shards, and opened from there ever after.
+"""Loading of data sets: each is decoded once into shards in the storage, and opened from there afterwards.
 
-A data set is decoded to `<storage>/images/<name>-<S>-<hash>/` (see `pipeline.images.shards`).
+A decoded data set has shards (see `pipeline.images.shards`), a file of labels for each part, and `meta.json`, which is
+written last and names all of them with their checksums.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -35,15 +35,18 @@ from pipeline.images.sources import DatasetSource, RawImages, find_dataset
 from pipeline.params import ImageSettings, settings_hash
 from pipeline.storage.files import file_sizes, is_in_bucket, read_bytes, write_bytes
 from pipeline.storage.paths import downloads_folder, image_cache, image_set_folder
+from pipeline.storage.records import checksum_of
 
 log = logging.getLogger(__name__)
 
-DECODED_FORMAT = (
-    2  # part of the settings hash: raise it whenever the same files would be decoded to other pixels, or other files
-)
-# Not the user's: two runs that differ in seed are tested, and choose checkpoints, on the same images.
+DECODED_FORMAT = 2
+"""Part of the settings hash. Raise it when the same source files would give other pixels or files in the cache."""
+
 SPLIT_SEED = 20211
-SCATTER_SEED = 20214
+"""Seed of the choice of test images, so that all runs use the same ones."""
+
+SHUFFLE_SEED = 20214
+"""Seed of the order of images in the shards of a large data set."""
 
 
 def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
@@ -120,20 +123,21 @@ def load_cached_images(
     return open_images(stored)
 
 
-# The stored set
+# The decoded data set
 
 
 class _Incomplete(UserError):
-    """A decoded set is not there, or not all of it."""
+    """A decoded data set is missing, incomplete or damaged."""
 
     def __init__(self, stored: str, fault: str):
         super().__init__(f"image cache {stored} is incomplete: {fault}")
 
 
 def open_images(stored: str) -> Images:
-    """The set that was decoded at a place (`Images.place`), whose source files may be out of reach from here.
+    """Return the data set that was decoded to a place (`Images.place`); its source files are not needed.
 
-    Raises UserError if it is incomplete; shards of large parts are compared only when they are read.
+    Raises:
+        UserError: it is incomplete. The shards of large parts are compared later, when they are read.
     """
     try:
         meta = json.loads(read_bytes(f"{stored}/meta.json"))
@@ -171,26 +175,26 @@ def _open_part(
         except UserError as error:
             raise _Incomplete(stored, str(error).partition("\n")[0]) from error
     content = read_bytes(f"{stored}/{labels['file']}")
-    if hashlib.sha256(content).hexdigest() != labels["sha256"]:
+    if checksum_of(content) != labels["sha256"]:
         raise _Incomplete(stored, f"{labels['file']} is damaged")
     return ImageSubset(pixels, np.load(io.BytesIO(content)))
 
 
 def _store(source: DatasetSource, stored: str, image_size: int, test_fraction: float) -> None:
-    """Decodes what is missing of a data set, and says so in `meta.json` when all is there."""
+    """Decode the missing shards of a data set and write its labels, then `meta.json`."""
     images = source.read()
     train, test = images.train, images.test
     if test is None:
         train, test = _split(source, train, images.classes, test_fraction)
-    pictures = {"train": _scattered(train, image_size), "test": _scattered(test, image_size)}
-    shards = decode_shards(stored, pictures, image_size, source.name)
+    to_decode = {"train": _shuffled_if_large(train, image_size), "test": _shuffled_if_large(test, image_size)}
+    shards = decode_shards(stored, to_decode, image_size, source.name)
     parts = {
         part: {
             "side": image_size,
             "shards": [asdict(shard) for shard in shards[part]],
-            "labels": _store_labels(stored, f"{part}_labels.npy", pictures[part].labels),
+            "labels": _store_labels(stored, f"{part}_labels.npy", to_decode[part].labels),
         }
-        for part in pictures
+        for part in to_decode
     }
     mean, std = _statistics(shards["train"], image_size)
     meta = {"name": source.name, "classes": images.classes, "mean": mean, "std": std, "parts": parts}
@@ -203,37 +207,37 @@ def _store_labels(stored: str, file: str, labels: np.ndarray) -> dict[str, str]:
     np.save(buffer, labels)
     content = buffer.getvalue()
     write_bytes(f"{stored}/{file}", content)
-    return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+    return {"file": file, "sha256": checksum_of(content)}
 
 
 def _statistics(shards: Sequence[ImageShard], image_size: int) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the channels, on a scale of 0..1."""
+    """Return the mean and the standard deviation of the three channels, on a scale of 0..1."""
     sums = np.array([[shard.sums, shard.squares] for shard in shards]).sum(axis=0).astype(np.float64)
     count = sum(shard.images for shard in shards) * image_size**2
     mean, mean_of_squares = sums / (count * np.array([[255], [255**2]]))
-    # A channel that never varies has no deviation to divide by; one step of uint8 stands in for it.
+    # A constant channel gets the deviation of one step of uint8, because batches are divided by it.
     return mean.tolist(), np.sqrt((mean_of_squares - mean**2).clip(min=1 / 255**2)).tolist()
 
 
-def _scattered(pictures: RawImages, image_size: int) -> RawImages:
-    """In a random order, always the same, if they are drawn in windows: files come class by class."""
-    if len(pictures) <= WINDOW * images_per_shard(image_size):
-        return pictures
-    return pictures.take(keyed_rng(SCATTER_SEED).permutation(len(pictures)))
+def _shuffled_if_large(images: RawImages, image_size: int) -> RawImages:
+    """Return the images in random order if epochs go through them in windows, because files come class by class."""
+    if len(images) <= WINDOW * images_per_shard(image_size):
+        return images
+    return images.take(keyed_rng(SHUFFLE_SEED).permutation(len(images)))
 
 
 def _split(
-    source: DatasetSource, pictures: RawImages, classes: tuple[str, ...], fraction: float
+    source: DatasetSource, images: RawImages, classes: tuple[str, ...], fraction: float
 ) -> tuple[RawImages, RawImages]:
-    """The train and the test part; each class is split on its own and has an image in both."""
+    """Return the train and the test part; each class is split on its own and has an image in both."""
     chosen = []
-    for label, positions in positions_by_class(pictures.labels):
+    for label, positions in positions_by_class(images.labels):
         if len(positions) < 2:
             raise UserError(
                 f"class {classes[label]} of {source.name} has one image: needed are at least 2, one to test"
             )
         count = min(max(round(fraction * len(positions)), 1), len(positions) - 1)
         chosen.append(keyed_rng(SPLIT_SEED, label).permutation(positions)[:count])
-    in_test = np.zeros(len(pictures), dtype=bool)
+    in_test = np.zeros(len(images), dtype=bool)
     in_test[np.concatenate(chosen)] = True
-    return pictures.take(np.flatnonzero(~in_test)), pictures.take(np.flatnonzero(in_test))
+    return images.take(np.flatnonzero(~in_test)), images.take(np.flatnonzero(in_test))

@@ -1,9 +1,11 @@
-"""Where images come from: the data sets by name, and any folder of class folders.
+"""Sources of images: the data sets by name (`DATASETS`), and any folder of class folders.
 
-`find_dataset` says which files a data set consists of, without decoding any; `DatasetSource.read` returns its
-pictures, still in their own size. `pipeline.images.load` decodes and keeps them.
+`find_dataset` finds the files of a data set without decoding them. `DatasetSource.read` returns its images in their
+original sizes. `pipeline.images.load` decodes and stores them.
 
-torchvision is imported where it is used: tasks that decode files need nothing of it and begin seconds earlier.
+torchvision is imported inside functions because tasks that decode files start seconds earlier without it.
+
+Dimensions: N images, C channels (1 or 3), H and W sides in pixels, S the side that images are resized to.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import difflib
 import gzip
 import hashlib
 import http.client
-import math
 import os
 import socket
 import struct
@@ -23,31 +24,39 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package dataset-fashion-mnist installs its files."""
 
 
 @dataclass(frozen=True, eq=False)
 class RawImages:
     """Images of one part of a data set before they are resized.
 
-    `images` is a uint8 array (N, 1 or 3, H, W), or the paths of N image files; `labels` is int64 (N,).
+    Attributes:
+        images: uint8 (N, C, H, W), or the paths of N image files.
+        labels: int64 (N,).
     """
 
-    images: Sequence[np.ndarray] | Sequence[str]
+    images: np.ndarray | list[str]
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> RawImages:
-        """The pictures at these positions, in this order."""
+        """Return the images at these positions, in this order."""
         if isinstance(self.images, np.ndarray):
             return RawImages(self.images[indices], self.labels[indices])
         return RawImages([self.images[index] for index in indices], self.labels[indices])
@@ -55,7 +64,7 @@ class RawImages:
 
 @dataclass(frozen=True, eq=False)
 class RawDataset:
-    """All pictures of a data set; `test` is None where the set has no test part of its own."""
+    """All images of a data set; `test` is None if the data set has no test part."""
 
     classes: tuple[str, ...]
     train: RawImages
@@ -64,10 +73,13 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A data set that was found but not read.
+    """A data set whose files are found but not read.
 
-    `listing` is a digest of the names, sizes and times of the user's files (empty for data that cannot vary);
-    `has_test` is true where the set brings its own test part.
+    Attributes:
+        name: part of the name of its folder in the image cache.
+        listing: digest of the names, sizes and modification times of the user's files; empty for data that cannot vary.
+        has_test: whether the data set has a test part.
+        read: returns all images, after downloading what is missing.
     """
 
     name: str
@@ -77,34 +89,38 @@ class DatasetSource:
 
 
 def resized(image: np.ndarray | str, image_size: int) -> np.ndarray:
-    """The pixels, uint8 (3, S, S), of an array (1 or 3, H, H) or of the central square of an image file.
+    """Return the pixels, uint8 (3, S, S), of an array (C, H, H) or of the central square of an image file.
 
-    Bilinear, and averaging over all the pixels that become one (antialiasing).
+    Resizing is bilinear and averages over all pixels that become one (antialiasing).
+
+    Raises:
+        UserError: the file cannot be read; the message names it.
     """
     if isinstance(image, str):
         return _resized_photo(image, image_size)
     if image.shape[1:] != (image_size, image_size):
         size = (image_size, image_size)
-        image = np.stack([Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in image])
+        planes = [Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in image]
+        image = np.stack([np.asarray(plane) for plane in planes])
     return np.broadcast_to(image, (3, image_size, image_size))
 
 
 def _resized_photo(path: str, image_size: int) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough, which is much faster.
-            image.draft(None, (2 * image_size, 2 * image_size))
-            image.load()  # before the orientation is read: Pillow turns TIFF files itself
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-            if image.mode.startswith("I;16"):  # convert() would clip instead of scale
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
+        with Image.open(path) as file:
+            # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough, which is much faster.
+            file.draft(None, (2 * image_size, 2 * image_size))
+            file.load()  # before the orientation is read, because Pillow turns TIFF files itself
+            turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+            is_16_bit = file.mode.startswith("I;16")  # convert() would clip instead of scale
+            photo = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if is_16_bit else file
+            image = photo.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is not there, on {socket.gethostname()}\n"
             "the folder of images must stay as it is, and be visible from every node of a cluster"
         ) from error
-    # What Pillow raises for files that are cut off, damaged or no images.
+    # Pillow raises these for files that are incomplete, damaged or no images.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}\nrepair it or remove it") from error
     side = min(image.size)
@@ -114,7 +130,7 @@ def _resized_photo(path: str, image_size: int) -> np.ndarray:
     return np.asarray(image if turn is None else image.transpose(turn)).transpose(2, 0, 1)
 
 
-_TURNS = {  # EXIF orientation: how a camera was held
+_TURNS = {  # by EXIF orientation, which says how the camera was held
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -125,33 +141,36 @@ _TURNS = {  # EXIF orientation: how a camera was held
 }
 
 
+# The registry
+
+
+Finder = Callable[[Path | None, Path], DatasetSource]
+"""A function that finds a data set, given the folder of the user's files (None: not set) and a folder for downloads.
+
+It raises UserError if the folder does not hold what the data set needs."""
+
+
 def list_datasets() -> tuple[str, ...]:
-    """The names that `load_images` knows; it also takes the path of a folder of class folders."""
-    return (*EMBEDDED, "fashion_mnist", *CIFAR, "imagenet", "folder")
+    """Return the names that `find_dataset` knows; it also takes the path of a folder of class folders."""
+    return tuple(DATASETS)
 
 
 def find_dataset(dataset: str, folder: str | None, downloads: Path) -> DatasetSource:
-    """Where `dataset` is read from.
+    """Return where a data set is read from, without decoding or downloading it.
 
-    `folder` is where the files of sets that are in no package lie; embedded sets and a `dataset` that is a
-    path ignore it. What has to be downloaded lands in `downloads`, at the first `read`.
-    Raises UserError if the name is unknown, or the folder does not hold what the data set needs.
+    Args:
+        dataset: a name of `DATASETS`, or the path of a folder of class folders.
+        folder: the user's files, for data sets that are in no package.
+        downloads: where `DatasetSource.read` puts files that it downloads.
+
+    Raises:
+        UserError: the name is unknown, or the folder does not hold what the data set needs.
     """
-    place = Path(folder).expanduser() if folder else None
-    if dataset in EMBEDDED:
-        return DatasetSource(dataset, listing="", has_test=False, read=EMBEDDED[dataset])
-    if dataset == "fashion_mnist":
-        return _find_fashion_mnist(place, downloads)
-    if dataset in CIFAR:
-        return _find_cifar(CIFAR[dataset], place, downloads)
-    if dataset in ("imagenet", "folder"):
-        if place is None:
-            layout = "{train,val}/<class>/<image>" if dataset == "imagenet" else "<class>/<image>"
-            raise UserError(f"dataset = {dataset} needs `folder`, the path of a folder of {layout}")
-        return _find_folder(place, dataset)
+    if dataset in DATASETS:
+        return DATASETS[dataset](Path(folder).expanduser() if folder else None, downloads)
     path = Path(dataset).expanduser()
     if dataset and (path.is_dir() or "/" in dataset or os.sep in dataset):
-        return _find_folder(path, "folder")
+        return _find_folder("folder", path, downloads)
     closest = difflib.get_close_matches(dataset, list_datasets(), n=1, cutoff=0.5)
     hint = f": did you mean {closest[0]}?" if closest else ""
     raise UserError(
@@ -160,7 +179,11 @@ def find_dataset(dataset: str, folder: str | None, downloads: Path) -> DatasetSo
     )
 
 
-# Sets inside Python packages. Their imports take seconds, so only the set that is used is imported.
+# Data sets inside Python packages. Their imports take seconds, so only the package that is used is imported.
+
+
+def _find_embedded(name: str, place: Path | None, downloads: Path) -> DatasetSource:
+    return DatasetSource(name, listing="", has_test=False, read=EMBEDDED[name])
 
 
 def _read_mnist_5k() -> RawDataset:
@@ -183,7 +206,7 @@ def _read_faces() -> RawDataset:
     from skimage.data import lfw_subset
 
     images = np.rint(lfw_subset() * 255).astype(np.uint8)[:, None]
-    labels = np.repeat(np.arange(2), 100)  # the documented order: 100 faces, then 100 others
+    labels = np.repeat(np.arange(2), 100)  # in the documented order: 100 faces, then 100 others
     return RawDataset(("face", "no face"), RawImages(images, labels), test=None)
 
 
@@ -195,7 +218,7 @@ EMBEDDED: dict[str, Callable[[], RawDataset]] = {
 }
 
 
-# Fashion-MNIST: four files in the IDX format, gzip-compressed.
+# Fashion-MNIST: four files in the IDX format, compressed by gzip.
 
 
 def _find_fashion_mnist(place: Path | None, downloads: Path) -> DatasetSource:
@@ -231,31 +254,35 @@ def _read_fashion_mnist(place: Path, names: list[str]) -> RawDataset:
 
 
 def _read_idx_part(images_path: Path, labels_path: Path) -> RawImages:
-    images, labels = _read_idx(images_path, dimensions=3), _read_idx(labels_path, dimensions=1)
-    if len(images) != len(labels):
-        raise UserError(f"{images_path} holds {len(images)} images, {labels_path.name} {len(labels)} labels")
-    return _checked(RawImages(images[:, None], labels.astype(np.int64)), 10, labels_path)
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    images_NHW, labels = _read_idx(images_path, read_image_file), _read_idx(labels_path, read_label_file)
+    if len(images_NHW) != len(labels):
+        raise UserError(f"{images_path} holds {len(images_NHW)} images, {labels_path.name} {len(labels)} labels")
+    return _checked(RawImages(images_NHW[:, None], labels), 10, labels_path)
 
 
-def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each size as big-endian int32."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a readable gzip file: {error}") from error
-    start = 4 + 4 * dimensions
-    sizes = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
-        raise UserError(f"{path} is not a complete IDX file of uint8 values with {dimensions} dimension(s)")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(sizes)
+def _read_idx(path: Path, read: Callable[[str], Tensor]) -> np.ndarray:
+    """Return the values of a compressed IDX file; torchvision's readers take uncompressed ones."""
+    with tempfile.NamedTemporaryFile() as unpacked:
+        try:
+            unpacked.write(gzip.decompress(path.read_bytes()))
+            unpacked.flush()
+            return read(unpacked.name).numpy()
+        except _NOT_IDX as error:
+            raise UserError(f"{path} is not a complete IDX file of uint8 values in gzip: {error}") from error
 
 
-# CIFAR in its binary version: unlike the Python version it holds no pickle, which could execute code.
+# gzip and torchvision raise these for files that are incomplete, damaged or of another format.
+_NOT_IDX = (OSError, EOFError, zlib.error, ValueError, TypeError, LookupError, RuntimeError, AssertionError)
+
+
+# CIFAR in its binary version. torchvision reads the Python version, whose pickles could execute code.
 
 
 @dataclass(frozen=True)
 class _Cifar:
-    """A record is `label_bytes` labels (the last one is used), then 3·32·32 bytes, channel by channel."""
+    """The files of a data set: records of `label_bytes` labels, of which the last is used, and of 3·32·32 pixels."""
 
     name: str
     url: str
@@ -302,7 +329,8 @@ CIFAR = {
 }
 
 
-def _find_cifar(cifar: _Cifar, place: Path | None, downloads: Path) -> DatasetSource:
+def _find_cifar(name: str, place: Path | None, downloads: Path) -> DatasetSource:
+    cifar = CIFAR[name]
     find = partial(DatasetSource, cifar.name, has_test=True)
     if place is None:
         fetch = partial(_download, cifar.url, cifar.md5, downloads / cifar.name)
@@ -352,8 +380,9 @@ def _read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in names:
-                    contents[name] = archive.extractfile(member).read()
+                file = archive.extractfile(member) if member.isfile() and name in names else None
+                if file is not None:
+                    contents[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a readable tar archive: {error}") from error
     missing = sorted(set(names) - set(contents))
@@ -362,16 +391,16 @@ def _read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     return contents
 
 
-def _checked(pictures: RawImages, num_classes: int, place: Path) -> RawImages:
-    if pictures.images.size == 0:
+def _checked(images: RawImages, num_classes: int, place: Path) -> RawImages:
+    if len(images) == 0:
         raise UserError(f"{place} holds no images")
-    if pictures.labels.max() >= num_classes:
-        raise UserError(f"{place}: label {pictures.labels.max()} is not in 0..{num_classes - 1}")
-    return pictures
+    if images.labels.max() >= num_classes:
+        raise UserError(f"{place}: label {images.labels.max()} is not in 0..{num_classes - 1}")
+    return images
 
 
 def _download(url: str, md5: str, folder: Path) -> Path:
-    """The path of the downloaded file; a partial or damaged download never gets its final name."""
+    """Return the path of a downloaded file; a partial or damaged download never gets its final name."""
     from torchvision.datasets.utils import check_integrity, download_url
 
     path = folder / PurePosixPath(url).name
@@ -394,19 +423,23 @@ def _download(url: str, md5: str, folder: Path) -> Path:
 # Folders of class folders, in the layout of torchvision's ImageFolder.
 
 
-def _find_folder(folder: Path, dataset: str) -> DatasetSource:
+def _find_folder(name: str, folder: Path | None, downloads: Path) -> DatasetSource:
+    """Return the data set of a folder of class folders, or of folders `train` and `test` or `val` of class folders."""
+    if folder is None:
+        layout = "{train,val}/<class>/<image>" if name == "imagenet" else "<class>/<image>"
+        raise UserError(f"dataset = {name} needs `folder`, the path of a folder of {layout}")
     if not folder.is_dir():
         raise UserError(f"image folder {folder} does not exist\nexpected is <folder>/<class>/<image>")
     train, test = folder, None
-    # A class may be called "train" too: then it holds images, not class folders.
+    # A class may be called "train" too; then the folder holds images, not class folders.
     if _subfolders(folder / "train"):
         train = folder / "train"
         test = next((folder / name for name in ("test", "val") if _subfolders(folder / name)), None)
-    if dataset == "imagenet":
+    if name == "imagenet":
         train, test = folder / "train", folder / "val"
     classes = _list_classes(train)
     train_files, train_labels = _list_images(train, classes)
-    files, test_pictures = train_files, None
+    files, test_images = train_files, None
     if test is not None:
         different = sorted(set(classes) ^ set(_list_classes(test)))
         if different:
@@ -416,9 +449,10 @@ def _find_folder(folder: Path, dataset: str) -> DatasetSource:
             )
         test_files, test_labels = _list_images(test, classes)
         files = train_files + test_files
-        test_pictures = RawImages(test_files, test_labels)
-    images = RawDataset(tuple(classes), RawImages(train_files, train_labels), test_pictures)
-    name = "imagenet" if dataset == "imagenet" else folder.resolve().name or "folder"
+        test_images = RawImages(test_files, test_labels)
+    images = RawDataset(tuple(classes), RawImages(train_files, train_labels), test_images)
+    if name == "folder":
+        name = folder.resolve().name or name
     listing = _digest(folder, [file.removeprefix(f"{folder}{os.sep}") for file in files])
     return DatasetSource(name, listing, has_test=test is not None, read=lambda: images)
 
@@ -443,7 +477,7 @@ def _list_classes(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
-    """The image files below the class folders, in a fixed order, and their labels (N,)."""
+    """Return the image files below the class folders, in a fixed order, and their labels (N,)."""
     files: list[str] = []
     counts = []
     for name in classes:
@@ -462,7 +496,7 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarra
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
-    """A hash of the files' names, sizes and times of change."""
+    """Return a hash of the files' names, sizes and modification times."""
     digest = hashlib.sha256()
     for name in names:
         try:
@@ -471,3 +505,13 @@ def _digest(folder: Path, names: Iterable[str]) -> str:
             raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
         digest.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+DATASETS: dict[str, Finder] = {
+    **{name: partial(_find_embedded, name) for name in EMBEDDED},
+    "fashion_mnist": _find_fashion_mnist,
+    **{name: partial(_find_cifar, name) for name in CIFAR},
+    "imagenet": partial(_find_folder, "imagenet"),
+    "folder": partial(_find_folder, "folder"),
+}
+"""All data sets by name. A new entry is all that another data set needs."""

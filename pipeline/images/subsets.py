@@ -1,4 +1,7 @@
-"""Subsets of a data set: held-out images, a few of each class, copies in memory."""
+"""Subsets of a data set: held-out images, a few images of each class, copies in memory.
+
+Dimensions: N images.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.order import SHOTS, is_in_windows, keyed_rng, positions_by_class
 
 HOLD_OUT_SEED = 20213
+"""Seed of the images to hold out, so that all runs choose checkpoints on the same images."""
 
 
 def hold_out(images: Images, fraction: float) -> tuple[Images, ImageSubset]:
-    """The data set without a `fraction` of the train part, and that fraction: images to choose checkpoints on.
+    """Return the data set without a fraction of the train part, and that fraction, on which checkpoints are chosen.
 
-    Of each class the fraction is taken, rounded, and at least one image, but never the last one. These are always the
-    same images. Nothing is copied; `mean` and `std` stay those of the whole train part.
-    Raises UserError if the fraction is impossible.
+    The fraction of each class is rounded; it is at least one image, and leaves at least one. The same images are held
+    out in all runs. No pixels are copied, and `mean` and `std` stay those of the whole train part.
+
+    Raises:
+        UserError: the fraction is not in 0..1, or is 1.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"fraction of images to hold out = {fraction}: must be at least 0 and below 1")
@@ -28,7 +34,7 @@ def hold_out(images: Images, fraction: float) -> tuple[Images, ImageSubset]:
     held_out = np.zeros(len(train), dtype=bool)
     for label, indices in positions_by_class(train.labels) if fraction else ():
         count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
-        # Images of a large set are scattered over its shards already; its last ones lie in few shards together.
+        # The shards of a large data set hold images in random order, and the last images lie in few shards.
         shuffled = indices if is_in_windows(train) else keyed_rng(HOLD_OUT_SEED, label).permutation(indices)
         held_out[shuffled[len(indices) - count :]] = True
     rest = train.only(np.flatnonzero(~held_out)) if held_out.any() else train
@@ -36,10 +42,12 @@ def hold_out(images: Images, fraction: float) -> tuple[Images, ImageSubset]:
 
 
 def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Sorted positions in `labels` (N,), exactly `per_class` of each class that occurs in it.
+    """Return sorted positions in `labels` (N,), exactly `per_class` of each class that occurs.
 
-    With the same seed a smaller choice is part of a larger one: curves over `per_class` are comparable.
-    Raises UserError if a class has too few images.
+    With the same seed, a smaller choice is part of a larger one, so that curves over `per_class` are comparable.
+
+    Raises:
+        UserError: a class has too few images.
     """
     if per_class < 1:
         raise UserError(f"per_class = {per_class}: must be at least 1 image")
@@ -52,7 +60,7 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def in_memory(part: ImageSubset, positions: Sequence[int] | np.ndarray | None = None) -> ImageSubset:
-    """A copy of some images (None: all) as plain arrays, which Ray shares within a node."""
+    """Return a copy of some images (None: all) as plain arrays, which the processes of a node share through Ray."""
     chosen = np.arange(len(part)) if positions is None else np.asarray(positions, dtype=np.int64)
     return ImageSubset(part.take(chosen), part.labels[chosen])
 
@@ -63,9 +71,9 @@ def without_train_part(images: Images) -> Images:
 
 
 def digest(images: Images, *parts: ImageSubset) -> str:
-    """A digest of the classes, the test part, and further parts of a data set."""
+    """Return a digest of the classes, the test part, and further parts of a data set, hexadecimal."""
     total = hashlib.blake2b(repr((images.classes, images.mean, images.std)).encode(), digest_size=16)
     for part in (images.test, *parts):
-        total.update(np.ascontiguousarray(part.pixels))
-        total.update(np.ascontiguousarray(part.labels))
+        for array in (part.pixels, part.labels):
+            total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()

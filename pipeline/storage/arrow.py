@@ -1,7 +1,7 @@
-"""The storage as an Arrow filesystem, which Ray Train keeps its checkpoints on.
+"""The storage as an Arrow filesystem, on which Ray Train keeps its checkpoints.
 
-All goes through `pipeline.storage.files`: a file appears whole or not at all, also where the writer is killed, and a bucket
-that is away for a while is waited for.
+It reads and writes by `pipeline.storage.files`. So a file appears whole or not at all, also when the writer is killed,
+and requests to a bucket that does not answer are repeated.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pipeline.storage.files import filesystem_at, is_in_bucket, read_bytes, remo
 
 
 def arrow_filesystem(place: str) -> tuple[PyFileSystem, str]:
-    """The filesystem of a place of the storage, and the path there."""
+    """Return the filesystem of a place of the storage, and the path in it."""
     return PyFileSystem(StorageHandler(place)), filesystem_at(place)[1]
 
 
 class StorageHandler(FSSpecHandler):
-    """What Arrow asks of a filesystem. Files are read and written whole: those of a checkpoint are some megabytes."""
+    """The functions that Arrow calls; they handle whole files, because those of a checkpoint have few megabytes."""
 
     def __init__(self, place: str):
         super().__init__(filesystem_at(place)[0])
         self.in_bucket, self.place = is_in_bucket(place), place
 
     def __reduce__(self) -> tuple[type[StorageHandler], tuple[str]]:
-        return StorageHandler, (self.place,)  # each process has a filesystem of its own
+        return StorageHandler, (self.place,)  # each process makes its own filesystem
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        if not self.in_bucket:  # which has no folders
+        if not self.in_bucket:  # a bucket has no folders
             os.makedirs(path, exist_ok=True)
 
     def delete_dir(self, path: str) -> None:
@@ -68,4 +68,5 @@ class _WrittenWhole(io.BytesIO):
                 super().close()
 
     def __del__(self) -> None:
-        super().close()  # whoever gave it up unclosed had not finished it
+        """Never publish a half-written file from the destructor: only `close` writes it."""
+        super().close()

@@ -1,11 +1,11 @@
-"""Files in the storage: a local folder, or `s3://bucket/prefix`. Whatever the pipeline keeps goes through here.
+"""Files in the storage, which is a local folder or `s3://bucket/prefix`: all reads and writes of the pipeline.
 
-A file appears whole or not at all: locally under a temporary name first, then renamed; in a bucket by one put. Readers
-see what other processes wrote a moment ago: nothing about the content of a bucket is remembered.
+A file appears whole or not at all. A local file is written under a temporary name and renamed; an object of a bucket is
+written by one put. Readers see what other processes wrote a moment before, because no listing of a bucket is cached.
 
-A bucket that throttles, answers 500, 502, 503 or 504, refuses or resets connections or is silent is asked again, for
-about two minutes, by the retries of botocore; `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE`, where they are set, decide.
-What remains and the user can mend (a full disk, no permission, no such bucket) is raised as UserError.
+botocore repeats a request, for about two minutes, if a bucket throttles it, answers 500, 502, 503 or 504, refuses or
+resets connections, or does not answer. `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` change that. Errors that the user can
+repair (a full disk, no permission, no such bucket) are raised as UserError.
 """
 
 from __future__ import annotations
@@ -26,29 +26,40 @@ from uuid import uuid4
 import fsspec
 
 from pipeline.errors import UserError
+from pipeline.storage.paths import probe_file
 
 log = logging.getLogger(__name__)
 
-# The waits between attempts are random, up to 1, 2, 4, 8, 16 and then always 20 s: 135 s in all on average, and less
-# than 60 s once in 20,000 times.
 ATTEMPTS = 18
-# Of 500 tokens that a client of botocore has for retries each takes 5: so many requests at once can be tried as often.
+"""Attempts at a request of a bucket. The waits between them are random, up to 1, 2, 4, 8, 16 and then always 20 s:
+135 s in all on average, and less than 60 s once in 20,000 times."""
+
 AT_ONCE = 5
-_turns = BoundedSemaphore(AT_ONCE)  # of the threads of this process, whoever started them
-CUT_READS = 5  # attempts at a file whose content breaks off on its way, which no retry of botocore covers
-WARN_AT = 3  # the attempt at which the user is told what is waited for
+"""Requests of this process to buckets at the same time. A client of botocore has 500 tokens for retries, and each retry
+takes 5: for so many requests the tokens are enough for all attempts."""
+
+READ_ATTEMPTS = 5
+"""Attempts at a file whose content breaks off during the transfer, which botocore does not repeat."""
+
+WARN_AT = 3
+"""The attempt at which the user is told that a bucket does not answer."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk or an exhausted quota."""
+
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Error numbers of missing permissions and of read-only disks."""
+
+_requests = BoundedSemaphore(AT_ONCE)  # shared by all threads of this process
 
 
 def is_in_bucket(place: str | Path) -> bool:
-    """Whether a place is one of a bucket."""
+    """Return whether a place is in a bucket."""
     return str(place).startswith("s3://")
 
 
 def filesystem_at(place: str | Path) -> tuple[Any, str]:
-    """The fsspec filesystem of a place, this process's own, and the path there."""
+    """Return the fsspec filesystem of a place, for this process alone, and the path in it."""
     if not is_in_bucket(place):
         return fsspec.core.url_to_fs(str(place))
     filesystem, path = fsspec.core.url_to_fs(
@@ -63,7 +74,12 @@ def filesystem_at(place: str | Path) -> tuple[Any, str]:
 
 
 def read_bytes(place: str | Path) -> bytes:
-    """The content of a file. Raises FileNotFoundError if there is none."""
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read.
+    """
     try:
         with as_user_error(place, "read"):
             return _read(*filesystem_at(place))
@@ -72,7 +88,7 @@ def read_bytes(place: str | Path) -> bytes:
 
 
 def read_folder(folder: str, suffix: str) -> dict[str, bytes]:
-    """The contents, by name, of the files that lie directly in a folder and whose names end so."""
+    """Return the contents, by name, of the files that lie directly in a folder and whose names end in a suffix."""
     names = sorted(name for name in file_sizes(folder) if name.endswith(suffix))
     with as_user_error(folder, "read"):
         filesystem, path = filesystem_at(folder)
@@ -82,7 +98,7 @@ def read_folder(folder: str, suffix: str) -> dict[str, bytes]:
 
 
 def file_sizes(folder: str) -> dict[str, int]:
-    """The bytes, by name, of each file that lies directly in a folder; empty if there is no such folder."""
+    """Return the sizes in bytes, by name, of the files that lie directly in a folder; none if it does not exist."""
     with as_user_error(folder, "read"):
         filesystem, path = filesystem_at(folder)
         try:
@@ -96,11 +112,11 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 def write_bytes(place: str | Path, content: bytes) -> None:
-    """Writes a file, atomically, and the folders that it lies in."""
+    """Write a file atomically, after making the folders that it lies in."""
     with as_user_error(place, "written"):
         filesystem, path = filesystem_at(place)
         if not _is_local(filesystem):
-            with _turns:
+            with _requests:
                 filesystem.pipe_file(path, content)
             return
         target = Path(path)
@@ -114,11 +130,11 @@ def write_bytes(place: str | Path, content: bytes) -> None:
 
 
 def remove(place: str | Path) -> None:
-    """Removes a file, or a folder and all that it holds, if it is there."""
+    """Remove a file, or a folder and its contents, if it exists."""
     with as_user_error(place, "removed"):
         filesystem, path = filesystem_at(place)
         if not _is_local(filesystem):
-            # One by one: s3fs does not tell which files of a bulk request were refused.
+            # One by one, because s3fs does not say which files of a bulk request were refused.
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(filesystem.rm_file, filesystem.find(path)))
         elif Path(path).is_dir():
@@ -127,12 +143,28 @@ def remove(place: str | Path) -> None:
             Path(path).unlink(missing_ok=True)
 
 
+def require_writable(storage: str) -> None:
+    """Raise UserError if no file can be written below a storage."""
+    place = probe_file(storage)
+    try:
+        write_bytes(place, b"")
+        remove(place)
+    except UserError as error:
+        raise UserError(f"storage = {storage}: {error}") from error
+    except Exception as error:  # the clients of buckets have their own exceptions
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"storage = {storage} cannot be written: {reason}\n"
+            "must be a folder, or s3://bucket/prefix with credentials in the environment"
+        ) from error
+
+
 def _is_local(filesystem: Any) -> bool:
     return "file" in filesystem.protocol
 
 
 def _retries() -> dict[str, Any]:
-    """What botocore is told about retries, beside what the environment tells it."""
+    """Return the settings of retries for botocore, where the environment does not set them."""
     mode = os.environ.get("AWS_RETRY_MODE")
     retries: dict[str, Any] = {} if mode else {"mode": "standard"}
     if not os.environ.get("AWS_MAX_ATTEMPTS") and mode != "legacy":  # whose waits have no upper limit
@@ -143,7 +175,7 @@ def _retries() -> dict[str, Any]:
 def _warn_of_waiting(
     attempts: int, response: tuple | None, caught_exception: Exception | None, endpoint: Any, **_: Any
 ) -> None:
-    """Called by botocore after every answer; says once for each request that the bucket is waited for."""
+    """Log once for each request that a bucket does not answer; botocore calls this after every attempt."""
     if attempts == WARN_AT and (response is None or response[0].status_code >= 500):
         reason = _reason(caught_exception) if response is None else f"status {response[0].status_code}"
         log.warning("%s does not answer (%s): asking again", endpoint.host, reason)
@@ -152,17 +184,17 @@ def _warn_of_waiting(
 def _read(filesystem: Any, path: str) -> bytes:
     if _is_local(filesystem):
         return filesystem.cat_file(path)
-    with _turns:
-        for _ in range(CUT_READS - 1):
+    with _requests:
+        for _ in range(READ_ATTEMPTS - 1):
             with suppress(*_cut_errors()):
                 return filesystem.cat_file(path)
         return filesystem.cat_file(path)
 
 
 def _cut_errors() -> tuple[type[Exception], ...]:
-    """What is raised when the content of a file breaks off on its way.
+    """Return the exceptions of a transfer that breaks off.
 
-    The clients of buckets are imported where one is used: a local storage does not wait for them.
+    The clients of buckets are imported here because a local storage need not wait for them.
     """
     from aiobotocore.response import AioReadTimeoutError
     from aiohttp import ClientPayloadError
@@ -173,7 +205,7 @@ def _cut_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def as_user_error(place: str | Path, done: str) -> Iterator[None]:
-    """Raises as UserError what the user can mend: `place` cannot be `done`, and what would be right."""
+    """Raise errors that the user can repair as UserError: that `place` cannot be `done`, why, and what to do."""
     started = time.monotonic()
     try:
         yield
@@ -186,6 +218,7 @@ def as_user_error(place: str | Path, done: str) -> Iterator[None]:
 
 
 def _explain_disk(error: Exception) -> str | None:
+    """Return what is wrong with a disk and what to do; None if the user can do nothing."""
     number = getattr(error, "errno", None)
     if number in FULL:
         return f"{os.strerror(number).lower()}\nfree some space there, or keep it where there is more"
@@ -195,6 +228,7 @@ def _explain_disk(error: Exception) -> str | None:
 
 
 def _explain_bucket(error: Exception, place: str | Path, seconds: float) -> str | None:
+    """Return what is wrong with a bucket, after so many seconds, and what to do; None if the user can do nothing."""
     from botocore import exceptions
 
     answer = _answer(error)
@@ -225,7 +259,7 @@ def _explain_bucket(error: Exception, place: str | Path, seconds: float) -> str 
 
 
 def _answer(error: BaseException | None) -> dict[str, Any]:
-    """The code and message with which a bucket answered, and the HTTP status; s3fs keeps them as a cause."""
+    """Return the code, message and HTTP status of a bucket's answer, which s3fs keeps in the cause of its exception."""
     while error is not None:
         if response := getattr(error, "response", None):
             return {**response["Error"], "status": response["ResponseMetadata"]["HTTPStatusCode"]}
@@ -234,7 +268,7 @@ def _answer(error: BaseException | None) -> dict[str, Any]:
 
 
 def _reason(error: Exception | None) -> str:
-    """What an exception says, in one line; botocore keeps that of the network inside its own."""
+    """Return the message of an exception in one line; botocore keeps the network's exception inside its own."""
     inner = getattr(error, "kwargs", {}).get("error") or error
     return " ".join(str(inner).split())[:200] or type(inner).__name__
 

@@ -1,4 +1,4 @@
-"""Tables and JSON files, written whole or not at all."""
+"""Tables and JSON files in the storage or the results, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 
 
 def write_json(place: str | Path, value: Any) -> None:
-    """Writes a JSON file; raises ValueError if a number in it is not finite."""
+    """Write a JSON file.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     write_bytes(place, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_csv(place: str | Path, frame: pd.DataFrame) -> None:
-    """Writes a table with a header and without its index; what is missing stays empty."""
+    """Write a table as CSV with a header and without its index; missing values stay empty."""
     write_bytes(place, frame.to_csv(index=False).encode())
 
 
 def write_parquet(place: str | Path, frame: pd.DataFrame) -> None:
-    """Writes a table with its column types and without its index."""
+    """Write a table as Parquet with its column types and without its index."""
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     write_bytes(place, buffer.getvalue())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ghn import GHN, GHNConfig
-from pipeline.cluster.cached_tasks import read_task_cache, task_cache_folder
+from pipeline.cluster.cached_tasks import keep_result, read_task_cache, task_cache_folder
 from pipeline.errors import UserError
 from pipeline.evaluation.networks import trained_ghn
 from pipeline.storage.tables import write_json
@@ -26,13 +26,13 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_what_is_finished_is_found_again_by_name(tmp_path: Path) -> None:
     folder = task_cache_folder(str(tmp_path), "evaluations", {"batch": 64})
     assert read_task_cache(folder) == {}
-    write_json(f"{folder}/first.json", [1, 0.5, None])
-    write_json(f"{folder}/second.json", {"a": "b"})
+    keep_result(folder, "first", [1, 0.5, None])
+    keep_result(folder, "second", {"a": "b"})
     assert read_task_cache(folder) == {"first": [1, 0.5, None], "second": {"a": "b"}}
 
 
 def test_other_settings_find_other_results(tmp_path: Path) -> None:
-    write_json(f"{task_cache_folder(str(tmp_path), 'evaluations', {'batch': 64})}/a.json", 1)
+    keep_result(task_cache_folder(str(tmp_path), "evaluations", {"batch": 64}), "a", 1)
     assert read_task_cache(task_cache_folder(str(tmp_path), "evaluations", {"batch": 32})) == {}
     assert read_task_cache(task_cache_folder(str(tmp_path), "finetuning", {"batch": 64})) == {}
 
@@ -41,16 +41,28 @@ def test_what_is_finished_is_found_again_in_a_bucket(bucket: str) -> None:
     folder = task_cache_folder(bucket, "evaluations", "settings")
     assert folder.startswith("s3://bucket/prefix/evaluations/")
     assert read_task_cache(folder) == {}
-    write_json(f"{folder}/a.json", [1])
-    write_json(f"{folder}/b.json", [2])
+    keep_result(folder, "a", [1])
+    keep_result(folder, "b", [2])
     assert read_task_cache(folder) == {"a": [1], "b": [2]}
 
 
 def test_a_damaged_result_counts_as_not_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_json(tmp_path / "whole.json", [1])
-    (tmp_path / "cut.json").write_text('[{"top1": 0.')
+    for name in ("whole", "cut", "flipped", "unrecorded"):
+        keep_result(str(tmp_path), name, [1])
+    (tmp_path / "cut.json").write_text("[")
+    (tmp_path / "flipped.json").write_text("[\n 3\n]")
+    (tmp_path / "records" / "unrecorded.json.json").unlink()
     assert read_task_cache(str(tmp_path)) == {"whole": [1]}
-    assert "cut.json" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/flipped.json is damaged: it is made again"
+    ]
+
+
+def test_a_result_of_another_task_is_not_taken_even_with_its_record(tmp_path: Path) -> None:
+    keep_result(str(tmp_path), "a", [1])
+    for folder, suffix in ((tmp_path, ".json"), (tmp_path / "records", ".json.json")):
+        (folder / f"a{suffix}").rename(folder / f"b{suffix}")
+    assert read_task_cache(str(tmp_path)) == {}
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Whether a row of DeepNets-1M is what its record says: the record is compiled, and all else compared with that.
+"""Checks of a row of DeepNets-1M: its record is compiled, and the rest of the row is compared with the result.
 
-N is the number of a graph's nodes.
+Dimensions: N nodes of a graph.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ from pipeline.architectures.deepnets1m_files.files import PpudaGraph
 from pipeline.architectures.deepnets1m_files.graph_matching import find_matching
 
 CUTOFF = 250
-"""The longest distance that the published generator writes; longer ones are 0 in its files."""
+"""The longest distance that ppuda's generator writes; longer ones are 0 in its files."""
 
 IMAGE_SIZES = {"cifar10": 32, "imagenet": 224}
-"""The images that the two numbers of `num_params` are for."""
+"""Sides in pixels of the images that the two numbers of `num_params` are for."""
 
 RECORD_KEYS = frozenset(field.name for field in fields(Architecture)) | {"num_nodes", "num_params"}
+"""Keys that a record may have."""
 
 GENOTYPE_KEYS = frozenset(field.name for field in fields(Genotype))
+"""Keys that the genotype of a record may have."""
 
 
 class Disagreement(ValueError):
-    """What a row says in two places is not the same; the message says what."""
+    """A row contradicts itself; the message says how."""
 
 
 def architecture_of(record: Any) -> Architecture:
-    """The architecture of a published record. Raises ValueError if it is none."""
+    """Return the architecture of a record.
+
+    Raises:
+        ValueError: the record does not describe an architecture.
+    """
     if not isinstance(record, dict):
         raise ValueError("no object with fields")
     try:
@@ -47,10 +53,13 @@ def architecture_of(record: Any) -> Architecture:
 
 
 def check_record(record: dict[str, Any], architecture: Architecture, programs: Sequence[Program]) -> None:
-    """Raises Disagreement if a record has a field that may change its meaning, or numbers that are not its network's.
+    """Compare the numbers of a record with its network, and refuse unknown fields, which may change its meaning.
 
     Args:
         programs: of the architecture, for images of all of `IMAGE_SIZES`, the smallest first.
+
+    Raises:
+        Disagreement: a number differs, or a field is unknown.
     """
     unknown = [*sorted(record.keys() - RECORD_KEYS)]
     unknown += [f"genotype.{key}" for key in sorted(record["genotype"].keys() - GENOTYPE_KEYS)]
@@ -72,11 +81,10 @@ def check_record(record: dict[str, Any], architecture: Architecture, programs: S
 
 
 def count_parameters(architecture: Architecture, program: Program) -> int:
-    """What the published `num_params` is for the image size of a program: the elements of all parameters, 10 classes.
+    """Return ppuda's `num_params` for the image size of a program: the elements of all parameters, 10 classes.
 
-    It counts what the network had before pruning: also operations that do not reach the output, so that it may be more
-    than `Architecture.num_parameters`. It counts 10 classes whatever the images: the generator built all networks
-    with 10.
+    ppuda counts before pruning, with the operations that do not reach the output, so that the number may be larger than
+    `Architecture.num_parameters`. It counts 10 classes for all images, because its generator built all networks so.
     """
     complete = _with_all_operations(architecture)
     if complete != architecture:
@@ -86,7 +94,7 @@ def count_parameters(architecture: Architecture, program: Program) -> int:
 
 
 def _with_all_operations(architecture: Architecture) -> Architecture:
-    """An architecture with the same parameters, in which every operation reaches the output, and so none is pruned."""
+    """Return an architecture with the same parameters whose operations all reach the output, so that none is pruned."""
     genotype = architecture.genotype
     normal, normal_concat = _reaching_output(genotype.normal, genotype.normal_concat)
     reduce, reduce_concat = _reaching_output(genotype.reduce, genotype.reduce_concat)
@@ -94,7 +102,7 @@ def _with_all_operations(architecture: Architecture) -> Architecture:
 
 
 def _reaching_output(edges: tuple[Edge, ...], concat: tuple[int, ...]) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
-    """A cell in which pools, which have no parameters, stand for `none` and read the states that nothing reads."""
+    """Return a cell with pools, which have no parameters, in place of `none` and as readers of unread states."""
     edges = tuple(("max_pool_3x3" if operation == "none" else operation, source) for operation, source in edges)
     read = {source for _, source in edges} | set(concat)
     *others, last = concat
@@ -106,34 +114,39 @@ def _reaching_output(edges: tuple[Edge, ...], concat: tuple[int, ...]) -> tuple[
 
 
 LABELS = (*PRIMITIVES, "conv_1x1")
-"""What nodes are compared by: their primitive, and whether the kernel of a `conv` is 1×1, which the files tell."""
+"""Labels that nodes are compared by: the primitive, and for a `conv` whether its kernel is 1×1, as in the files."""
 
 LABEL_NUMBERS = {label: number for number, label in enumerate(LABELS)}
+"""Position of each label in `LABELS`."""
 
 
-def check_graph(published: PpudaGraph, graph: Graph, primitives: dict[int, str]) -> None:
-    """Raises Disagreement unless a published graph is the given one, up to the order of the nodes.
+def check_graph(ppuda_graph: PpudaGraph, graph: Graph, primitives: dict[int, str]) -> None:
+    """Compare a graph of the files with the graph of its record, up to the order of the nodes.
 
     Args:
-        primitives: the names that the first column of `published.nodes` stands for.
+        primitives: names of the numbers in the first column of `ppuda_graph.nodes`.
+
+    Raises:
+        Disagreement: the graphs differ.
     """
     labels = np.array([LABEL_NUMBERS[_label(node)] for node in graph.nodes])
-    published_labels = _published_labels(published, primitives)
-    _check_counts(labels, published_labels)
-    distances, published_distances = _cut(graph.distances), _checked_distances(published)
-    if find_matching(labels, distances, published_labels, published_distances) is None:
-        raise Disagreement(_difference(labels, distances, published_labels, published_distances))
+    ppuda_labels = _ppuda_labels(ppuda_graph, primitives)
+    _check_counts(labels, ppuda_labels)
+    distances, ppuda_distances = _cut(graph.distances), _checked_distances(ppuda_graph)
+    if find_matching(labels, distances, ppuda_labels, ppuda_distances) is None:
+        raise Disagreement(_difference(labels, distances, ppuda_labels, ppuda_distances))
 
 
 def _label(node: Node) -> str:
-    return "conv_1x1" if node.primitive == "conv" and node.shape[2:] == (1, 1) else node.primitive
+    is_1x1 = node.primitive == "conv" and node.shape is not None and node.shape[2:] == (1, 1)
+    return "conv_1x1" if is_1x1 else node.primitive
 
 
 @lru_cache
-def _published_label(name: str) -> int:
-    """The number of a published primitive among `LABELS`, -1 if it is none.
+def _ppuda_label(name: str) -> int:
+    """Return the position of ppuda's name of a primitive in `LABELS`; -1 if it is unknown.
 
-    The names have varied: a bias was called `fc-b`, and the size of a kernel was part of any name.
+    The names differ between versions: some call a bias `fc-b`, and some add the size of the kernel to any name.
     """
     if name == "fc-b":
         name = "bias"
@@ -142,9 +155,9 @@ def _published_label(name: str) -> int:
     return LABEL_NUMBERS.get(name, -1)
 
 
-def _published_labels(published: PpudaGraph, primitives: dict[int, str]) -> np.ndarray:
-    numbers = published.nodes[:, 0].tolist()
-    labels = [_published_label(primitives.get(number, "")) for number in numbers]
+def _ppuda_labels(ppuda_graph: PpudaGraph, primitives: dict[int, str]) -> np.ndarray:
+    numbers = ppuda_graph.nodes[:, 0].tolist()
+    labels = [_ppuda_label(primitives.get(number, "")) for number in numbers]
     if -1 in labels:
         node = labels.index(-1)
         name = primitives.get(numbers[node], "not in primitives_ext")
@@ -152,8 +165,8 @@ def _published_labels(published: PpudaGraph, primitives: dict[int, str]) -> np.n
     return np.array(labels)
 
 
-def _check_counts(labels: np.ndarray, published_labels: np.ndarray) -> None:
-    expected, found = Counter(labels.tolist()), Counter(published_labels.tolist())
+def _check_counts(labels: np.ndarray, ppuda_labels: np.ndarray) -> None:
+    expected, found = Counter(labels.tolist()), Counter(ppuda_labels.tolist())
     if expected == found:
         return
     lacks, has = (
@@ -164,9 +177,9 @@ def _check_counts(labels: np.ndarray, published_labels: np.ndarray) -> None:
     raise Disagreement(f"its graph {' and '.join(parts)}")
 
 
-def _checked_distances(published: PpudaGraph) -> np.ndarray:
-    """The published distances, int16 (N, N), of nodes in topological order."""
-    distances = published.distances
+def _checked_distances(ppuda_graph: PpudaGraph) -> np.ndarray:
+    """Return ppuda's distances, int16 (N, N), after making sure that the nodes are in topological order."""
+    distances = ppuda_graph.distances
     if distances.min() < 0 or distances.max() > CUTOFF:
         raise Disagreement(f"adj holds {distances.min()} to {distances.max()}: must be 0 to {CUTOFF}")
     backwards = np.tril(distances)
@@ -177,16 +190,16 @@ def _checked_distances(published: PpudaGraph) -> np.ndarray:
 
 
 def _cut(distances: np.ndarray) -> np.ndarray:
-    """Distances as the published generator writes them."""
+    """Return distances as ppuda's generator writes them."""
     return np.where(distances > CUTOFF, 0, distances)
 
 
-def _difference(labels: np.ndarray, distances: np.ndarray, published_labels: np.ndarray, published: np.ndarray) -> str:
-    """What is wrong with a published graph of the right nodes in topological order, in words."""
-    edges = [(int(source), int(target)) for source, target in np.argwhere(published == 1)]
-    own = _cut(Graph((Node("input"),) * len(published), tuple(edges)).distances)  # the primitives do not matter
-    if find_matching(labels, distances, published_labels, own) is not None:
-        return f"{np.sum(published != own)} of {np.sum((published | own) > 0)} distances differ"
+def _difference(labels: np.ndarray, distances: np.ndarray, ppuda_labels: np.ndarray, ppuda: np.ndarray) -> str:
+    """Return how a graph of the files differs from its record; its nodes are known to be right and in order."""
+    edges = [(int(source), int(target)) for source, target in np.argwhere(ppuda == 1)]
+    own = _cut(Graph((Node("input"),) * len(ppuda), tuple(edges)).distances)  # the primitives do not matter
+    if find_matching(labels, distances, ppuda_labels, own) is not None:
+        return f"{np.sum(ppuda != own)} of {np.sum((ppuda | own) > 0)} distances differ"
     same = np.zeros_like(labels)
     if find_matching(same, distances, same, own) is not None:
         return "its nodes are in another order than the rows of adj"

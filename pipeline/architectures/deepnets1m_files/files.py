@@ -1,4 +1,6 @@
-"""The two files of DeepNets-1M as published, read row by row: at full size they do not fit in memory.
+"""The two files of a split of DeepNets-1M, read row by row because they do not fit in memory.
+
+Dimensions: N nodes of a graph.
 
 The HDF5 file holds `<split>/<i>/adj` (N, N), the lengths of shortest paths, and `<split>/<i>/nodes` (N, 3), the
 numbers of each node's primitive, cell and operation. The JSON file holds, for each split, the records of the
@@ -25,12 +27,18 @@ if TYPE_CHECKING:
     import h5py
 
 PPUDA_SPLIT_NAMES = {"bn_free": "bnfree"}
-"""What the published files call a split that has another name here; ours is understood too."""
+"""Names in ppuda's files of splits that have another name here; files may use either."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the JSON file says of a split: its name there, its number of records and the names of primitives."""
+    """The description of a split in the JSON file.
+
+    Attributes:
+        split: name of the split in the file.
+        rows: number of its records.
+        primitives: names of primitives by their numbers.
+    """
 
     split: str
     rows: int
@@ -39,24 +47,29 @@ class Contents:
 
 @dataclass(frozen=True)
 class PpudaGraph:
-    """The graph of a row: `distances` (N, N), 0 where there is no path, and `nodes` (N, 3), all integers."""
+    """The graph of a row of the HDF5 file.
+
+    Attributes:
+        distances: lengths of shortest paths, integers (N, N), 0 where there is no path.
+        nodes: numbers of each node's primitive, cell and operation, integers (N, 3).
+    """
 
     distances: np.ndarray
     nodes: np.ndarray
 
 
 class UnreadableGraph(ValueError):
-    """A row of the HDF5 file is missing, damaged or no graph; the message says what is wrong with it."""
+    """A row of the HDF5 file is missing, damaged or no graph; the message says what is wrong."""
 
 
 def require_file(place: Path) -> None:
-    """Raises UserError if there is no such file."""
+    """Raise UserError if there is no such file."""
     if not place.is_file():
         raise UserError(f"{place} not found: must be a file of DeepNets-1M, deepnets1m_<name>.hdf5 or its _meta.json")
 
 
 def content_digest_of_file(place: Path) -> str:
-    """A digest of what a file holds; shows how far it is if that takes long."""
+    """Return a digest of a file's content, hexadecimal; show a progress bar if that takes long."""
     digest = hashlib.blake2b(digest_size=16)
     with (
         place.open("rb") as file,
@@ -69,10 +82,10 @@ def content_digest_of_file(place: Path) -> str:
 
 
 def read_contents(metadata: Path, split: str) -> Contents:
-    """What the JSON file says of a split, after a look at all of it.
+    """Return what the JSON file says of a split, after reading all of it.
 
     Raises:
-        UserError: it is no JSON from beginning to end, or does not hold the split.
+        UserError: the file is not JSON, is incomplete, or has no such split.
     """
     there = list(_read(metadata, "", keys=True))
     name = next((name for name in (split, PPUDA_SPLIT_NAMES.get(split)) if name in there), None)
@@ -80,7 +93,7 @@ def read_contents(metadata: Path, split: str) -> Contents:
         raise UserError(f"{metadata} has no split {split}: it has {', '.join(there) or 'none'}")
     meta = next(_read(metadata, f"{name}.meta"), None)
     try:
-        primitives = {int(number): str(primitive) for number, primitive in meta["primitives_ext"].items()}
+        primitives = {int(number): str(primitive) for number, primitive in (meta or {})["primitives_ext"].items()}
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(
             f"{metadata}: {name}.meta.primitives_ext must hold the names of primitives by their numbers"
@@ -89,12 +102,12 @@ def read_contents(metadata: Path, split: str) -> Contents:
 
 
 def read_records(metadata: Path, contents: Contents) -> Iterator[Any]:
-    """The records of a split, one after the other."""
+    """Yield the records of a split, one after the other."""
     return _read(metadata, f"{contents.split}.nets.item")
 
 
 def _read(metadata: Path, prefix: str, keys: bool = False) -> Iterator[Any]:
-    """What the JSON file holds at a place, or, of all that it holds, the keys of the object at that place."""
+    """Yield the values at a prefix of the JSON file, or only the keys of the object at that prefix."""
     ijson = _installed("ijson")
     try:
         with metadata.open("rb") as file:
@@ -110,7 +123,7 @@ def _read(metadata: Path, prefix: str, keys: bool = False) -> Iterator[Any]:
 
 
 def _installed(name: str) -> ModuleType:
-    """A package of the extra `deepnets`."""
+    """Return a package of the extra `deepnets`; raise UserError if it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -119,10 +132,10 @@ def _installed(name: str) -> ModuleType:
 
 @contextmanager
 def open_graphs(hdf5: Path, contents: Contents) -> Iterator[h5py.Group]:
-    """The group that holds the rows of a split, for `read_graph`.
+    """Open the group with the rows of a split, for `read_graph`.
 
     Raises:
-        UserError: h5py is not installed, the file is no HDF5 file or only a part of one, or does not hold the split.
+        UserError: h5py is not installed, or the file is not HDF5, is incomplete, or has no such split.
     """
     h5py = _installed("h5py")
     try:
@@ -137,7 +150,7 @@ def open_graphs(hdf5: Path, contents: Contents) -> Iterator[h5py.Group]:
 
 
 def read_graph(graphs: h5py.Group, index: int) -> PpudaGraph:
-    """The graph of a row. Raises UnreadableGraph if it is not there, or is none."""
+    """Return the graph of a row; raise UnreadableGraph if it is missing or damaged."""
     distances, nodes = (_dataset(graphs, f"{index}/{name}") for name in ("adj", "nodes"))
     N = len(nodes) if nodes.ndim else 0
     if nodes.shape != (N, 3) or N == 0:

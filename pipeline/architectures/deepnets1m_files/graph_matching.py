@@ -1,28 +1,30 @@
-"""Whether two graphs are the same but for the order of their nodes, told by labels and distances.
+"""Matching of two graphs that may differ in the order of their nodes, by labels and distances.
 
-N is the number of nodes. Colours, that equal nodes have in common, propose a matching and an exact comparison
-decides. So a collision of colours costs time, but never gives a wrong answer.
+Colours, which equal nodes have in common, propose a matching, and an exact comparison decides. So a collision of
+colours costs time, but never gives a wrong answer.
+
+Dimensions: N nodes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-LONGEST = 1 << 15
+MAX_DISTANCE = 1 << 15
 """More than any distance in a graph."""
 
 
 def find_matching(
     labels: np.ndarray, distances: np.ndarray, other_labels: np.ndarray, other_distances: np.ndarray
 ) -> np.ndarray | None:
-    """For each node of a graph the one of another that is equal to it; None if the graphs differ.
+    """Return the equal node of another graph for each node of a graph; None if the graphs differ.
 
     Args:
         labels, other_labels: integers (N,) that equal nodes have in common.
         distances, other_distances: from each node to each, integers (N, N), 0 where there is no path.
 
     Returns:
-        Positions p (N,), every one once, with `labels == other_labels[p]` and
+        A permutation p (N,) with `labels == other_labels[p]` and
         `distances == other_distances[p][:, p]`.
     """
     if len(labels) != len(other_labels):
@@ -31,7 +33,7 @@ def find_matching(
 
 
 class _Distances:
-    """Distances, and a pseudo-random factor for each by which colours go along it."""
+    """Distances (N, N), and for each a pseudo-random factor that weights the colour of the node at that distance."""
 
     def __init__(self, values: np.ndarray):
         self.values = values
@@ -52,7 +54,8 @@ def _match(labels: np.ndarray, distances: _Distances, others: np.ndarray, to_oth
     repeated = np.flatnonzero(colours[1:] == colours[:-1])
     if len(repeated) == 0:
         return None
-    # The colours leave a choice, and it was made wrongly: choose for one node, and let them tell what follows.
+    # Several nodes share a colour, and the proposal was wrong. Match one such node to each candidate in turn, and let
+    # the colours decide on the others.
     node, candidates = order[repeated[0]], other_order[colours == colours[repeated[0]]]
     new = max(labels.max(), others.max()) + 1
     for candidate in candidates:
@@ -70,10 +73,10 @@ def _with(labels: np.ndarray, node: np.intp, label: int) -> np.ndarray:
 
 
 def _colours(labels: np.ndarray, distances: _Distances) -> np.ndarray:
-    """Numbers (N,) that two nodes have in common if they cannot be told apart by labels and distances.
+    """Return numbers (N,) that are equal for nodes with the same labels and distances in their surroundings.
 
-    Colour refinement (Weisfeiler and Leman, 1968) along all distances at once: a node's next colour comes from its
-    own, and from those of the nodes at each distance before and behind it.
+    This is colour refinement (Weisfeiler and Leman, 1968) over all distances at once: a node's next colour depends on
+    its own colour, and on the colours of the nodes at each distance before and behind it.
     """
     colours = _scrambled(labels)
     classes = 0
@@ -88,11 +91,11 @@ def _colours(labels: np.ndarray, distances: _Distances) -> np.ndarray:
 
 
 def _scrambled(values: np.ndarray) -> np.ndarray:
-    """64-bit numbers (N,) that look random, a function of the integers given (the finalizer of splitmix64)."""
+    """Return 64-bit numbers (N,) that look random, a function of integers (N,): the finalizer of splitmix64."""
     z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-FACTORS = np.where(np.arange(LONGEST) == 0, np.uint64(0), _scrambled(np.arange(LONGEST)))
+FACTORS = np.where(np.arange(MAX_DISTANCE) == 0, np.uint64(0), _scrambled(np.arange(MAX_DISTANCE)))

@@ -1,7 +1,7 @@
-"""Import of DeepNets-1M as published: a split of two files becomes Parquet shards in the storage, and a manifest.
+"""Import of DeepNets-1M as published: a split in two files becomes Parquet shards in the storage, and a manifest.
 
-Every row is compared with its own record before it is taken: files that the public generator writes with current
-libraries are not always what they say. What is kept is the record; the graph is ours.
+The graph of every row is compared with the row's record first, because files that the public generator writes with
+current libraries may contradict themselves. Only records are imported; graphs are built from them.
 """
 
 from __future__ import annotations
@@ -38,47 +38,47 @@ from pipeline.architectures.deepnets1m_files.files import (
 )
 from pipeline.architectures.shards import ArchitectureShard, Row, find_shard, row, shard_name, table_of, write_shard
 from pipeline.architectures.store import write_manifest
-from pipeline.cluster.cached_tasks import clear_task_cache
 from pipeline.console import print_table
 from pipeline.errors import UserError
 from pipeline.params import SAMPLED_SPLITS, settings_hash
-from pipeline.stages.check import require_writable
-from pipeline.storage.paths import storage_url
+from pipeline.storage.files import remove, require_writable
+from pipeline.storage.paths import disagreements_file, imported_split_address, manifest_address, storage_url
+from pipeline.storage.records import Origin
 from pipeline.storage.tables import write_csv
 
 if TYPE_CHECKING:
     import h5py
 
 IMPORTED_FORMAT = f"2, pyarrow {pa.__version__}"
-"""Part of an import's address: raise the number when the same files would give other rows, or pass other checks.
-Another version of the library writes other bytes."""
+"""Part of an import's address. Raise the number when the same files would give other rows, or pass other checks. The
+version of pyarrow is part of it because another version may write other bytes."""
 
-NAMED = 3
-"""Rows that a refusal names."""
+FAULTS_SHOWN = 3
+"""Number of rows that an error message names."""
 
 
 def import_deepnets(
     hdf5: Path, metadata: Path, split: str, storage: str, keep_disagreeing: bool = False, shard_rows: int = 5000
 ) -> str:
-    """Imports a split of DeepNets-1M into the storage, and prints what came of it.
+    """Import a split of DeepNets-1M into the storage, and print a summary.
 
-    All or nothing, unless `keep_disagreeing`: then also rows are imported whose record is valid, but is not what the
-    rest of the row says. Rows without a valid record, and those that repeat the network of an earlier row, are left
-    out. `disagreeing.csv`, beside the manifest, names them all.
+    By default, one row that contradicts itself stops the import. With `keep_disagreeing`, rows are imported whose
+    record is valid but differs from the rest of the row. Rows without a valid record, and rows that repeat the network
+    of an earlier row, are left out. `disagreeing.csv`, beside the manifest, names all these rows.
 
-    Everything is written to `architectures/<split>/imported-<digest>`, where the digest is one of both files and of
-    the other arguments. So the import of other files overwrites nothing, and one that was interrupted goes on.
+    The folder's name is a digest of both files and of the other arguments. So the import of other files overwrites
+    nothing, and an interrupted import goes on when it is started again.
 
     Args:
         hdf5, metadata: the two files, such as `deepnets1m_train.hdf5` and `deepnets1m_train_meta.json`.
-        split: where the architectures belong: any split but `wide`, which is made from `test`.
-        shard_rows: architectures a Parquet file.
+        split: any split but `wide`, which is made from `test`.
+        shard_rows: architectures per Parquet file.
 
     Returns:
-        The address of the manifest below the storage, which the setting `generate.imported` takes.
+        The address of the manifest below the storage, a value for the setting `generate.imported`.
 
     Raises:
-        UserError: a file is missing or damaged or does not hold the split, or rows disagree: nothing is written.
+        UserError: a file is missing, damaged or without the split, or rows contradict themselves. Nothing is kept then.
     """
     if split not in SAMPLED_SPLITS:
         raise UserError(f"split {split!r} cannot be imported: must be one of {', '.join(SAMPLED_SPLITS)}")
@@ -89,24 +89,24 @@ def import_deepnets(
     with open_graphs(hdf5, contents) as graphs:
         settings = {"format": IMPORTED_FORMAT, "split": split, "keep": keep_disagreeing, "shard_rows": shard_rows}
         digest = settings_hash([settings, content_digest_of_file(hdf5), content_digest_of_file(metadata)])
-        address = f"architectures/{split}/imported-{digest}"
+        address = imported_split_address(split, digest)
         folder = storage_url(storage, address)
         taken = _Import(folder, shard_rows, keep_disagreeing)
         _take_rows(taken, metadata, contents, graphs)
         rows = max(contents.rows, len(graphs))
     if not taken.shards or taken.refuses:
-        clear_task_cache(folder)
+        remove(folder)
         raise UserError(_refusal(taken, rows, hdf5))
     if taken.faults:
-        write_csv(f"{folder}/disagreeing.csv", pd.DataFrame(map(asdict, taken.faults)))
-    write_manifest(f"{folder}/manifest.json", {split: (address, taken.shards)})
-    manifest = f"{address}/manifest.json"
+        write_csv(disagreements_file(folder), pd.DataFrame(map(asdict, taken.faults)))
+    manifest = manifest_address(address)
+    write_manifest(storage_url(storage, manifest), {split: (address, taken.shards)})
     _print_summary(taken, split, rows, manifest)
     return manifest
 
 
 def _take_rows(taken: _Import, metadata: Path, contents: Contents, graphs: h5py.Group) -> None:
-    """Takes all rows of a split, and shows how far it is."""
+    """Import all rows of a split, with a progress bar."""
     records = enumerate(read_records(metadata, contents))
     every = 0.2 if sys.stderr.isatty() else 30.0
     with (
@@ -127,7 +127,7 @@ def _take_rows(taken: _Import, metadata: Path, contents: Contents, graphs: h5py.
 
 @contextmanager
 def _without_cycle_collector() -> Iterator[None]:
-    """Python's search for cycles is off: programs are many small objects, it takes a fifth of the time, finds none."""
+    """Turn off Python's cycle collector, which takes a fifth of the time on the many small objects of a program."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -139,7 +139,7 @@ def _without_cycle_collector() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a row of the files, and whether its record was imported nevertheless."""
+    """A row of the files that contradicts itself, why, and whether its record was imported nevertheless."""
 
     index: int
     imported: bool
@@ -147,27 +147,28 @@ class Fault:
 
 
 class _Import:
-    """The rows on their way into shards, and what is wrong with those that are not as they should be."""
+    """The state of an import: shards that are written, rows that wait for the next shard, and faults so far."""
 
     def __init__(self, folder: str, shard_rows: int, keep_disagreeing: bool):
         self.folder, self.shard_rows, self.keep_disagreeing = folder, shard_rows, keep_disagreeing
         self.shards: list[ArchitectureShard] = []
         self.faults: list[Fault] = []
         self.duplicates = 0
-        self._index_of: dict[str, int] = {}  # by identity
+        self._index_of: dict[str, int] = {}  # by network hash
         self._imported = 0
-        self._rows: list[Row] = []  # the last of those imported, of which no shard is written yet
+        self._rows: list[Row] = []  # imported rows that are in no shard yet
 
     @property
     def refuses(self) -> bool:
+        """Whether a fault was found that stops the import."""
         return bool(self.faults) and not self.keep_disagreeing
 
     def find(self, rows: int) -> bool:
-        """Takes the next rows as an earlier run has left them, if it has."""
-        if self.keep_disagreeing or self.refuses:  # what was wrong with rows is not in their shard
+        """Take over the shard of the next rows from an earlier run; return whether there is one."""
+        if self.keep_disagreeing or self.refuses:  # a shard does not tell the faults of its rows
             return False
         first, last = self._imported, self._imported + rows
-        found = find_shard(self._place(first, last), first, last)
+        found = find_shard(self._place(first, last), self._made_from(first, last))
         if found is None:
             return False
         shard, table = found
@@ -178,7 +179,7 @@ class _Import:
         return True
 
     def take(self, index: int, record: Any, graphs: h5py.Group, contents: Contents) -> None:
-        """Checks the row at a position of the files and imports it, if it may be."""
+        """Check the row at a position of the files, and import it if it is valid."""
         try:
             architecture = architecture_of(record)
             programs = [architecture.compile(size, 10) for size in IMAGE_SIZES.values()]
@@ -203,28 +204,32 @@ class _Import:
                 self.write()
 
     def leave_out(self, index: int, reason: str) -> None:
+        """Note that a row is not imported, and why."""
         self.faults.append(Fault(index, False, reason))
 
     def write(self) -> None:
-        """Writes the rows that are imported and in no shard yet, unless an earlier run has, or none will be."""
+        """Write a shard of the imported rows that are in none yet, unless an earlier run has, or the import stops."""
         if not self._rows or self.refuses:
             return
         first, last = self._imported - len(self._rows), self._imported
-        place = self._place(first, last)
-        found = find_shard(place, first, last)
-        self.shards.append(found[0] if found else write_shard(place, table_of(self._rows)))
+        place, made_from = self._place(first, last), self._made_from(first, last)
+        found = find_shard(place, made_from)
+        self.shards.append(found[0] if found else write_shard(place, table_of(self._rows), made_from))
         self._rows = []
 
     def _place(self, first: int, last: int) -> str:
         return f"{self.folder}/{shard_name(first, last)}"
 
+    def _made_from(self, first: int, last: int) -> Origin:
+        return {"content_digest": self.folder.rpartition("/")[2], "first": first, "last": last}
+
 
 def _refusal(taken: _Import, rows: int, hdf5: Path) -> str:
-    """Why nothing is imported, in three lines at most."""
+    """Return an error message of at most three lines that says why nothing is imported."""
     if not rows:
         return f"{hdf5} has no rows to import"
-    named = "; ".join(f"row {fault.index}: {fault.reason[:200]}" for fault in taken.faults[:NAMED])
-    more = "; …" if len(taken.faults) > NAMED else ""
+    named = "; ".join(f"row {fault.index}: {fault.reason[:200]}" for fault in taken.faults[:FAULTS_SHOWN])
+    more = "; …" if len(taken.faults) > FAULTS_SHOWN else ""
     lines = [
         f"{len(taken.faults)} of {rows} rows of {hdf5} are not as they should be: nothing is imported",
         named + more,

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghn.deepnets1m.sampling import sample_architecture
-from pipeline.architectures.shards import SCHEMA, ArchitectureShard, find_shard, row, table_of, write_shard
+from pipeline.architectures.shards import (
+    SCHEMA,
+    ArchitectureShard,
+    find_shard,
+    find_shard_without_record,
+    row,
+    table_of,
+    write_shard,
+)
 from pipeline.architectures.store import ArchitectureStore, Split, write_manifest
 from pipeline.errors import UserError
 
@@ -57,39 +65,38 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_an_earlier_shard_is_found_only_if_it_is_whole(tmp_path: Path) -> None:
-    place = tmp_path / "0.parquet"
-    shard = write_shard(str(place), table_of([row(0, ARCHITECTURES[0])]))
-    found = find_shard(str(place), 0, 1)
-    assert found is not None
-    assert found[0] == shard
-    assert found[1].schema == SCHEMA
-    assert find_shard(str(place), 0, 2) is None
-    assert find_shard(str(tmp_path / "1.parquet"), 0, 1) is None
+    place, other = tmp_path / "0.parquet", str(tmp_path / "1.parquet")
+    shard = write_shard(str(place), table_of([row(0, ARCHITECTURES[0])]), {"seed": 0})
+    for found in (find_shard(str(place), {"seed": 0}), find_shard_without_record(str(place), 0, 1)):
+        assert found is not None
+        assert found[0] == shard
+        assert found[1].schema == SCHEMA
+    assert find_shard(other, {"seed": 0}) is find_shard_without_record(other, 0, 1) is None
     content = place.read_bytes()
-    place.write_bytes(content[: len(content) // 2])
-    assert find_shard(str(place), 0, 1) is None
     damaged = bytearray(content)
     damaged[len(content) // 4] ^= 255
-    place.write_bytes(bytes(damaged))
-    assert find_shard(str(place), 0, 1) is None
+    for written in (content[: len(content) // 2], bytes(damaged)):
+        place.write_bytes(written)
+        assert find_shard(str(place), {"seed": 0}) is find_shard_without_record(str(place), 0, 1) is None
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_noticed_wherever_it_is(position: float, bit: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "0.parquet"
-        write_shard(str(place), table_of([row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]))
+        rows = [row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]
+        write_shard(str(place), table_of(rows), {"seed": 0})
         content = bytearray(place.read_bytes())
-        assert find_shard(str(place), 0, 5) is not None
+        assert find_shard(str(place), {"seed": 0}) and find_shard_without_record(str(place), 0, 5)
         content[int(position * len(content))] ^= 1 << bit
         place.write_bytes(content)
-        assert find_shard(str(place), 0, 5) is None
+        assert find_shard(str(place), {"seed": 0}) is find_shard_without_record(str(place), 0, 5) is None
 
 
 def test_a_shard_of_other_rows_is_not_taken(tmp_path: Path) -> None:
     place = str(tmp_path / "0.parquet")
-    write_shard(place, table_of([row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]))
-    assert find_shard(place, 5, 10) is None
+    write_shard(place, table_of([row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]), {"first": 0})
+    assert find_shard(place, {"first": 5}) is find_shard_without_record(place, 5, 10) is None
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Split:
     rows = [row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]
     shards = []
     for first, last in ((0, 2100), (2100, 2500)):
-        table = table_of([rows[i % 5]._replace(index=i) for i in range(first, last)])
+        table = table_of([rows[i % 5]._replace(position=i) for i in range(first, last)])
         shards.append(write_shard(f"{folder}/{first}.parquet", table))
     return Split("train", str(folder), shards)
 

@@ -31,7 +31,7 @@ from pipeline.images import shards as image_shards
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.load import load_cached_images
-from pipeline.images.shards import ImageShard, PixelShards, decode_shards, write_shard
+from pipeline.images.shards import ImageShard, PixelShards, decode_shards, write_image_shard
 from pipeline.images.sources import RawImages
 from pipeline.images.subsets import hold_out, in_memory
 from pipeline.storage.files import file_sizes, read_bytes, write_bytes
@@ -95,7 +95,7 @@ def numbered(folder: Path, sizes: list[int], side: int = 2) -> Images:
     channels = np.stack([labels % 256, labels // 256, 7 * labels % 256], axis=1).astype(np.uint8)
     pixels = np.broadcast_to(channels[:, :, None, None], (len(labels), 3, side, side))
     parts = np.split(pixels, np.cumsum(sizes)[:-1])
-    shards = [write_shard(str(folder), f"train-{number:05d}.npy", part) for number, part in enumerate(parts)]
+    shards = [write_image_shard(str(folder), f"train-{number:05d}.npy", part) for number, part in enumerate(parts)]
     part = ImageSubset(PixelShards(str(folder), side, shards), labels)
     return Images("numbered", "0", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), part, part)
 
@@ -357,7 +357,7 @@ def test_a_shard_without_a_whole_record_is_decoded_again(tmp_path, monkeypatch) 
     (folder / "meta.json").unlink()
     (folder / "records" / "train-00001.npy.json").write_text("{")
     record = json.loads((folder / "records" / "train-00002.npy.json").read_text())
-    (folder / "records" / "train-00002.npy.json").write_text(json.dumps(record | {"bytes": 7}))
+    (folder / "records" / "train-00002.npy.json").write_text(json.dumps(record | {"size": 7}))
     load_cached_images("faces", 8, tmp_path)
     assert contents(tmp_path) == before
 

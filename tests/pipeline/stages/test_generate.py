@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def test_a_stage_that_was_killed_between_its_two_passes_ends_with_the_same_files
         make_split(f"{tmp_path}/{name}", 200, 50, finished)
         make_split(f"{tmp_path}/{name}", 200, 50)
     folders = [tmp_path / name for name in ("drafts", "some finished", "undisturbed")]
-    files = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in folders]
+    files = [[file.read_bytes() for file in sorted(folder.glob("*.parquet"))] for folder in folders]
     assert files[0] == files[1] == files[2]
 
 
@@ -223,16 +224,45 @@ def test_a_writer_that_comes_too_late_changes_nothing(few_networks: None, tmp_pa
     assert {task: Path(task.place).read_bytes() for task in tasks} == contents
 
 
+def record_of(place: str) -> Path:
+    return Path(place).parent / "records" / f"{Path(place).name}.json"
+
+
+@pytest.mark.parametrize("with_record", [False, True])
 @pytest.mark.parametrize("other", [Task("", "train", 1, 0, 5), Task("", "test", 0, 0, 5)], ids=["seed", "split"])
-def test_a_shard_of_another_seed_or_split_is_not_taken(tmp_path: Path, other: Task) -> None:
+def test_a_shard_of_another_seed_or_split_is_not_taken(tmp_path: Path, other: Task, with_record: bool) -> None:
     task = Task(f"{tmp_path}/train", "train", 0, 0, 5)
     foreign = other._replace(folder=f"{tmp_path}/other")
     sample_shard(foreign)
-    for place in (task.place, task.draft):
-        write_bytes(place, Path(foreign.draft).read_bytes())
+    finish_shard(foreign, table_of([]))
+    for place, source in ((task.place, foreign.place), (task.draft, foreign.draft)):
+        write_bytes(place, Path(source).read_bytes())
+        if with_record:
+            write_bytes(record_of(place), record_of(source).read_bytes())
     shard, identities = sample_shard(task)
     assert shard is None
     assert identities.to_pylist() == [next(samples(0, "train", index)).summary.network_hash for index in range(5)]
+
+
+def test_a_shard_of_other_settings_is_not_taken_with_its_record(tmp_path: Path) -> None:
+    task = Task(f"{tmp_path}/settings", "train", 0, 0, 5)
+    foreign = task._replace(folder=f"{tmp_path}/other settings")
+    sample_shard(foreign)
+    finish_shard(foreign, table_of([]))
+    shutil.copytree(foreign.folder, task.folder)
+    assert sample_shard(foreign)[0] is not None
+    assert sample_shard(task)[0] is None
+
+
+def test_a_shard_of_a_version_without_records_is_taken_and_recorded(tmp_path: Path) -> None:
+    (task,) = shard_tasks(f"{tmp_path}/train", "train", 0, 5, 5)
+    sample_shard(task)
+    shard = finish_shard(task, table_of([]))
+    record_of(task.place).unlink()
+    assert sample_shard(task)[0] == shard
+    assert record_of(task.place).exists()
+    record_of(task.place).write_text("{")
+    assert sample_shard(task)[0] is None
 
 
 @pytest.mark.slow

@@ -46,11 +46,11 @@ def test_a_bucket_that_does_not_answer_for_a_while_delays_the_stage_and_changes_
     manifest = MANIFEST.read_bytes()
     store_architectures(params.model_copy(update={"storage": "storage"}))
     assert MANIFEST.read_bytes() == manifest
-    for file in Path().glob("storage/architectures/*/*/*"):
+    for file in Path().glob("storage/architectures/*/*/*.parquet"):
         assert read_bytes(f"{flaky_bucket.url}/{file.relative_to('storage')}") == file.read_bytes()
     folder = next(Path().glob("storage/architectures/train/*"))
     in_bucket = file_sizes(f"{flaky_bucket.url}/architectures/train/{folder.name}")
-    assert in_bucket == {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert in_bucket == {file.name: file.stat().st_size for file in folder.glob("*.parquet")}
 
 
 def test_architectures_are_read_from_a_bucket_and_a_damaged_object_is_named(

@@ -47,7 +47,10 @@ def whole(small_project: SmallProject, tmp_path: Path, ray_on_this_machine: None
 @contextmanager
 def in_background(root: Path) -> Iterator[subprocess.Popen]:
     """The stage in a process of its own, killed with all that it has started at the end of the block."""
-    code = "from pipeline.params import load_params; from pipeline.architectures.splits import store_architectures; store_architectures(load_params())"
+    code = (
+        "from pipeline.architectures.splits import store_architectures; from pipeline.params import load_params; "
+        "store_architectures(load_params())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
     )
@@ -78,7 +81,7 @@ def test_one_and_three_workers_and_a_run_of_two_that_is_killed_twice_write_the_s
             params = small_project(generate=COUNTS, cluster={"cpus": workers})
             store_architectures(params)
         written[workers] = contents(root)
-    assert len(written[1]) == 12 + 6 + 1
+    assert len(written[1]) == 2 * (12 + 6) + 1  # with their records
     assert written[1] == written[3]
 
     params = small_project(generate=COUNTS, cluster={"cpus": 2})
@@ -143,11 +146,18 @@ def flipped(file: Path) -> None:
 
 def exchanged(file: Path) -> None:
     """Whole, but with the rows of another shard."""
-    other = max(path for path in file.parent.iterdir() if path != file)
+    other = max(path for path in file.parent.glob("*.parquet") if path != file)
     file.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize("damage", [missing, truncated, flipped, exchanged])
+def exchanged_with_its_record(file: Path) -> None:
+    exchanged(file)
+    records = file.parent / "records"
+    other = max(path for path in records.iterdir() if path.stem != file.name)
+    (records / f"{file.name}.json").write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, flipped, exchanged, exchanged_with_its_record])
 def test_a_damaged_shard_is_named_when_it_is_read_and_written_again(
     damage: Callable[[Path], None],
     ray_on_this_machine: None,

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from pipeline.cluster.ray_cluster import ray_cluster, run_tasks
 from pipeline.errors import UserError
-from pipeline.stages.check import require_writable
 from pipeline.storage.files import (
     AT_ONCE,
     ATTEMPTS,
@@ -29,6 +28,7 @@ from pipeline.storage.files import (
     read_bytes,
     read_folder,
     remove,
+    require_writable,
     write_bytes,
 )
 
