@@ -17,7 +17,7 @@ from ghn.networks.parameter_axes import Shape
 
 
 class NodeEncoder(nn.Module):
-    """The input of each node: x = E_op[primitive] + [E_ch[out] ; E_ch[in] ; E_sp[kh] ; E_sp[kw]].
+    """An encoder of nodes: x = E_op[primitive] + [E_ch[out] ; E_ch[in] ; E_sp[kh] ; E_sp[kw]].
 
     Channels and kernel sizes outside their vocabularies take the nearest entry. The last entry of each vocabulary
     stands for "no shape".

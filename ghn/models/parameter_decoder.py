@@ -33,13 +33,16 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class _Prediction(NamedTuple):
+    """A predicted parameter of a node."""
+
     node: int
+    """Position in `GraphBatch.nodes`."""
     parameter: Parameter
     tensor: Tensor
 
 
 class ParameterDecoder(nn.Module):
-    """Predicts the parameters of all nodes of a batch from their states.
+    """A decoder of all parameters of a batch's nodes, from the states of these nodes.
 
     Args:
         weights: decodes weights and position encodings.
@@ -70,6 +73,7 @@ class ParameterDecoder(nn.Module):
         return predicted
 
     def _weights(self, h_NH: Tensor, batch: GraphBatch, nodes: list[int]) -> Iterator[_Prediction]:
+        """Yield the weights and position encodings of nodes."""
         groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
         decoded_groups = self.weights([h_NH[members] for members in groups.values()], [size for _, size in groups])
         for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
@@ -98,6 +102,7 @@ class ParameterDecoder(nn.Module):
                 yield _Prediction(members[row], batch.nodes[members[row]].parameters[0], tensor)
 
     def _vectors(self, h_NH: Tensor, batch: GraphBatch, nodes: list[int]) -> Iterator[_Prediction]:
+        """Yield the scales and biases of nodes; those of equal shapes are decoded together."""
         groups = _group(
             nodes, lambda i: (batch.nodes[i].is_class_layer, tuple(p[1:] for p in batch.nodes[i].parameters))
         )
