@@ -11,7 +11,10 @@ import pytest
 import yaml
 from small_settings import ROOT
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+from pipeline.results import CHECKPOINT
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
 
 CHANGE_NO_RESULT = {
     "pipeline/cluster": "where and when tasks run; their results do not depend on it",
@@ -128,3 +131,11 @@ def test_every_parameter_that_a_stage_names_exists() -> None:
             for key in name.split("."):
                 assert key in value, f"{stage}: {name}"
                 value = value[key]
+
+
+def test_the_plots_and_the_model_that_dvc_offers_are_outputs_of_training() -> None:
+    outputs = {out if isinstance(out, str) else next(iter(out)) for out in STAGES["train"]["outs"]}
+    plots = [plot for each in PIPELINE["plots"] for plot in each.values()]
+    assert {file for plot in plots for file in plot["y"]} == {"results/train/history.csv"}
+    assert (PIPELINE["artifacts"]["ghn"]["type"], PIPELINE["artifacts"]["ghn"]["path"]) == ("model", str(CHECKPOINT))
+    assert {"results/train/history.csv", str(CHECKPOINT)} <= outputs

@@ -27,7 +27,7 @@ def check(params: Params) -> None:
             incomplete.
     """
     require_writable(params.storage)
-    find_imported_splits(params)
+    find_imported_splits(params.storage, params.generate, params.finetune)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
         find_images(dataset, params.images, params.storage)
     write_bytes(results_folder("check") / "passed", PASSED)
