@@ -144,4 +144,5 @@ def head(build: ProgramBuilder, x: int, name: str, glob_avg: bool, hidden: int |
 
 
 def _normed(build: ProgramBuilder, x: int, name: str, norm: bool) -> int:
+    """Emit a batch norm, or nothing without `norm`."""
     return build.batch_norm(x, name) if norm else x

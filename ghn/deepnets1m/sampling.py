@@ -34,7 +34,7 @@ HASH_BUCKETS = 64
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How the architectures of a split are sampled; the defaults are those of the training set.
+    """Rules by which the architectures of a split are sampled; the defaults are those of the training set.
 
     Ranges include both ends. `hash_buckets` are the buckets that belong to the split. `cells` is the range of the
     number of cells, `states` that of the number of states of a cell. An architecture with more cells than a number
@@ -196,6 +196,7 @@ def _sample_once(rules: SplitRules, rng: random.Random) -> Architecture:
 
 
 def _sample_genotype(states: int, rng: random.Random) -> Genotype:
+    """Return a genotype with so many states in each cell."""
     normal = _sample_cell(states, OPERATIONS, rng)
     reduce = _sample_cell(states, PARAMETER_FREE if _chance(rng, 0.5) else OPERATIONS, rng)
     concat = tuple(range(2, 2 + states))
@@ -226,4 +227,5 @@ def _uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def _chance(rng: random.Random, probability: float) -> bool:
+    """Return true with a probability."""
     return rng.random() < probability

@@ -1,4 +1,4 @@
-"""What the tracer reads of the functions that autograd has recorded.
+"""Functions that autograd has recorded, and their arguments, as the tracer reads them.
 
 PyTorch keeps the arguments of a recorded function in attributes that begin with an underscore, which are private. They
 are read in this module alone. Checked with PyTorch 2.14.
@@ -112,7 +112,8 @@ def _saved(function: Function) -> Any:
 
 
 def _result_shape(function: Function) -> Sequence[int]:
-    shape: Sequence[int] = _saved(function)._input_metadata[0].shape  # the input of its backward pass
+    """Return the shape of a function's result, which is the shape of its backward pass's input."""
+    shape: Sequence[int] = _saved(function)._input_metadata[0].shape
     return shape
 
 

@@ -35,7 +35,7 @@ from ghn.tracing.shape_only import Recorded
 
 
 class Value(NamedTuple):
-    """What the recorder knows of a tensor of the forward pass; without sources and parameters it is a constant."""
+    """A tensor of the forward pass, as the recorder knows it; without sources and parameters it is a constant."""
 
     sources: tuple[int, ...] = ()
     """Nodes that the tensor is computed from."""

@@ -15,7 +15,7 @@ a whole micro-batch together."""
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one worker computes of one micro-batch.
+    """The work of one worker on one micro-batch.
 
     `micro_batch` is its number and `positions` are its architectures, as positions in the meta-batch. Every worker of
     the micro-batch predicts the parameters of all of them together, so that they are the same to the last digit on

@@ -36,7 +36,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class MetaBatchSettings:
-    """How the meta-batch of a step is sampled.
+    """Settings by which the meta-batch of a step is sampled.
 
     `size` is the number of architectures. `widths` are the values that C may have and `head_widths` those of fc_dim,
     smallest first. `max_nodes` limits the graph nodes of a whole meta-batch of up to 8 architectures; the limit of a

@@ -39,7 +39,7 @@ STEP_PHASES = ("hypernetwork_forward", "target_forward", "target_backward", "hyp
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How the loss of a step is computed.
+    """Settings by which the loss of a step is computed.
 
     `architecture_clip` is the largest norm of one architecture's gradient at its predicted parameters (None: no limit,
     as published). `precision` is that of the target networks: with bfloat16 they run in autocast, where matrix products
@@ -113,6 +113,7 @@ class Stopwatch:
             self.seconds[name] += self._now() - started
 
     def _now(self) -> float:
+        """Return the time in seconds, after the device has finished its work."""
         if self.device.type == "cuda":
             # The GPU works while the CPU goes on. Without waiting, its work would count for the phase that needs it.
             torch.cuda.synchronize(self.device)
@@ -198,6 +199,7 @@ def target_gradient(
 
 
 def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[None]:
+    """Return autocast to bfloat16; for any other precision, a context without effect."""
     return torch.autocast(device, precision) if precision == torch.bfloat16 else nullcontext()
 
 

@@ -20,7 +20,7 @@ CONFIG = GHNConfig(num_classes=CLASSES, image_size=16, hidden=8, kernel=3)
 
 
 def one_operation(operation: str, **fields) -> Architecture:
-    """Three cells, the middle one a reduction, each of which applies `operation` to the previous cell."""
+    """Return an architecture of three cells, the second a reduction, that apply `operation` to the previous cell."""
     cell = ((operation, 1), ("none", 0))
     genotype = Genotype(normal=cell, normal_concat=(2,), reduce=cell, reduce_concat=(2,))
     return Architecture(genotype, **{"n_cells": 3, "C": 8, "fc_dim": 16, **fields})
@@ -33,7 +33,7 @@ def sample(split: str, index: int, seed: int = 0) -> Architecture:
 
 @st.composite
 def composed(draw) -> Architecture:
-    """Any valid combination of cells, stem, norm and head, whether or not a split would draw it."""
+    """Return any valid combination of cells, stem, norm and head, even one that no split samples."""
     states = draw(st.integers(1, 3))
 
     def cell() -> tuple[tuple[str, int], ...]:
@@ -64,7 +64,7 @@ def composed(draw) -> Architecture:
 
 
 def sampled() -> st.SearchStrategy[Architecture]:
-    """What a split samples."""
+    """Return a strategy of architectures that a split samples."""
     return st.builds(sample, st.sampled_from(sorted(SPLIT_RULES)), st.integers(0, 9999), st.integers(0, 9999))
 
 
@@ -74,7 +74,7 @@ def architectures() -> st.SearchStrategy[Architecture]:
 
 @st.composite
 def graphs(draw, most: int = 10) -> Graph:
-    """Any directed acyclic graph; a node's first channel count is its number plus one."""
+    """Return any directed acyclic graph; the out channels of a node are its position plus one."""
     count = draw(st.integers(1, most))
     pairs = [(u, v) for v in range(count) for u in range(v)]
     edges = draw(st.sets(st.sampled_from(pairs))) if pairs else set()

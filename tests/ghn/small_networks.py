@@ -1,4 +1,4 @@
-"""Networks of a few layers, written as functions, and what tests ask of their graphs."""
+"""Networks of a few layers, written as functions, and checks of their graphs."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def parameter(*shape: int) -> nn.Parameter:
 
 
 def named(graph: Graph) -> dict[str, tuple[str, Parameter]]:
-    """For each parameter its primitive and what is known of it."""
+    """Return for each parameter its primitive and its description."""
     return {p.name: (node.primitive, p) for node in graph.nodes for p in node.parameters}
 
 
 def edges(graph: Graph) -> set[tuple[str, str]]:
-    """The edges between primitives, which must be told apart by their names."""
+    """Return the edges of a graph as pairs of primitives; no two nodes may have the same primitive."""
     assert len(set(graph.primitives)) == len(graph.primitives)
     return {(graph.primitives[u], graph.primitives[v]) for u, v in graph.edges}
 
 
 def assert_predicted(module: nn.Module, graph: Graph) -> None:
-    """All parameters on nodes are predicted in their shapes, and finite."""
+    """Assert that the parameters on all nodes are predicted in their shapes, and finite."""
     (predicted,) = tiny_ghn().predict_parameters([graph])
     shapes = {name: p.shape for name, p in module.named_parameters() if name not in graph.not_predicted}
     assert {name: tensor.shape for name, tensor in predicted.items()} == shapes

@@ -28,7 +28,7 @@ def test_a_network_is_loaded_by_its_name(name: str) -> None:
     assert network.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
-def test_our_own_networks_are_found_by_split_and_number() -> None:
+def test_predefined_and_sampled_networks_are_found_by_their_name() -> None:
     assert find_network("deep/3") == sample_architecture(0, "deep", 3)
     assert find_network("predefined/resnet50") == PREDEFINED["resnet50"]
     assert find_network("resnet50") is None and find_network("wrong/3") is None
@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_error_with_a_hint(name: str, hint: str) -> None:
 
 
 def test_the_library_needs_neither_the_pipeline_nor_other_networks() -> None:
-    """Nothing but PyTorch, NumPy, SciPy and safetensors is imported with it."""
+    """The library imports PyTorch, NumPy, SciPy and safetensors alone."""
     absent = ["torchvision", "timm", "ray", "mlflow", "dvc", "pyarrow", "pandas", "pipeline", "h5py", "matplotlib"]
     code = f"import sys; import ghn; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -113,8 +113,8 @@ def test_cells_that_change_the_width_need_preprocessing() -> None:
 
 
 def test_each_operation_makes_another_network() -> None:
-    identities = {one_operation(operation).network_hash for operation in OPERATIONS if operation != "none"}
-    assert len(identities) == len(OPERATIONS) - 1
+    hashes = {one_operation(operation).network_hash for operation in OPERATIONS if operation != "none"}
+    assert len(hashes) == len(OPERATIONS) - 1
 
 
 @given(architectures())

@@ -17,14 +17,16 @@ SIZES = st.sampled_from((8, 16, 28, 32, 64, 224))
 
 
 @given(architectures(), SIZES)
-def test_an_outline_says_what_the_program_says(architecture: Architecture, size: int) -> None:
+def test_a_summary_of_blocks_is_that_of_the_program(architecture: Architecture, size: int) -> None:
     program = architecture.compile(size, CLASSES)
     assert architecture.summary(size, CLASSES) == summarise(program)
     assert architecture.num_parameters(size, CLASSES) == program.num_parameters
 
 
 @given(architectures(), st.sampled_from((16, 64, 128)), st.integers(1, 40))
-def test_also_at_other_widths(architecture: Architecture, C: int, fc_dim: int) -> None:
+def test_a_summary_of_blocks_is_that_of_the_program_at_other_widths(
+    architecture: Architecture, C: int, fc_dim: int
+) -> None:
     wide = architecture.with_width(C, fc_dim)
     assert wide.summary(32, 10) == summarise(wide.compile(32, 10))
 

@@ -31,7 +31,7 @@ def ghn() -> GHN:
 
 @pytest.fixture(autouse=True)
 def without_random_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is predicted need not be drawn first: it takes longer than everything else."""
+    """Leave out random initialisation, which takes longer than everything else: parameters are predicted anyway."""
     for name in dir(nn.init):
         if name.endswith("_") and not name.startswith("_"):
             monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)

@@ -1,4 +1,4 @@
-"""What becomes of each kind of layer: its primitive, its shape, its edges, and the roles of its parameters."""
+"""Nodes of each kind of layer: the primitive, the shape, the edges, and the roles of the parameters."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_attention_is_one_node_between_its_projections() -> None:
 
 
 def test_attention_with_a_position_table_sums_it_into_the_first_product() -> None:
-    """As in Swin: a table of relative positions is looked up and added before the softmax."""
+    """Swin looks up a table of relative positions and adds it before the softmax."""
     index = torch.randint(9, (4, 4))
 
     def mix(self: nn.Module, x: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def test_a_weight_transposed_before_a_linear_layer_knows_its_inputs() -> None:
 
 
 def test_a_low_rank_addition_belongs_to_its_weight() -> None:
-    """LoRA: the factors cannot be told apart from the weight that they are added to."""
+    """The factors of LoRA cannot be distinguished from the weight that they are added to."""
     layers = {"weight": parameter(4, 6), "a": parameter(4, 2), "b": parameter(2, 6)}
     graph = trace(Calls(lambda self, x: F.linear(x, self.weight + self.a @ self.b), **layers), torch.zeros(2, 5, 6))
     assert graph.primitives == ["input", "conv"] and named(graph).keys() == {"weight"}
@@ -312,7 +312,7 @@ def test_layers_of_a_residual_stream_are_not_the_last_one() -> None:
     assert [p.name for node in graph.nodes if node.is_class_layer for p in node.parameters] == ["c.weight"]
 
 
-def test_a_custom_function_with_the_name_of_another_is_none_of_ours() -> None:
+def test_a_custom_function_with_the_name_of_an_operation_is_not_that_operation() -> None:
     class Linear(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tracing: our own networks come back as they were, and networks that are hard to run are run or refused."""
+"""Graphs of traced networks: programs have their own graph again; networks that are hard to run are run or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ghn.deepnets1m.predefined import PREDEFINED
 
 
 @given(architectures(), st.sampled_from([8, 16, 32, 224]))
-def test_our_own_modules_are_traced_to_the_graph_of_their_program(architecture: Architecture, size: int) -> None:
+def test_modules_of_programs_are_traced_to_the_graph_of_their_program(architecture: Architecture, size: int) -> None:
     with torch.device("meta"):
         module = architecture.module(size, CLASSES)
     assert trace(module, image_size=size) == architecture.graph(size, CLASSES)
@@ -91,7 +91,7 @@ def test_networks_of_other_number_types_are_traced(dtype: torch.dtype) -> None:
 
 
 def test_the_image_size_is_found_by_trying() -> None:
-    """LeNet for 28×28 gray images; it says so nowhere."""
+    """A LeNet for 28×28 grey images does not declare that size."""
     network = nn.Sequential(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 12 * 12, 10))
     assert trace(network).primitives == ["input", "conv", "bias", "max_pool", "conv", "bias"]
 
@@ -129,7 +129,7 @@ def test_lazy_layers_are_an_error_that_says_what_to_do() -> None:
 
 
 def test_a_traced_network_has_the_features_of_its_images() -> None:
-    """The recorded pass and the real one are of one network: the predicted parameters give finite logits."""
+    """Parameters that are predicted from the recorded forward pass give finite logits in a real one."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, CLASSES)
     )

@@ -38,7 +38,7 @@ def test_a_deeper_network_costs_more() -> None:
 
 
 def convolution(groups: int, dilation: int) -> Program:
-    """One 3×3 convolution that keeps the side, of as many operations whatever the dilation."""
+    """Return a program of one 3×3 convolution, whose FLOPs do not depend on the dilation."""
     build = ProgramBuilder.on((32, 16, 16))
     return build.finish(build.conv(0, 32, 3, "conv", padding=dilation, dilation=dilation, groups=groups))
 

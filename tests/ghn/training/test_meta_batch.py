@@ -132,12 +132,12 @@ def test_a_limit_that_no_meta_batch_meets_is_refused() -> None:
 
 # --- workers and micro-batches -------------------------------------------------------------------------------------
 
-Known = tuple[list[float], list[int]]
-"""What is known of the architectures of a meta-batch: predicted seconds, and nodes."""
+Costs = tuple[list[float], list[int]]
+"""Predicted seconds and numbers of nodes of the architectures of a meta-batch."""
 
 
 @st.composite
-def meta_batches(draw: Callable) -> Known:
+def meta_batches(draw: Callable) -> Costs:
     count = draw(st.integers(1, 40))
     several = [draw(st.lists(values, min_size=count, max_size=count)) for values in (SECONDS, NODES)]
     return several[0], several[1]
@@ -152,7 +152,7 @@ def prediction(positions: list[int], nodes: list[int]) -> float:
     return hypernetwork_seconds(sum(nodes[position] for position in positions))
 
 
-def loads(meta_batch: Known, of_workers: list[list[Assignment]]) -> list[float]:
+def loads(meta_batch: Costs, of_workers: list[list[Assignment]]) -> list[float]:
     costs, nodes = meta_batch
     return [
         sum(prediction(one.positions, nodes) + sum(costs[position] for position in one.own) for one in worker)
@@ -161,7 +161,7 @@ def loads(meta_batch: Known, of_workers: list[list[Assignment]]) -> list[float]:
 
 
 @given(META_BATCHES, WORKERS, MICRO_BATCHES)
-def test_every_target_network_is_run_exactly_once(meta_batch: Known, workers: int, micro_batches: int) -> None:
+def test_every_target_network_is_run_exactly_once(meta_batch: Costs, workers: int, micro_batches: int) -> None:
     of_workers = assign_meta_batch(*meta_batch, workers, micro_batches)
     assert len(of_workers) == workers
     positions = [position for worker in of_workers for one in worker for position in one.own]
@@ -173,7 +173,7 @@ def test_every_target_network_is_run_exactly_once(meta_batch: Known, workers: in
 
 
 @given(META_BATCHES, MICRO_BATCHES)
-def test_the_micro_batches_do_not_depend_on_the_number_of_workers(meta_batch: Known, micro_batches: int) -> None:
+def test_the_micro_batches_do_not_depend_on_the_number_of_workers(meta_batch: Costs, micro_batches: int) -> None:
     def positions_of(workers: int) -> dict[int, list[int]]:
         several = [one for worker in assign_meta_batch(*meta_batch, workers, micro_batches) for one in worker]
         numbered = {one.micro_batch: one.positions for one in several}
@@ -187,7 +187,7 @@ def test_the_micro_batches_do_not_depend_on_the_number_of_workers(meta_batch: Kn
 
 
 @given(META_BATCHES, MICRO_BATCHES)
-def test_up_to_as_many_workers_as_micro_batches_compute_whole_ones(meta_batch: Known, micro_batches: int) -> None:
+def test_up_to_as_many_workers_as_micro_batches_compute_whole_ones(meta_batch: Costs, micro_batches: int) -> None:
     for workers in range(1, micro_batches + 1):
         several = [one for worker in assign_meta_batch(*meta_batch, workers, micro_batches) for one in worker]
         assert all(one.own == one.positions for one in several)
@@ -195,7 +195,7 @@ def test_up_to_as_many_workers_as_micro_batches_compute_whole_ones(meta_batch: K
 
 
 @given(META_BATCHES, MICRO_BATCHES)
-def test_no_micro_batch_has_too_many_architectures(meta_batch: Known, micro_batches: int) -> None:
+def test_no_micro_batch_has_too_many_architectures(meta_batch: Costs, micro_batches: int) -> None:
     (several,) = assign_meta_batch(*meta_batch, 1, micro_batches)
     assert max(len(one.positions) for one in several) <= MAX_MICRO_BATCH_SIZE
 
@@ -212,7 +212,7 @@ def test_a_meta_batch_has_as_many_micro_batches_as_asked_for_unless_that_is_too_
 
 @given(META_BATCHES, MICRO_BATCHES)
 def test_of_whole_micro_batches_no_worker_has_more_to_do_than_the_mean_and_the_largest(
-    meta_batch: Known, micro_batches: int
+    meta_batch: Costs, micro_batches: int
 ) -> None:
     (alone,) = assign_meta_batch(*meta_batch, 1, micro_batches)
     jobs = loads(meta_batch, [[one] for one in alone])
@@ -224,7 +224,7 @@ def test_of_whole_micro_batches_no_worker_has_more_to_do_than_the_mean_and_the_l
 
 @given(META_BATCHES, WORKERS, MICRO_BATCHES)
 def test_of_divided_micro_batches_no_worker_has_more_to_do_than_another_and_one_architecture(
-    meta_batch: Known, workers: int, micro_batches: int
+    meta_batch: Costs, workers: int, micro_batches: int
 ) -> None:
     """The architecture counts with the prediction of its micro-batch, which every worker of it computes."""
     assignments = assign_meta_batch(*meta_batch, workers + micro_batches, micro_batches)
