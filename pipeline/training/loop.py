@@ -144,21 +144,7 @@ class Trainer:
         """
         started = perf_counter() - waited
         state, settings, meta_batch = self.state, self.train_settings, self.job.settings.meta_batch
-        watch = Stopwatch(self.device)
-        whole = assigns_whole_micro_batches(self.workers, settings.micro_batches)
-        gradients = count_micro_batches(meta_batch, settings.micro_batches) if whole else 1
-        reducer = GradientReducer(state.ghn.parameters(), meta_batch, gradients)
-        images = prepared.images.to(self.device, non_blocking=True)
-        labels = prepared.labels.to(self.device, non_blocking=True)
-        for number, micro_batch in prepared.micro_batches.items():
-            scores = accumulate_micro_batch(
-                state.ghn, micro_batch, images, labels, state.step, self.step_settings, watch
-            )
-            reducer.add(scores, number if whole else 0)
-        seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds}
-        busy = perf_counter() - started
-        result = reducer.all_reduce(self.rank, self.workers, seconds, busy, self.driver.poll_stop())
-
+        result = self.compute_gradient(prepared, waited, started)
         rate = learning_rate(settings, state.step)
         norm = state.update(rate, settings.clip)
         nonfinite = range(meta_batch) if math.isnan(norm) else result.dropped
@@ -174,6 +160,27 @@ class Trainer:
             architectures_per_second=meta_batch / step_seconds,
         )
         return result
+
+    def compute_gradient(self, prepared: PreparedStep, waited: float, started: float) -> StepResult:
+        """Leave the gradient of a step, summed over all workers, in `.grad` of the weights, and return the scores.
+
+        Args:
+            waited: seconds that this worker waited for the data of the step.
+            started: when that began, by `perf_counter`.
+        """
+        ghn, step, meta_batch = self.state.ghn, self.state.step, self.job.settings.meta_batch
+        micro_batches, watch = self.train_settings.micro_batches, Stopwatch(self.device)
+        whole = assigns_whole_micro_batches(self.workers, micro_batches)
+        gradients = count_micro_batches(meta_batch, micro_batches) if whole else 1
+        reducer = GradientReducer(ghn.parameters(), meta_batch, gradients)
+        images = prepared.images.to(self.device, non_blocking=True)
+        labels = prepared.labels.to(self.device, non_blocking=True)
+        for number, micro_batch in prepared.micro_batches.items():
+            scores = accumulate_micro_batch(ghn, micro_batch, images, labels, step, self.step_settings, watch)
+            reducer.add(scores, number if whole else 0)
+        seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds}
+        busy = perf_counter() - started
+        return reducer.all_reduce(self.rank, self.workers, seconds, busy, self.driver.poll_stop())
 
     def network_hash(self, index: int) -> str:
         """Return the network hash of an architecture of the training split."""

@@ -1,4 +1,4 @@
-"""Training runs of tests: a reference with its architectures, and processes that are found and killed."""
+"""Training runs of tests: a reference run with its architectures, and processes to find and kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAIN = "from pipeline.params import load_params; from pipeline.stages.train imp
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its storage and manifest as they were before, and what came out."""
+    """A finished run: its storage and manifest as they were before, its history and its weights."""
 
     storage: Path
     manifest: Path
@@ -38,7 +38,7 @@ class Run:
 
 
 def reference_run(folder: Path, params: Params) -> Run:
-    """Trains in a folder of its own."""
+    """Train in a folder, and return the run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -52,7 +52,7 @@ def reference_run(folder: Path, params: Params) -> Run:
 
 
 def take_architectures(run: Run, storage: bool = True) -> None:
-    """Copies the architectures of a run to the working directory."""
+    """Copy the architectures of a run to the working directory, with or without the storage."""
     if storage:
         shutil.copytree(run.storage, "storage")
     shutil.copytree(run.manifest, "results/generate")
@@ -67,21 +67,23 @@ def weights() -> bytes:
 
 
 def assert_same_run(run: Run, rtol: float = 1e-6) -> None:
+    """Assert that the history in the working directory is that of a run."""
     pd.testing.assert_frame_equal(history()[MEASURED], run.history[MEASURED], rtol=rtol)
 
 
 def in_background() -> subprocess.Popen:
+    """Start stage train in another process."""
     return subprocess.Popen([sys.executable, "-c", TRAIN], start_new_session=True, stderr=subprocess.PIPE)
 
 
 def checkpoints() -> set[str]:
-    """Those that Ray Train has noted as ones to go on from."""
-    notes = "".join(file.read_text() for file in Path("storage/training").glob("*/*snapshot.json"))
-    return {path.name for path in Path("storage/training").glob("*/checkpoint_*") if path.name in notes}
+    """Return the checkpoints that Ray Train's records name as ones to go on from."""
+    records = "".join(file.read_text() for file in Path("storage/training").glob("*/*snapshot.json"))
+    return {path.name for path in Path("storage/training").glob("*/checkpoint_*") if path.name in records}
 
 
 def last_step() -> int:
-    """The last step that the run under way has logged to MLflow; 0 before the first."""
+    """Return the last step that the current run has logged to MLflow; 0 before the first."""
     try:
         with closing(sqlite3.connect("file:mlflow.db?mode=ro", uri=True)) as database:
             (step,) = database.execute("SELECT max(step) FROM metrics WHERE key = 'loss'").fetchone()
@@ -91,6 +93,7 @@ def last_step() -> int:
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait for a condition while a process runs."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.stderr.read().decode()
@@ -99,13 +102,13 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: f
 
 
 def wait_for_checkpoint(process: subprocess.Popen) -> None:
-    """Until there is one that was not there before."""
+    """Wait until there is a checkpoint that was not there before."""
     before = checkpoints()
     wait_for(lambda: bool(checkpoints() - before), process)
 
 
 def named(processes: Iterator[psutil.Process] | list[psutil.Process], name: str) -> list[psutil.Process]:
-    """Those whose title has `name`, as Ray gives it."""
+    """Return the processes with `name` in their title, which Ray sets."""
     found = []
     for process in processes:
         with suppress(psutil.Error):  # it has ended meanwhile

@@ -1,4 +1,4 @@
-"""Processes that talk to each other as workers do."""
+"""Processes that communicate as training workers do."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 
 def in_processes(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(rank, workers, *arguments)` returns in each of so many processes, which form a gloo group.
+    """Return what `function(rank, workers, *arguments)` returns in each of so many processes of a gloo group.
 
-    They are forked from a process that has imported what they need: that takes seconds, once.
+    They are forked from a process that has imported what they need, because importing it takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
