@@ -76,7 +76,7 @@ def has_native_bf16(device: torch.device) -> bool:
 def allow_tf32() -> None:
     """Let GPUs round the factors of fp32 matrix products and convolutions to TF32, which has 10 bits of mantissa.
 
-    PyTorch's own default allows it for convolutions, but not for matrix products.
+    PyTorch's own default, which `train.precision: fp32` keeps, allows it for convolutions, but not for matrix products.
     """
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True

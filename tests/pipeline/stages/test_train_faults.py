@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> R
 
 @pytest.fixture
 def cluster(small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that only keeps accounts, and two nodes of a core."""
+    """A cluster of a head without cores, and of two nodes of one core each."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """The metadata service of an instance that is taken back in twelve seconds."""
+    """The metadata service of an instance that will be taken back in twelve seconds."""
 
     def do_PUT(self) -> None:
         self.answer("token")
@@ -131,7 +131,7 @@ class Metadata(BaseHTTPRequestHandler):
 def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_one_worker_goes_on(
     cluster: Cluster, small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # it tries two workers before it knows
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # for so long it tries two workers
     endless = {
         "train": {"steps": 100_000, "validation": {"every": None}},
         "workers": {"checkpoint_every": 100_000, "minimum": 1},

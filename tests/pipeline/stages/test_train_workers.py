@@ -1,4 +1,4 @@
-"""A step, and a run, are the same for any number of workers, wherever they are."""
+"""Steps and runs, which are the same for any number of workers, on any nodes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ray_on_this_machine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference(ray_on_this_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Fifty steps of eight architectures in double precision, one worker."""
+    """A run of one worker: fifty steps of eight architectures in double precision."""
     settings = small_settings(meta_batch=8, train=RUN)
     return reference_run(tmp_path_factory.mktemp("reference"), Params.model_validate(settings))
 
