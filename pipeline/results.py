@@ -1,4 +1,4 @@
-"""The folders under `results/` that the stages write."""
+"""Places under `results/`, where stages write small results; large data lie under the storage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CHECKPOINT = RESULTS / "train" / "checkpoint"
 
 
 def results_folder(stage: str) -> Path:
-    """`results/<stage>`, which exists afterwards."""
+    """Create the folder `results/<stage>` if it is missing and return it."""
     folder = RESULTS / stage
     folder.mkdir(parents=True, exist_ok=True)
     return folder

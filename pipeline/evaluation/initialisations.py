@@ -96,7 +96,11 @@ def initialised_module(initialisation: Initialisation, network: Network, context
     which changes the last digits of the logits.
     """
     tensors = initial_tensors(initialisation, network, context)
-    module = fresh_module(network, context.image_size, context.classes, context.seed)
+    if len(tensors) == len(list(network.program(context.image_size, context.classes).parameters())):
+        with torch.device("meta"):  # all parameters are replaced, so they need neither memory nor values
+            module = network.module(context.image_size, context.classes)
+    else:
+        module = fresh_module(network, context.image_size, context.classes, context.seed)
     module.load_state_dict(tensors, strict=False, assign=True)
     return module
 

@@ -1,0 +1,80 @@
+"""A third way to start networks is one entry of a registry: tables, report and MLflow show it without other changes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.evaluation.initialisations import INITIALISATIONS
+from pipeline.params import Params
+from pipeline.reporting.read_results import read_results
+from pipeline.reporting.results_page import write_report
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.finetune import finetune
+from pipeline.stages.generate import generate
+from pipeline.stages.report import provenance
+from pipeline.stages.train import train
+
+
+def add_he_initialisation() -> None:
+    from torch import empty
+    from torch.nn.init import kaiming_normal_
+
+    from pipeline.evaluation.initialisations import INITIALISATIONS, Initialisation
+
+    def he_weights(network, context):
+        parameters = network.program(context.image_size, context.classes).parameters()
+        return {p.name: kaiming_normal_(empty(p.shape)) for p in parameters if len(p.shape) > 1}
+
+    INITIALISATIONS["he"] = Initialisation("He initialisation", he_weights)
+
+
+@pytest.fixture
+def with_he_initialisation() -> Iterator[None]:
+    before = dict(INITIALISATIONS)
+    add_he_initialisation()
+    yield
+    INITIALISATIONS.clear()
+    INITIALISATIONS.update(before)
+
+
+def test_an_initialisation_takes_at_most_15_lines() -> None:
+    assert len(inspect.getsource(add_he_initialisation).splitlines()) <= 15
+
+
+@pytest.mark.slow
+def test_tables_report_and_mlflow_show_a_new_initialisation(
+    small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, with_he_initialisation: None
+) -> None:
+    params = small_project()
+    store = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    for stage in (generate, train, evaluate, finetune):
+        stage(params)
+
+    architectures = pd.read_parquet("results/evaluate/architectures.parquet")
+    assert architectures["initialisation"].tolist() == ["predicted", "random", "he"] * (len(architectures) // 3)
+    losses = architectures.pivot(index=["split", "index"], columns="initialisation", values="loss")
+    assert (losses["he"] != losses["random"]).all()
+    summary = pd.read_csv("results/evaluate/summary.csv")
+    assert summary["he_top1"].between(0, 1).all()
+    assert summary["he_nonfinite"].ge(0).all()
+    assert pd.read_csv("results/finetune/summary.csv")["initialisation"].tolist() == ["predicted", "random", "he"]
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(params.tracking.experiment)
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs["evaluate"].data.metrics["test_he_top1"] == pytest.approx(summary["he_top1"][0])
+    assert "faces_he_top1" in runs["finetune"].data.metrics
+    table = client.download_artifacts(runs["evaluate"].info.run_id, "architectures.csv")
+    assert set(pd.read_csv(table)["initialisation"]) == {"predicted", "random", "he"}
+
+    results = read_results(Path("results"))
+    page = write_report(results, params, provenance(results, params), Path("report"))
+    assert "He initialisation" in page.read_text()
+    assert all("he" in (page.parent / f"{table}.md").read_text().split() for table in ("accuracy", "finetuning"))
