@@ -12,12 +12,10 @@ from mlflow import MlflowClient
 
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.params import Params
-from pipeline.reporting.read_results import read_results
-from pipeline.reporting.results_page import write_report
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.finetune import finetune
 from pipeline.stages.generate import generate
-from pipeline.stages.report import provenance
+from pipeline.stages.report import report
 from pipeline.stages.train import train
 
 
@@ -54,7 +52,7 @@ def test_tables_report_and_mlflow_show_a_new_initialisation(
     params = small_project()
     store = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    for stage in (generate, train, evaluate, finetune):
+    for stage in (generate, train, evaluate, finetune, report):
         stage(params)
 
     architectures = pd.read_parquet("results/evaluate/architectures.parquet")
@@ -74,7 +72,7 @@ def test_tables_report_and_mlflow_show_a_new_initialisation(
     table = client.download_artifacts(runs["evaluate"].info.run_id, "architectures.csv")
     assert set(pd.read_csv(table)["initialisation"]) == {"predicted", "random", "he"}
 
-    results = read_results(Path("results"))
-    page = write_report(results, params, provenance(results, params), Path("report"))
-    assert "He initialisation" in page.read_text()
-    assert all("he" in (page.parent / f"{table}.md").read_text().split() for table in ("accuracy", "finetuning"))
+    page = Path("results/report")
+    assert "He initialisation" in (page / "index.html").read_text()
+    assert "he: top-1, %" in (page / "accuracy.md").read_text()
+    assert "| he |" in (page / "finetuning.md").read_text()
