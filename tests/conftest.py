@@ -20,38 +20,44 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: a long one that begins last would leave the other processes idle."""
+    """Run files with slow tests first: a long one that begins last would leave the other processes idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
-    """A shell starts its background jobs deaf to Ctrl-C, which their children inherit: tests that send it need it."""
+    """Let children receive Ctrl-C: a shell starts its background jobs without it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread, as a worker has: where cores are busy, threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
-def small_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Params]]:
-    """Makes an empty project folder, the working directory; called, it writes and reads the settings there."""
+def small_project(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
+    """Make an empty project folder the working directory; the function writes and reads the settings there."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def settings(**changes: Any) -> Params:
         Path("params.yaml").write_text(yaml.safe_dump(small_settings(**changes)))
         return load_params()
 
-    yield settings
-    torch.set_num_threads(threads)
+    return settings
 
 
 @pytest.fixture
 def flaky_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FlakyBucket]:
-    """A bucket, empty, of this machine; it fails when the test tells it to. The environment names it."""
+    """Return an empty bucket on this machine, which the environment names; it fails when the test asks it to."""
     from flaky_bucket import FlakyBucket
     from s3fs import S3FileSystem
 
@@ -72,5 +78,5 @@ def flaky_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fl
 
 @pytest.fixture
 def bucket(flaky_bucket: FlakyBucket) -> str:
-    """The address of an empty storage in a bucket."""
+    """Return the address of an empty storage in a bucket."""
     return flaky_bucket.url
