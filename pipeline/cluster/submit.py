@@ -27,7 +27,7 @@ from typing import NoReturn
 import yaml
 
 from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster
-from pipeline.errors import UserError
+from pipeline.errors import Terminated, UserError
 
 REPOSITORY = "~/repository"
 """Where cluster.yaml's `file_mounts` put the repository on the head node."""
@@ -36,7 +36,7 @@ RESULTS = "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the pipeline with the arguments of the command line; return 1 if it could not start."""
+    """Run the pipeline with the arguments of the command line; return the exit status if it could not start."""
     options = _parser().parse_args(arguments)
     try:
         submit(
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    except Terminated as ending:
+        print(ending, file=sys.stderr)
+        return 143
 
 
 def submit(

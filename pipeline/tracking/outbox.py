@@ -161,7 +161,7 @@ class Outbox:
             is_awaited = delivery.number == self.awaited
             if is_awaited:
                 self.delivery = delivery
-            if self.journal.is_empty():
+            if delivery.number == self.written:
                 self.is_late = False
             self.changed.notify_all()
         if delivery.refusal is not None and not is_awaited:

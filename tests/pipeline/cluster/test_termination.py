@@ -32,7 +32,7 @@ FINETUNE = {"steps": 30, "evaluate_every": 10, "learning_rates": [0.01, 0.03], "
 
 @pytest.fixture
 def project(small_project: Callable[..., Params]) -> Params:
-    """A project folder with architectures of all splits and an untrained hypernetwork."""
+    """Make a project folder with architectures of all splits and an untrained hypernetwork."""
     params = small_project(finetune=FINETUNE)
     splits = {"test": ARCHITECTURES[:4], "wide": ARCHITECTURES[:1], "deep": ARCHITECTURES[4:]}
     splits |= {"dense": ARCHITECTURES[2:3], "bn_free": ARCHITECTURES[4:5]}
@@ -50,7 +50,7 @@ def begin(*arguments: str) -> subprocess.Popen:
 
 
 def messages(stderr: bytes) -> list[str]:
-    """The lines of a stage, without progress bars and what it says of images."""
+    """Return the lines of a stage, without progress bars and what it says of images."""
     lines = stderr.decode().replace("\r", "\n").splitlines()
     return [line for line in lines if line.strip() and "%|" not in line and not line.startswith("decoded ")]
 
@@ -93,7 +93,7 @@ def test_a_stage_keeps_what_is_finished_and_says_how_to_go_on(
 
 
 def statuses(stage: str) -> list[str]:
-    """Of the stage's runs, the newest first."""
+    """Return the status of the stage's runs, the newest first."""
     client = MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
     return [run.info.status for run in client.search_runs(["1"], f"attributes.run_name = '{stage}'")]
 

@@ -13,7 +13,7 @@ from mlflow_server import TrackingServer
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables: their creation takes seconds."""
+    """Return an SQLite file with MLflow's tables, because their creation takes seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -23,7 +23,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's repository with one commit and an empty store; the current folder."""
+    """Return a user's repository with one commit and an empty store, the current folder."""
     folder = tmp_path / "my project"
     folder.mkdir()
     shutil.copy(empty_store, folder)
@@ -40,7 +40,7 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def tracking_server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
-    """A server over the project's store, which the environment names."""
+    """Start a server over the project's store, which the environment names."""
     server = TrackingServer(project)
     try:
         server.start()
@@ -51,6 +51,7 @@ def tracking_server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def git(folder: Path, *arguments: str) -> str:
+    """Return the output of git."""
     identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
     command = ("git", *identity, *arguments)
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()

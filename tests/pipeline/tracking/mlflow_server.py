@@ -16,14 +16,14 @@ from small_settings import ROOT
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For processes: the code of this repository, none of the settings that decide where runs go."""
+    """Return variables for processes: the code of this repository, no settings that decide where runs go."""
     ours = ("DVC_", "MLFLOW_", "GIT_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return inherited | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
 
 
 class TrackingServer:
-    """A server over `mlflow.db` of a folder, always at the same address."""
+    """Server over `mlflow.db` of a folder, always at the same address."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -34,7 +34,7 @@ class TrackingServer:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Starts the server and waits until it answers."""
+        """Start the server and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "server_artifacts")]
@@ -49,12 +49,20 @@ class TrackingServer:
             )
         self._wait_until_healthy()
 
-    def stop(self, by: signal.Signals = signal.SIGKILL) -> None:
-        """Ends the server and all its processes."""
+    def stop(self) -> None:
+        """Kill the server and all its processes."""
         if self.process is not None:
-            os.killpg(self.process.pid, by)
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
             self.process = None
+
+    def freeze(self) -> None:
+        """Let the server accept connections and not answer, until it is thawed."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the server go on."""
+        os.killpg(self.process.pid, signal.SIGCONT)
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + 120

@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def log_everything(run: StageRun, checkpoint: Path) -> None:
-    """Logs one of each that a stage can log."""
+    """Log one of each that a stage can log."""
     run.log_data("mnist_5k", "35a422e9e40b")
     run.summary({"test_top1": 0.5})
     run.log_table(TABLE, "tables/summary")
@@ -79,7 +79,7 @@ def log_steps(run: StageRun, numbers: range) -> None:
 
 
 def statuses(run: StageRun) -> tuple[str, str]:
-    """Of the stage's run and of its pipeline's."""
+    """Return the status of the stage's run and of its pipeline's."""
     client = MlflowClient(tracking_uri())
     stored: list[Run] = [client.get_run(run_id) for run_id in (run.run_id, run.pipeline_id)]
     return stored[0].info.status, stored[1].info.status
@@ -180,6 +180,23 @@ def test_an_interrupted_stage_does_not_wait_for_a_server_that_is_away(tracking_s
     deliver()
     assert steps(run) == [1, 2, 3]
     assert statuses(run) == ("KILLED", "FAILED")
+
+
+@pytest.mark.slow
+def test_a_server_that_accepts_and_does_not_answer_delays_a_stage_by_seconds(
+    tracking_server: TrackingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stage_run("train", SETTINGS) as run:
+        log_steps(run, range(1, 4))
+        tracking_server.freeze()
+        began = time.monotonic()
+        log_steps(run, range(4, 11))
+        run.set_tags({"workers": 2})
+        assert time.monotonic() - began < 10
+        tracking_server.thaw()
+    assert sorted(steps(run)) == list(range(1, 11))
+    assert statuses(run)[0] == "FINISHED"
+    assert not warnings(caplog, "are kept")
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def train(
     tracking_server: TrackingServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], subprocess.Popen]:
-    """Starts the stage in the server's project, and returns after its first steps are in MLflow."""
+    """Return a function that starts the stage and waits until its first steps are in MLflow."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.address)
     small_project(train={"steps": STEPS, "validation": {"every": None}}, workers={"checkpoint_every": 10_000})
@@ -57,12 +57,12 @@ def train(
 
 
 def kept_steps() -> int:
-    """How many entries of the run under way wait for MLflow."""
+    """Return how many entries of the run under way wait for MLflow."""
     return len(list(Path(".ghn/outbox").glob("*/0*.json")))
 
 
 def logged() -> pd.DataFrame:
-    """The losses in the database: a row for each, with its step."""
+    """Return the losses in the database: a row for each, with its step."""
     with closing(sqlite3.connect("file:mlflow.db?mode=ro", uri=True)) as database:
         return pd.read_sql_query("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step", database)
 
