@@ -6,7 +6,9 @@ What a worker does is in `pipeline.training.loop`, and how the workers are run i
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,10 +28,14 @@ from pipeline.training.job import RunSettings, WorkerJob, run_name
 from pipeline.training.run import fit, remove_run, require_resources
 from pipeline.training.state import MAX_NONFINITE_SHARE, TrainingState
 from pipeline.training.step_loader import meta_batch_settings, training_set_of
+from pipeline.training.tables import DroppedArchitectures, TrainingMetrics, history_model
 from pipeline.training.validation import split_off_held_out
 
 HEADLINE = ("loss", "top1", "seconds", "val_top1")
 """Metrics that MLflow shows in its list of runs."""
+
+TAGS = ("precision", "workers", "device")
+"""Metrics that are tags in MLflow, because they say how the run was computed."""
 
 
 def train(params: Params) -> None:
@@ -59,9 +65,9 @@ def train(params: Params) -> None:
         )
         checkpoint = fit(job, folder, run)
         state = _final_state(settings, checkpoint, len(images.classes))
-        metrics = _metrics(settings, state, len(images.train), time.perf_counter() - started)
-        _write_results(state, metrics, params.workers)
-        _log_results(run, state, metrics)
+        metrics = _metrics(settings, params.workers, state, len(images.train), time.perf_counter() - started)
+        _write_results(state, metrics)
+        _log_results(run, metrics)
         remove_run(folder)
 
 
@@ -100,48 +106,55 @@ def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int
     return state
 
 
-def _metrics(settings: RunSettings, state: TrainingState, num_images: int, seconds: float) -> dict[str, float]:
-    """Return what the run has come to. Loss and top-1 are medians, because one network that explodes decides a mean."""
+def _metrics(
+    settings: RunSettings, workers: WorkerSettings, state: TrainingState, num_images: int, seconds: float
+) -> TrainingMetrics:
+    """Return what the run has come to, and on what it was computed: the report must not depend on section `workers`.
+
+    Loss and top-1 are medians, because one network that explodes decides a mean.
+    """
     history = pd.DataFrame(state.history)
     recent = history.tail(100)
-    metrics = {
-        "loss": float(recent["loss"].median()),
-        "top1": float(recent["top1"].median()),
-        "steps": state.step,
-        "epochs": state.step * settings.train.batch / num_images,
-        "seconds": seconds,
-        "architectures_per_second": settings.meta_batch / float(history["step_seconds"].median()),
-        "dropped": int(history["dropped"].sum()),
-        "parameters": sum(weight.numel() for weight in state.ghn.parameters()),
-    }
-    if state.best is not None:
-        metrics |= {"val_top1": state.best_row["val_top1"], "best_step": state.best_row["step"]}
-    return metrics
+    best = state.best_row if state.best is not None else {}
+    return TrainingMetrics(
+        loss=float(recent["loss"].median()),
+        top1=float(recent["top1"].median()),
+        steps=state.step,
+        epochs=state.step * settings.train.batch / num_images,
+        seconds=seconds,
+        architectures_per_second=settings.meta_batch / float(history["step_seconds"].median()),
+        dropped=int(history["dropped"].sum()),
+        parameters=sum(weight.numel() for weight in state.ghn.parameters()),
+        precision=str(state.precision),
+        workers=workers.number,
+        device="cuda" if workers.gpus else "cpu",
+        val_top1=best.get("val_top1"),
+        best_step=int(best["step"]) if best else None,
+    )
 
 
-def _write_results(state: TrainingState, metrics: dict[str, float], workers: WorkerSettings) -> None:
-    """Write the checkpoint, the tables and the metrics to results/train.
-
-    `metrics.json` says on what the run was computed too, because the report must not depend on the section `workers`.
-    """
+def _write_results(state: TrainingState, metrics: TrainingMetrics) -> None:
+    """Write the checkpoint, the tables and the metrics to results/train."""
     folder = results_folder("train")
     (state.best or state.eval_model).save(folder / "checkpoint")
-    write_csv(folder / "history.csv", pd.DataFrame(state.history))
-    write_csv(folder / "dropped.csv", pd.DataFrame(state.dropped_architectures, columns=["step", "index", "identity"]))
-    computed = {
-        "precision": state.precision,
-        "workers": workers.number,
-        "device": "cuda" if workers.gpus else "cpu",
-    }
-    write_json(folder / "metrics.json", metrics | computed)
+    history = pd.DataFrame(state.history)
+    dropped = pd.DataFrame(state.dropped_architectures, columns=list(DroppedArchitectures.to_schema().columns))
+    write_csv(folder / "history.csv", history_model(history.columns).validate(history))
+    write_csv(folder / "dropped.csv", DroppedArchitectures.validate(dropped))
+    write_json(folder / "metrics.json", _without_none(metrics))
 
 
-def _log_results(run: StageRun, state: TrainingState, metrics: dict[str, float]) -> None:
+def _log_results(run: StageRun, metrics: TrainingMetrics) -> None:
     """Log the metrics and the files of results/train to MLflow, and register the hypernetwork there."""
     folder = results_folder("train")
-    run.set_tags({"precision": state.precision})
-    run.summary({f"train_{name}": metrics[name] for name in HEADLINE if name in metrics})
-    run.log_metrics({f"train_{name}": value for name, value in metrics.items() if name not in HEADLINE})
+    values = {name: value for name, value in _without_none(metrics).items() if name not in TAGS}
+    run.set_tags({name: getattr(metrics, name) for name in TAGS})
+    run.summary({f"train_{name}": values[name] for name in HEADLINE if name in values})
+    run.log_metrics({f"train_{name}": value for name, value in values.items() if name not in HEADLINE})
     run.log_artifact(folder / "history.csv")
     run.log_artifact(folder / "dropped.csv")
     run.log_ghn(folder / "checkpoint")
+
+
+def _without_none(metrics: TrainingMetrics) -> dict[str, Any]:
+    return {name: value for name, value in asdict(metrics).items() if value is not None}
