@@ -35,7 +35,7 @@ def target(images: Images) -> Target:
 
 @pytest.fixture(scope="module")
 def ghn() -> GHN:
-    """It was trained, so to speak, for another number of classes than the target has."""
+    """A hypernetwork for another number of classes than the target has."""
     return make_ghn(0, num_classes=7)
 
 
@@ -68,7 +68,7 @@ def test_no_image_both_trains_and_chooses_the_learning_rate(images: Images, targ
     assert np.array_equal(target.images.test.pixels, images.test.pixels)
 
 
-def test_other_seeds_draw_other_images(images: Images, target: Target) -> None:
+def test_other_seeds_sample_other_images(images: Images, target: Target) -> None:
     same, other = (target_of(images, 10, seeds=2, seed=seed) for seed in (0, 1))
     assert np.array_equal(same.shots[1].pixels, target.shots[1].pixels)
     assert np.array_equal(same.held_out.pixels, target.held_out.pixels)

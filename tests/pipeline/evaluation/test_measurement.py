@@ -35,7 +35,7 @@ def test_random_initialisation_is_near_chance(candidates: list[Candidate], ghn: 
         assert [row[name]["nodes"] for row in rows] == [len(c.network.graph(8, 10).nodes) for c in candidates]
 
 
-def test_a_network_is_measured_alike_whatever_was_drawn_before(
+def test_a_network_is_measured_alike_whatever_was_sampled_before(
     candidates: list[Candidate], ghn: GHN, images: Images
 ) -> None:
     first = measured(candidates[0], ghn, images, seed=3)

@@ -168,7 +168,7 @@ def test_the_stage_writes_its_tables_and_never_mixes_two_checkpoints(project: Pa
 
 
 @pytest.mark.slow
-def test_an_interrupted_stage_goes_on_where_it_was(project: Params) -> None:
+def test_an_interrupted_stage_continues_where_it_was(project: Params) -> None:
     code = "from pipeline.params import load_params; from pipeline.stages.evaluate import evaluate"
     code += "; evaluate(load_params())"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)

@@ -51,7 +51,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 @pytest.fixture(scope="module")
 def ghn() -> GHN:
-    """It was trained, so to speak, for another number of classes than the target has."""
+    """A hypernetwork for another number of classes than the target has."""
     return make_ghn(0, num_classes=7)
 
 
