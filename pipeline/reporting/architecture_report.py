@@ -1,49 +1,54 @@
-"""The page about the set of architectures, and the table that the README shows: part of stage `generate`."""
+"""The page about the set of architectures, and the table of their statistics that the README shows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import humanize
 import pandas as pd
 import pyarrow as pa
 
 from pipeline.architectures.paper_statistics import (
     PAPER_STATISTICS,
-    REFERENCE,
     REFERENCE_PARAMETERS,
+    REFERENCE_STATISTICS,
     PaperStatistics,
     differences,
 )
 from pipeline.architectures.shards import SCHEMA
-from pipeline.architectures.statistics import CELLS, SAMPLE, SetStatistics
+from pipeline.architectures.statistics import CELLS, SAMPLE_SIZE, SetStatistics
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.reporting import architecture_plots
-from pipeline.reporting.graph_pictures.gallery import SMALL, small_graphs
-from pipeline.reporting.graph_pictures.plot import COLORS
-from pipeline.reporting.page import Plot, Table, count, file_size, render, write_figures
-from pipeline.reporting.plots import short_count
+from pipeline.reporting.graph_pictures.gallery import SMALL_GRAPH, render_small_graphs
+from pipeline.reporting.graph_pictures.texts import PRIMITIVE_COLORS
+from pipeline.reporting.numbers import EN_DASH, count, difference, mean_and_std, number_range, short_count
+from pipeline.reporting.page import HeadlineNumber, Plot, Table, render_page, write_figures
 from pipeline.storage.files import write_bytes
 
-COMPARED = ("train", "test", "deep", "dense", "bn_free")
-"""Splits whose paths are shown: val is like test, and the graphs of wide are those of test."""
+SPLITS_WITH_PATHS = ("train", "test", "deep", "dense", "bn_free")
+"""Splits whose paths are shown. Those of val are like those of test, and the graphs of wide are those of test."""
 
 SIZES = {"smallest": "min", "median": "median", "largest": "max"}
-
-TO, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+"""The end of a column's name for each size that the tables show."""
 
 
 def write_architecture_report(
-    store: ArchitectureStore, statistics: SetStatistics, origin: dict[str, str], folder: Path
+    store: ArchitectureStore, statistics: SetStatistics, origin: Mapping[str, str], folder: Path
 ) -> Path:
-    """Writes index.html, *.png and statistics.md to `folder`; returns the path of the page.
+    """Write index.html, *.png and statistics.md to `folder`, and return the path of the page.
 
-    `statistics` are those of the store, `origin` the lines of the provenance.
+    Args:
+        store: the architectures.
+        statistics: those of the store.
+        origin: where the page comes from, by name.
+        folder: the files go there.
     """
-    pictures = small_graphs(store)
+    pictures = render_small_graphs(store)
+    shown = frozenset[str]().union(*(picture.primitives for picture in pictures))
     write_bytes(folder / "statistics.md", readme_table(statistics).markdown().encode())
-    page = render(
+    page = render_page(
         "architecture_report.html.jinja",
         headline=headline(statistics),
         numbers=headline_numbers(statistics),
@@ -52,14 +57,14 @@ def write_architecture_report(
         operations=operations_table(statistics),
         published=published_table(statistics),
         agreement=agreement(statistics),
-        drawn=not statistics.splits["imported"].all(),
+        sampled=not statistics.splits["imported"].all(),
         fields=fields_table(),
         files=count(sum(len(entry["shards"]) for entry in store.manifest["splits"].values()), "file"),
-        sample=SAMPLE,
+        sample=SAMPLE_SIZE,
         reference={name: short_count(value) for name, value in REFERENCE_PARAMETERS.items()},
         pictures=pictures,
-        colors={name: COLORS[name] for name in COLORS if any(name in picture.primitives for picture in pictures)},
-        small=SMALL,
+        colors={name: color for name, color in PRIMITIVE_COLORS.items() if name in shown},
+        small=SMALL_GRAPH,
         origin=origin.items(),
     )
     write_bytes(folder / "index.html", page.encode())
@@ -70,7 +75,7 @@ def write_architecture_report(
 
 
 def headline(statistics: SetStatistics) -> str:
-    """What the set is, in two sentences."""
+    """Return what the set is, in two sentences."""
     splits = statistics.splits
     rows = int(splits["rows"].sum())
     nodes = f"{splits['nodes_min'].min():,} to {splits['nodes_max'].max():,} nodes"
@@ -82,24 +87,24 @@ def headline(statistics: SetStatistics) -> str:
     )
 
 
-def headline_numbers(statistics: SetStatistics) -> list[dict[str, str]]:
-    """Value, unit, name and detail of the numbers on top of the page."""
+def headline_numbers(statistics: SetStatistics) -> list[HeadlineNumber]:
+    """Return the numbers on top of the page."""
     splits, operations = statistics.splits, statistics.operations
     rows, distinct = int(splits["rows"].sum()), statistics.distinct
     repeats = "no two alike" if distinct == rows else f"{rows - distinct:,} repeat another"
+    training = f"{splits.loc['train', 'rows']:,} to train on"
     used = int((operations > 0).any(axis=1).sum())
-    size, unit = file_size(splits["bytes"].sum()).split()
-    numbers = [
-        ("predicted", f"{rows:,}", "", "architectures", f"{splits.loc['train', 'rows']:,} to train on"),
-        ("", f"{distinct:,}", "", "distinct", repeats),
-        ("", f"{used}", "", "operations", f"of {len(operations)} possible"),
-        ("", size, unit, "on disk", "as Parquet"),
+    size, unit = humanize.naturalsize(splits["bytes"].sum()).split()
+    return [
+        HeadlineNumber(f"{rows:,}", "", "architectures", training, is_accent=True),
+        HeadlineNumber(f"{distinct:,}", "", "distinct", repeats),
+        HeadlineNumber(f"{used}", "", "operations", f"of {len(operations)} possible"),
+        HeadlineNumber(size, unit, "on disk", "as Parquet"),
     ]
-    return [dict(zip(("kind", "value", "unit", "name", "detail"), number, strict=True)) for number in numbers]
 
 
 def report_plots(store: ArchitectureStore, statistics: SetStatistics) -> dict[str, Plot]:
-    """The plots by their file names."""
+    """Return the plots by the names of their files, without suffix."""
     columns = {split: store[split].columns("nodes", "parameters") for split in statistics.splits.index}
     sample = statistics.sample
     return {
@@ -109,21 +114,21 @@ def report_plots(store: ArchitectureStore, statistics: SetStatistics) -> dict[st
             partial(architecture_plots.distributions_by_split, columns),
         ),
         "paths": Plot(
-            f"Average path against size, a point a graph, the first {SAMPLE} of each split: deep networks have longer "
-            "paths than those of train, dense ones more nodes at paths of the same length.",
-            partial(architecture_plots.paths_by_size, sample[sample["split"].isin(COMPARED)]),
+            f"Average path against size, a point a graph, the first {SAMPLE_SIZE} of each split: deep networks have "
+            "longer paths than those of train, dense ones more nodes at paths of the same length.",
+            partial(architecture_plots.paths_by_size, sample[sample["split"].isin(SPLITS_WITH_PATHS)]),
         ),
         "operations": Plot(
-            "What the edges of cells do, in split train. One reduction cell in two is drawn from the first four "
-            "operations alone; cells with one state never draw none; a cell has at most one cse and one of conv_5x5 "
-            "and conv_7x7.",
+            "What the edges of cells do, in split train. One reduction cell in two is sampled from the first "
+            "four operations alone; cells with one state never have none; a cell has at most one cse and one of "
+            "conv_5x5 and conv_7x7.",
             partial(architecture_plots.operations_by_cell, statistics.operations["train"]),
         ),
     }
 
 
 def statistics_table(statistics: SetStatistics) -> Table:
-    """A column a split, a row a figure."""
+    """Return a column for each split and a row for each figure."""
     splits = statistics.splits
     figures = {split: _figures(row, statistics.graphs.loc[split]) for split, row in splits.iterrows()}
     names = next(iter(figures.values()))
@@ -133,7 +138,7 @@ def statistics_table(statistics: SetStatistics) -> Table:
 def _figures(row: pd.Series, graphs: pd.Series) -> dict[str, str]:
     return {
         "architectures": f"{row['rows']:,.0f}",
-        "size on disk": file_size(row["bytes"]),
+        "size on disk": humanize.naturalsize(row["bytes"]),
         "cells": _range(row, "n_cells"),
         "states a cell": _range(row, "states"),
         "nodes": _range(row, "nodes"),
@@ -141,7 +146,7 @@ def _figures(row: pd.Series, graphs: pd.Series) -> dict[str, str]:
         "edges, mean ± std": mean_and_std(row["edges_mean"], row["edges_std"], 0),
         "depth, mean ± std": mean_and_std(row["depth_mean"], row["depth_std"], 0),
         "average degree": f"{graphs['degree', 'mean']:.2f}",
-        "average path": mean_and_std(*graphs["path"], 1),
+        "average path": mean_and_std(*graphs["path"]),
         **{f"parameters, {name}": short_count(row[f"parameters_{key}"]) for name, key in SIZES.items()},
         **{f"at 224×224, {name}": short_count(row[f"parameters_large_{key}"]) for name, key in SIZES.items()},
         **{f"FLOPs, {name}": short_count(row[f"flops_{key}"]) for name, key in SIZES.items()},
@@ -151,13 +156,15 @@ def _figures(row: pd.Series, graphs: pd.Series) -> dict[str, str]:
 
 
 def readme_table(statistics: SetStatistics) -> Table:
-    """A row a split."""
-    columns = ("split", "architectures", "nodes", "mean ± std", "published", "depth, mean ± std")
-    columns += ("parameters, median", "smallest to largest", "at 224×224, median")
+    """Return a row for each split."""
+    columns = (
+        *("split", "architectures", "nodes", "mean ± std", "published", "depth, mean ± std"),
+        *("parameters, median", "smallest to largest", "at 224×224, median"),
+    )
     rows = []
     for split, row in statistics.splits.iterrows():
         published = PAPER_STATISTICS[split]
-        size = f"{short_count(row['parameters_min'])} {TO} {short_count(row['parameters_max'])}"
+        size = f"{short_count(row['parameters_min'])} {EN_DASH} {short_count(row['parameters_max'])}"
         rows.append(
             (
                 split,
@@ -175,7 +182,7 @@ def readme_table(statistics: SetStatistics) -> Table:
 
 
 def operations_table(statistics: SetStatistics) -> Table:
-    """A row an operation, a column a split: % of the edges of normal cells / of reduction cells."""
+    """Return a row for each operation, a column for each split: % of the edges of normal / of reduction cells."""
     shares = statistics.operations
     rows = [
         (
@@ -188,10 +195,10 @@ def operations_table(statistics: SetStatistics) -> Table:
 
 
 def published_table(statistics: SetStatistics) -> Table:
-    """For each split what is here and what is published, one above the other; then the reference architectures."""
+    """Return the figures of each split above the published ones, and at the end those of the reference."""
     columns = ("", "networks", "nodes", "mean ± std", "difference", "degree", "path", "parameters, median")
     graphs, apart = statistics.graphs, differences(statistics)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for split, row in statistics.splits.iterrows():
         rows.append(
             (
@@ -199,7 +206,7 @@ def published_table(statistics: SetStatistics) -> Table:
                 f"{row['rows']:,.0f}",
                 _range(row, "nodes"),
                 mean_and_std(row["nodes_mean"], row["nodes_std"]),
-                _difference(*apart.loc[(split, "nodes")]),
+                difference(*apart.loc[(split, "nodes")]),
                 mean_and_std(*graphs.loc[split, "degree"]),
                 mean_and_std(*graphs.loc[split, "path"]),
                 short_count(row["parameters_median"]),
@@ -207,7 +214,7 @@ def published_table(statistics: SetStatistics) -> Table:
         )
         rows.append(("published", *_published_cells(PAPER_STATISTICS[split]), ""))
     parameters = short_count(REFERENCE_PARAMETERS["parameters_median"])
-    rows.append(("reference", *_published_cells(REFERENCE), parameters))
+    rows.append(("reference", *_published_cells(REFERENCE_STATISTICS), parameters))
     return Table(columns, rows)
 
 
@@ -218,11 +225,11 @@ def _published_cells(published: PaperStatistics) -> tuple[str, ...]:
 
 
 def _published_range(published: PaperStatistics) -> str:
-    return f"{published.nodes_min:,}{TO}{published.nodes_max:,}"
+    return f"{published.nodes_min:,}{EN_DASH}{published.nodes_max:,}"
 
 
 def agreement(statistics: SetStatistics) -> str:
-    """How many means differ from the published ones by no more than chance, and by how much the others do."""
+    """Return how many means differ from the published ones by chance alone, and how far the others are."""
     known = differences(statistics).dropna()
     if known.empty:
         return "Splits of one network have means without a standard error: nothing to compare with the published ones."
@@ -239,7 +246,7 @@ def agreement(statistics: SetStatistics) -> str:
 
 
 def fields_table() -> Table:
-    """The columns of the files."""
+    """Return the columns of the files."""
     rows = [
         (field.name, "struct" if pa.types.is_struct(field.type) else str(field.type), field.metadata[b"is"].decode())
         for field in SCHEMA
@@ -247,20 +254,5 @@ def fields_table() -> Table:
     return Table(("column", "type", "what it is"), rows, words=3)
 
 
-# Words for numbers
-
-
-def mean_and_std(mean: float, std: float, digits: int = 1) -> str:
-    """A mean, and its standard deviation where there is one."""
-    text = f"{mean:,.{digits}f}"
-    return text if np.isnan(std) else f"{text} ± {std:,.{digits}f}"
-
-
 def _range(row: pd.Series, name: str) -> str:
-    low, high = row[f"{name}_min"], row[f"{name}_max"]
-    return f"{low:,.0f}" if low == high else f"{low:,.0f}{TO}{high:,.0f}"
-
-
-def _difference(difference: float, error: float) -> str:
-    text = f"{difference:+.1f}".replace("-", MINUS)
-    return text if np.isnan(error) else f"{text} ± {error:.1f}"
+    return number_range(row[f"{name}_min"], row[f"{name}_max"])

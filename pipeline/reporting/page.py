@@ -1,21 +1,26 @@
-"""What the pages share: tables, figures for two widths, how a template is filled, and where a page comes from."""
+"""Parts that all pages share: tables, figures for two widths, templates, and where a page comes from."""
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from matplotlib.figure import Figure
 
 from pipeline.reporting import plots
-from pipeline.reporting.plots import short_count
+from pipeline.reporting.theme import THEME
 from pipeline.storage.files import write_bytes
 from pipeline.workspace import CODE, git
+
+MOST_CHANGED_FILES = 3
+"""Files with uncommitted changes that a page names."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,24 @@ class Table:
     """Cells as text; the first `words` columns are left-aligned, the others hold numbers."""
 
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     words: int = 1
 
     def markdown(self) -> str:
+        """Return the table in Markdown, a line a row and without padding, so that a changed cell changes one line."""
         rules = tuple(":--" if column < self.words else "--:" for column in range(len(self.columns)))
         lines = (self.columns, rules, *self.rows)
         return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+class HeadlineNumber(NamedTuple):
+    """A number at the top of a page. The one that the page is about has `is_accent`."""
+
+    value: str
+    unit: str
+    name: str
+    detail: str
+    is_accent: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,25 +53,33 @@ class Plot:
     """A figure for any width (inches), and the sentence below it."""
 
     caption: str
-    draw: Callable[[float], Figure]
+    render: Callable[[float], Figure]
 
 
-def write_figures(figures: Mapping[str, Plot], folder: Path) -> dict[str, dict[str, str]]:
-    """Writes each plot to `folder` as PNG; returns what a page shows of it: caption, wide and narrow `<svg>`."""
-    shown = {}
+class PageFigure(NamedTuple):
+    """A figure as a page shows it: its caption, and an `<svg>` element for wide and for narrow windows."""
+
+    caption: str
+    wide: str
+    narrow: str
+
+
+def write_figures(figures: Mapping[str, Plot], folder: Path) -> dict[str, PageFigure]:
+    """Write each plot to `folder` as PNG, and return the elements that a page shows."""
+    elements = {}
     for name, plot in figures.items():
-        wide, narrow = plot.draw(plots.WIDE), plot.draw(plots.NARROW)
+        wide, narrow = plot.render(plots.WIDE), plot.render(plots.NARROW)
         write_bytes(folder / f"{name}.png", plots.png(wide))
-        shown[name] = {
-            "caption": plot.caption,
-            "wide": plots.inline_svg(wide, f"{name}-wide", plot.caption),
-            "narrow": plots.inline_svg(narrow, f"{name}-narrow", plot.caption),
-        }
-    return shown
+        elements[name] = PageFigure(
+            plot.caption,
+            plots.inline_svg(wide, f"{name}-wide", plot.caption),
+            plots.inline_svg(narrow, f"{name}-narrow", plot.caption),
+        )
+    return elements
 
 
-def render(template: str, **content: Any) -> str:
-    """The page that a template of this folder makes of `content`, which is escaped."""
+def render_page(template: str, **content: Any) -> str:
+    """Return the page that a template of folder `templates` makes of `content`, which is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -63,22 +87,29 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(content)
+    return environment.get_template(template).render(content, theme=THEME)
 
 
-def count(number: float, noun: str) -> str:
-    """A count with its noun: 1 noun, 2 nouns."""
-    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+def provenance(facts: Mapping[str, str], packages: Sequence[str]) -> dict[str, str]:
+    """Return where a page comes from: code, the given facts, versions and date.
 
-
-def file_size(size: float) -> str:
-    """A number of bytes in three digits: 950 B, 12.3 kB, 1.23 MB."""
-    text = short_count(size)
-    return f"{text}B" if " " in text else f"{text} B"
+    Args:
+        facts: the data, settings and seeds of the page, by name.
+        packages: the packages whose versions are given, in addition to Python.
+    """
+    return {
+        "code": git_state(),
+        "DVC experiment": os.environ.get("DVC_EXP_NAME") or "none",
+        **facts,
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
+        ),
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
 
 
 def git_state() -> str:
-    """The commit of the current folder and whether code or settings differ from it."""
+    """Return the commit of the current folder, and which files of code or settings differ from it."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return "not in a git repository with a commit"
@@ -86,10 +117,5 @@ def git_state() -> str:
     if not changed:
         return f"git {commit[:12]}, clean"
     files = [line.split(maxsplit=1)[1] for line in changed.splitlines()]
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return f"git {commit[:12]}, with uncommitted changes in {', '.join(files[:3])}{more}"
-
-
-def versions(*packages: str) -> str:
-    """The versions of Python and of `packages`, in one line."""
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
+    more = f" and {len(files) - MOST_CHANGED_FILES} more" if len(files) > MOST_CHANGED_FILES else ""
+    return f"git {commit[:12]}, with uncommitted changes in {', '.join(files[:MOST_CHANGED_FILES])}{more}"

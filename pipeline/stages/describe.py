@@ -5,14 +5,11 @@ A stage of its own, because a change of a template or a color changes this page 
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
-
 from pipeline.architectures.statistics import statistics_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.params import Params
 from pipeline.reporting.architecture_report import write_architecture_report
-from pipeline.reporting.page import git_state, versions
+from pipeline.reporting.page import provenance
 from pipeline.results import results_folder
 from pipeline.tracking.mlflow_runs import stage_run
 
@@ -27,22 +24,17 @@ def describe(params: Params) -> None:
     with stage_run("describe", params.model_dump(), experiment=params.tracking.experiment) as run:
         statistics = statistics_of(store)
         folder = results_folder("generate") / "report"
-        page = write_architecture_report(store, statistics, provenance(params, store), folder)
+        page = write_architecture_report(store, statistics, origin_of(params, store), folder)
         run.log_artifact(folder)
         run.log_data("architectures", store.digest)
         run.log_table(statistics.splits.reset_index(), "tables/architectures")
     print(page)
 
 
-def provenance(params: Params, store: ArchitectureStore) -> dict[str, str]:
-    """Return what the page tells about its origin: code, seed, data, versions, date."""
+def origin_of(params: Params, store: ArchitectureStore) -> dict[str, str]:
+    """Return where the page comes from, by name."""
     imported = ", ".join(f"{split} from {address}" for split, address in params.generate.imported.items())
-    return {
-        "code": git_state(),
-        "DVC experiment": os.environ.get("DVC_EXP_NAME") or "none",
-        "seed": str(params.seed),
-        "imported": imported or "none",
-        "architectures": f"digest {store.digest}",
-        "versions": versions("pyarrow", "ray", "mlflow", "dvc"),
-        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    }
+    return provenance(
+        {"seed": str(params.seed), "imported": imported or "none", "architectures": f"digest {store.digest}"},
+        packages=("pyarrow", "ray", "mlflow", "dvc"),
+    )

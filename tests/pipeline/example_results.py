@@ -1,17 +1,18 @@
-"""Results of all stages: made up, and like those of a real run."""
+"""Made-up results of all stages, which look like those of a real run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ghn import GHN, GHNConfig
-from pipeline.reporting.training_plots import TIME_PARTS
+from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.storage.tables import write_csv, write_json, write_parquet
+from pipeline.training.tables import TIME_PARTS
 
 # split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
 SPLITS = {
@@ -23,13 +24,20 @@ SPLITS = {
 }
 
 
-def make_results(folder: Path, seed: int = 0, steps: int = 3000) -> Path:
-    """Writes what the other stages write: a run that looks like a real one."""
+# initialisations beside those of the registry: mean top-1
+OTHER_INITIALISATIONS = {"nearest": 0.18, "sgd": 0.42, "small_norm": 0.13}
+
+
+def make_results(folder: Path, seed: int = 0, steps: int = 3000, others: Sequence[str] = ()) -> Path:
+    """Write what the other stages write: a run that looks like a real one.
+
+    `others` of `OTHER_INITIALISATIONS` are measured beside predicted parameters and random initialisation.
+    """
     rng = np.random.default_rng(seed)
     _make_generate(folder / "generate", rng)
     _make_train(folder / "train", rng, steps)
-    _make_evaluate(folder / "evaluate", rng)
-    _make_finetune(folder / "finetune", rng)
+    _make_evaluate(folder / "evaluate", rng, others)
+    _make_finetune(folder / "finetune", rng, others)
     return folder
 
 
@@ -88,11 +96,14 @@ def _make_train(folder: Path, rng: np.random.Generator, steps: int) -> None:
         "loss": float(history["loss"].iloc[-50:].mean()),
         "top1": float(history["top1"].iloc[-50:].mean()),
         "steps": steps,
+        "epochs": steps * 64 / 5000,
         "seconds": float(history["step_seconds"].sum()),
         "architectures_per_second": float(history["architectures_per_second"].mean()),
         "dropped": 0,
         "parameters": 2_319_000,
         "precision": "fp32",
+        "workers": 2,
+        "device": "cpu",
         "val_top1": float(history["val_top1"].max()),
         "best_step": int(history["step"][history["val_top1"].idxmax()]),
     }
@@ -100,67 +111,65 @@ def _make_train(folder: Path, rng: np.random.Generator, steps: int) -> None:
     GHN(GHNConfig(num_classes=10, image_size=16, hidden=8, kernel=3)).save(folder / "checkpoint")
 
 
-def _make_evaluate(folder: Path, rng: np.random.Generator) -> None:
+def _make_evaluate(folder: Path, rng: np.random.Generator, others: Sequence[str]) -> None:
     frames = []
     for split, (count, mean, (low, high)) in SPLITS.items():
         parameters = 1e6 * low * (high / low) ** rng.beta(2, 2.5, count)
-        frames.append(_architectures(split, [""] * count, mean, parameters, rng))
+        frames.append(_architectures(split, [""] * count, mean, parameters, rng, others))
     named = ["resnet50", "vit", "darts"]
-    frames.append(_architectures("predefined", named, 0.2, np.array([23.6e6, 2.4e6, 1.1e6]), rng))
+    frames.append(_architectures("predefined", named, 0.2, np.array([23.6e6, 2.4e6, 1.1e6]), rng, others))
     architectures = pd.concat(frames, ignore_index=True)
     write_parquet(folder / "architectures.parquet", architectures)
-    write_csv(folder / "summary.csv", summary_of(architectures))
+    write_csv(folder / "summary.csv", summarise_architectures(architectures))
 
 
 def _architectures(
-    split: str, names: list[str], mean: float, parameters: np.ndarray, rng: np.random.Generator
+    split: str, names: list[str], mean: float, parameters: np.ndarray, rng: np.random.Generator, others: Sequence[str]
 ) -> pd.DataFrame:
+    """Return a row for each architecture and initialisation."""
     count = len(names)
     predicted = np.clip(rng.normal(mean, 0.055, count), 0.08, 0.9)
     random = np.clip(rng.normal(0.101, 0.016, count), 0.02, 0.9)
-    return pd.DataFrame(
-        {
-            "split": split,
-            "index": np.arange(count),
-            "name": names,
-            "identity": [rng.bytes(12).hex() for _ in range(count)],
-            "parameters": parameters.astype(int),
-            "nodes": rng.integers(40, 400, count),
-            "predicted_top1": predicted,
-            "predicted_top5": np.clip(0.5 + predicted, 0, 0.99),
-            "predicted_loss": 2.4 - predicted,
-            "random_top1": random,
-            "random_top5": np.clip(0.4 + random, 0, 0.99),
-            "random_loss": rng.normal(2.6, 0.1, count),
-            "seconds": rng.gamma(2.0, 0.4, count),
-        }
-    )
+    networks = {
+        "split": split,
+        "index": np.arange(count),
+        "name": names,
+        "identity": [rng.bytes(12).hex() for _ in range(count)],
+        "parameters": parameters.astype(int),
+        "nodes": rng.integers(40, 400, count),
+    }
+    measured = {
+        "predicted": (predicted, np.clip(0.5 + predicted, 0, 0.99), 2.4 - predicted),
+        "random": (random, np.clip(0.4 + random, 0, 0.99), rng.normal(2.6, 0.1, count)),
+    }
+    seconds = rng.gamma(2.0, 0.4, count)
+    for name in others:
+        own_rng = np.random.default_rng(list(f"{name} {split}".encode()))
+        top1 = np.clip(own_rng.normal(OTHER_INITIALISATIONS[name], 0.04, count), 0, 0.9)
+        measured[name] = (top1, np.clip(0.45 + top1, 0, 0.99), 2.5 - top1)
+    frames = [
+        pd.DataFrame({**networks, "initialisation": name, "top1": top1, "top5": top5, "loss": loss, "seconds": seconds})
+        for name, (top1, top5, loss) in measured.items()
+    ]
+    return pd.concat(frames).sort_values("index", kind="stable")
 
 
-def summary_of(architectures: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for split, group in architectures.groupby("split", sort=True):
-        row = {"split": split, "architectures": len(group)}
-        for kind in ("predicted", "random"):
-            row[f"{kind}_top1"] = group[f"{kind}_top1"].mean()
-            row[f"{kind}_top1_error"] = group[f"{kind}_top1"].sem()
-            row[f"{kind}_top1_max"] = group[f"{kind}_top1"].max()
-            row[f"{kind}_top5"] = group[f"{kind}_top5"].mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _make_finetune(folder: Path, rng: np.random.Generator) -> None:
+def _make_finetune(folder: Path, rng: np.random.Generator, others: Sequence[str]) -> None:
     curves, summary = [], []
     for dataset, chance, best in (("digits", 0.1, 0.86), ("faces", 0.5, 0.88)):
-        for initialisation, speed, rate in (("predicted", 18, 0.01), ("random", 40, 0.03)):
+        for initialisation, speed, rate in (
+            ("predicted", 18, 0.01),
+            ("random", 40, 0.03),
+            *((name, 25 + 8 * position, 0.1) for position, name in enumerate(others)),
+        ):
+            own_rng = np.random.default_rng(list(initialisation.encode())) if initialisation in others else rng
             ends = []
             for architecture in range(4):
                 for seed in range(3):
-                    level = best + rng.normal(0, 0.03)
+                    level = best + own_rng.normal(0, 0.03)
                     for step in range(0, 61, 10):
                         mean = chance + (level - chance) * (1 - np.exp(-step / speed))
-                        top1 = float(np.clip(mean + rng.normal(0, 0.015), 0, 1))
+                        top1 = float(np.clip(mean + own_rng.normal(0, 0.015), 0, 1))
                         curves.append([dataset, architecture, initialisation, seed, rate, step, top1])
                     ends.append(top1)
             error = float(np.std(ends, ddof=1) / len(ends) ** 0.5)
@@ -173,8 +182,18 @@ def _make_finetune(folder: Path, rng: np.random.Generator) -> None:
     write_csv(folder / "summary.csv", pd.DataFrame(summary, columns=columns))
 
 
+def edit_scores(results: Path, initialisation: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the rows of an initialisation in stage evaluate's table, and summarise the table again."""
+    path = results / "evaluate" / "architectures.parquet"
+    table = pd.read_parquet(path)
+    own = table["initialisation"] == initialisation
+    table[own] = change(table[own].copy())
+    write_parquet(path, table)
+    write_csv(results / "evaluate" / "summary.csv", summarise_architectures(table))
+
+
 def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Changes the table in a file."""
+    """Change the table in a file."""
     if path.suffix == ".parquet":
         write_parquet(path, change(pd.read_parquet(path)))
     else:
@@ -182,7 +201,7 @@ def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
 
 
 def drop(results: Path, step: int, identities: list[str], *, all_of_them: bool = False) -> None:
-    """Drops architectures in a step of the training; if they are all of its architectures, it has no loss."""
+    """Drop architectures in a step of the training; if they are all of its architectures, it has no loss."""
 
     def change(history: pd.DataFrame) -> pd.DataFrame:
         row = history["step"] == step
@@ -197,7 +216,7 @@ def drop(results: Path, step: int, identities: list[str], *, all_of_them: bool =
 
 
 def without_validation(results: Path) -> None:
-    """Leaves out what a run without validation does not have."""
+    """Leave out what a run without validation does not have."""
     edit(results / "train" / "history.csv", lambda table: table.drop(columns=["val_top1", "val_loss"]))
     path = results / "train" / "metrics.json"
     metrics = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Small graphs of a set of architectures, drawn for a page."""
+"""Pictures of small graphs of a set of architectures, for a page."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.architectures.store import ArchitectureStore, Split
-from pipeline.reporting.graph_pictures.plot import inline_svg, render_bare_graph
-from pipeline.reporting.plots import short_count
+from pipeline.reporting.graph_pictures.export import inline_svg
+from pipeline.reporting.graph_pictures.render import render_bare_graph
+from pipeline.reporting.numbers import short_count
 
-SPLITS = ("train", "deep", "dense", "bn_free")
-"""Splits of which a graph is drawn; the others have graphs like those of train."""
+GALLERY_SPLITS = ("train", "deep", "dense", "bn_free")
+"""Splits with a picture of one graph. The graphs of the other splits look like those of train."""
 
-SMALL = 100
-"""Nodes: the first graph that has no more is drawn, or else the smallest."""
+SMALL_GRAPH = 100
+"""Nodes: the picture shows the first graph with at most so many, or the smallest graph if there is none."""
 
-MOST = 300
-"""Nodes: of a split that has no smaller graph, none is drawn, or the page would be heavy."""
+LARGEST_GRAPH = 300
+"""Nodes: a split whose smallest graph has more gets no picture, because the page would be slow to load."""
+
+CSS_PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn graph: its name (`deep/7`), its counts in words, its `<svg>` and the width of that in pixels."""
+class GraphPicture:
+    """A rendered graph.
+
+    Attributes:
+        name: split and index, such as `deep/7`.
+        counts: the numbers of nodes, edges and parameters, in words.
+        svg: the `<svg>` element.
+        width: CSS pixels.
+        primitives: those that occur in the graph.
+    """
 
     name: str
     counts: str
@@ -31,29 +42,29 @@ class Picture:
     primitives: frozenset[str]
 
 
-def small_graphs(store: ArchitectureStore) -> list[Picture]:
-    """A picture for each of `SPLITS` that has a graph that is small enough."""
-    chosen = {split: _small_one(store[split]) for split in SPLITS}
-    return [_picture(store[split], index) for split, index in chosen.items() if index is not None]
+def render_small_graphs(store: ArchitectureStore) -> list[GraphPicture]:
+    """Return a picture for each of `GALLERY_SPLITS` that has a graph of at most `LARGEST_GRAPH` nodes."""
+    chosen = {split: _index_of_small_graph(store[split]) for split in GALLERY_SPLITS}
+    return [_render_small_graph(store[split], index) for split, index in chosen.items() if index is not None]
 
 
-def _small_one(split: Split) -> int | None:
+def _index_of_small_graph(split: Split) -> int | None:
     nodes = split.columns("nodes")["nodes"]
-    small = np.flatnonzero(nodes <= SMALL)
+    small = np.flatnonzero(nodes <= SMALL_GRAPH)
     index = int(small[0]) if len(small) else int(nodes.argmin())
-    return index if nodes[index] <= MOST else None
+    return index if nodes[index] <= LARGEST_GRAPH else None
 
 
-def _picture(split: Split, index: int) -> Picture:
+def _render_small_graph(split: Split, index: int) -> GraphPicture:
     graph = split.read(index).graph(32, 10)
     figure = render_bare_graph(graph)
     name = f"{split.name}/{index}"
     parameters = short_count(sum(parameter.size for parameter in graph.parameters))
     counts = f"{len(graph.nodes)} nodes, {len(graph.edges)} edges, {parameters} parameters"
-    return Picture(
+    return GraphPicture(
         name=name,
         counts=counts,
         svg=inline_svg(figure, f"graph-{split.name}", f"The graph of {name}: {counts}"),
-        width=round(96 * figure.get_figwidth()),  # 96 CSS pixels an inch
+        width=round(CSS_PIXELS_PER_INCH * figure.get_figwidth()),
         primitives=frozenset(graph.primitives),
     )

@@ -1,8 +1,9 @@
-"""The rows of a picture of a graph: which nodes and lines are in each, and in which order.
+"""Rows of a picture of a graph: which nodes and lines are in each, and in which order.
 
-A row holds the nodes of one level, and beside them a *line* for every node above that is still to reach a node
-below: all edges of a node share its line (in a DenseNet, dozens of edges become one). Levels and barycentres are from
-Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures" (1981).
+A row holds the nodes of one level. Beside them it holds a *line* for every node above that has an edge to a node below.
+All edges of a node share its line: in a DenseNet, dozens of edges become one. Levels and barycentres are from Sugiyama,
+Tagawa and Toda, "Methods for visual understanding of hierarchical system structures" (1981). Why no library does this:
+docs/decisions/0006-graph-layout.md.
 """
 
 from __future__ import annotations
@@ -15,40 +16,46 @@ import numpy as np
 
 from ghn.networks.graph import Graph
 
-SWEEPS = 12
-ROWS_PER_BLOCK = 3.5
-"""A division into blocks is too fine if they have fewer rows on average."""
+SWEEPS = 12  # over all rows, down and up in turn
+ROWS_PER_MODULE = 3.5
+"""A division into modules is too fine if they have fewer rows on average."""
 
 Item = int
-"""What is in a row: node v as v, the line of node u as ~u."""
+"""An item of a row: node v is v, the line of node u is ~u."""
 
 Segment = tuple[Item, Item]
-"""A part of an edge, from an item of a row to one of the next."""
+"""A part of an edge, from an item of a row to an item of the next row."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """`items` of each row, from left to right; `segments` and `is_layer` of each row but the last: what leads from it
-    to the next, and whether all of that is within a layer (a weight, its bias and its norm)."""
+class GraphRows:
+    """The rows of a graph, from top to bottom.
+
+    Attributes:
+        items: those of each row, from left to right.
+        segments: those from each row to the next.
+        is_layer: for each row but the last, whether all segments to the next one are within a layer (a weight, its bias
+            and its norm).
+        modules: the name of the module of each row, or an empty name.
+        starts: the nodes without incoming edges.
+    """
 
     items: list[list[Item]]
     segments: list[list[Segment]]
     is_layer: list[bool]
-    blocks: list[str]
-    """The name of the module that a row belongs to; empty if it has none."""
+    modules: list[str]
     starts: frozenset[int]
-    """The nodes that nothing leads to."""
 
 
-def rows_of(graph: Graph) -> Rows:
-    """The rows of a graph, ordered so that few edges cross."""
+def rows_of(graph: Graph) -> GraphRows:
+    """Return the rows of a graph, each in an order in which few edges cross."""
     targets: list[list[int]] = [[] for _ in graph.nodes]
     for u, v in graph.edges:
         targets[u].append(v)
     row = graph.levels.tolist()
     starts = frozenset(v for v, sources in enumerate(graph.sources) if not sources)
     for v in starts:
-        if targets[v]:  # the position encoding of a late block belongs there, not beside the input
+        if targets[v]:  # the position encoding of a late block belongs above its sum, not beside the input
             row[v] = min(row[w] for w in targets[v]) - 1
     count = max(row) + 1
     items: list[list[Item]] = [[] for _ in range(count)]
@@ -71,21 +78,21 @@ def rows_of(graph: Graph) -> Rows:
     for between in segments:
         to_nodes = [(a, b) for a, b in between if b >= 0]
         layers.append(all(is_layer(a, b) for a, b in to_nodes))
-    return _ordered(Rows(items, segments, layers, _block_names(graph, row, count), starts))
+    return _ordered(GraphRows(items, segments, layers, _module_names(graph, row, count), starts))
 
 
-def carried_over(rows: Rows, first: int) -> list[Item]:
-    """The lines that lead into row `first` from those above, from left to right."""
+def carried_over(rows: GraphRows, first: int) -> list[Item]:
+    """Return the lines that lead into row `first` from the rows above, from left to right."""
     if not 0 < first < len(rows.items):
         return []
     sources = {a for a, _ in rows.segments[first - 1]}
     return [item if item < 0 else ~item for item in rows.items[first - 1] if item in sources]
 
 
-def _block_names(graph: Graph, row: Sequence[int], count: int) -> list[str]:
-    """For each row, the first module that is not yet complete, in the finest division that is in the order of rows.
+def _module_names(graph: Graph, row: Sequence[int], count: int) -> list[str]:
+    """Return for each row the first module that is not complete, in the finest division that follows the rows.
 
-    Rows without parameters belong to the module before them; names are empty where there is no such division.
+    A row without parameters belongs to the module before it. Without such a division, all names are empty.
     """
     modules: dict[int, list[str]] = {}
     first = [len(graph.nodes)] * count
@@ -106,13 +113,13 @@ def _block_names(graph: Graph, row: Sequence[int], count: int) -> list[str]:
         number = 1 + sum(a != b for a, b in itertools.pairwise(names))
         different = len({tuple(module[:depth]) for module in modules.values()})
         # A division that is hardly finer is only a longer name for the same.
-        if abs(number - different) <= 0.2 * number and 1.25 * runs < number < count / ROWS_PER_BLOCK:
+        if abs(number - different) <= 0.2 * number and 1.25 * runs < number < count / ROWS_PER_MODULE:
             best, runs = names, number
     return best
 
 
-def _ordered(rows: Rows) -> Rows:
-    """Sorts each row by where the neighbours are, in turn the ones above and below, and keeps the best."""
+def _ordered(rows: GraphRows) -> GraphRows:
+    """Sort each row by the barycentres of its neighbours, above and below in turn, and return the best order found."""
     items = best = rows.items
     fewest = _crossings(items, rows.segments)
     for sweep in range(SWEEPS):
@@ -126,6 +133,7 @@ def _ordered(rows: Rows) -> Rows:
 
 
 def _swept(items: list[list[Item]], segments: list[list[Segment]], down: bool) -> list[list[Item]]:
+    """Return the items with each row sorted by the barycentres of the row above (`down`) or below."""
     items = list(items)
     for r in range(1, len(items)) if down else reversed(range(len(items) - 1)):
         position = {item: p for p, item in enumerate(items[r - 1 if down else r + 1])}
@@ -142,7 +150,7 @@ def _swept(items: list[list[Item]], segments: list[list[Segment]], down: bool) -
 
 
 def _crossings(items: list[list[Item]], segments: list[list[Segment]]) -> int:
-    """How often edges cross; not counted are lines that end across other lines, which reads well."""
+    """Return how often edges cross. A line that ends across other lines does not count, because that reads well."""
     total = 0
     for (above, below), between in zip(itertools.pairwise(items), segments, strict=True):
         if len(between) < 2:

@@ -22,7 +22,12 @@ from ghn.deepnets1m.genotype import OPERATIONS
 from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.deepnets1m.sampling import sample_architecture, widen
 from ghn.networks.graph import Graph, Node
-from pipeline.architectures.paper_statistics import PAPER_STATISTICS, REFERENCE, REFERENCE_PARAMETERS, differences
+from pipeline.architectures.paper_statistics import (
+    PAPER_STATISTICS,
+    REFERENCE_PARAMETERS,
+    REFERENCE_STATISTICS,
+    differences,
+)
 from pipeline.architectures.shards import SCHEMA, row, table_of, write_shard
 from pipeline.architectures.statistics import (
     QUANTITIES,
@@ -51,17 +56,17 @@ COUNTS = {"train": 30, "val": 2, "test": 5, "wide": 5, "deep": 3, "dense": 4, "b
 GOLDEN = json.loads((ROOT / "tests/golden/deepnets_ghn2.json").read_text())
 
 
-def drawn(split: str, count: int) -> pa.Table:
-    """The rows of the first architectures of a split."""
+def sampled_table(split: str, count: int) -> pa.Table:
+    """Return the rows of the first architectures of a split."""
     source = "test" if split == "wide" else split
     architectures = [sample_architecture(0, source, index) for index in range(count)]
     if split == "wide":
         architectures = [widen(architecture, 32) for architecture in architectures]
-    return table_of([row(index, a, seed=0, draw=0) for index, a in enumerate(architectures)])
+    return table_of([row(index, a, seed=0, attempt=0) for index, a in enumerate(architectures)])
 
 
 def make_store(folder: Path, tables: Mapping[str, pa.Table], rows: int = 10) -> ArchitectureStore:
-    """A storage with splits in shards of so many rows."""
+    """Return a storage with splits in shards of so many rows."""
     splits = {}
     for split, table in tables.items():
         places = {
@@ -74,12 +79,12 @@ def make_store(folder: Path, tables: Mapping[str, pa.Table], rows: int = 10) -> 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pa.Table]:
-    return {split: drawn(split, COUNTS[split]) for split in SPLITS}
+    return {split: sampled_table(split, COUNTS[split]) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
 def store(tables: dict[str, pa.Table], tmp_path_factory: pytest.TempPathFactory) -> ArchitectureStore:
-    """All splits, split bn_free with one row."""
+    """Return a storage with all splits, split bn_free with one row."""
     return make_store(tmp_path_factory.mktemp("storage"), tables)
 
 
@@ -136,7 +141,7 @@ def test_networks_that_repeat_another_one_are_counted_not_hidden(tables: dict[st
     assert "2 repeat another" in str(headline_numbers(statistics))
 
 
-def test_imported_splits_are_told_from_drawn_ones(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+def test_imported_splits_are_told_from_sampled_ones(tables: dict[str, pa.Table], tmp_path: Path) -> None:
     seed = SCHEMA.get_field_index("seed")
     imported = tables["test"].set_column(seed, SCHEMA.field(seed), pa.nulls(len(tables["test"]), pa.int64()))
     found = split_statistics(make_store(tmp_path, tables | {"test": imported}))["imported"]
@@ -177,9 +182,16 @@ def test_the_sample_is_the_first_architectures_of_each_split(store: Architecture
 def test_the_reference_figures_are_those_of_the_golden_files() -> None:
     graphs = [Graph(tuple(map(Node, case["nodes"])), tuple(map(tuple, case["edges"]))) for case in GOLDEN]
     nodes = pd.Series([len(graph.nodes) for graph in graphs])
-    assert (len(nodes), nodes.min(), nodes.max()) == (REFERENCE.rows, REFERENCE.nodes_min, REFERENCE.nodes_max)
-    assert (round(nodes.mean(), 1), round(nodes.std(), 1)) == (REFERENCE.nodes_mean, REFERENCE.nodes_std)
-    for measure, expected in ((average_degree, REFERENCE.degree), (average_path, REFERENCE.path)):
+    assert (len(nodes), nodes.min(), nodes.max()) == (
+        REFERENCE_STATISTICS.rows,
+        REFERENCE_STATISTICS.nodes_min,
+        REFERENCE_STATISTICS.nodes_max,
+    )
+    assert (round(nodes.mean(), 1), round(nodes.std(), 1)) == (
+        REFERENCE_STATISTICS.nodes_mean,
+        REFERENCE_STATISTICS.nodes_std,
+    )
+    for measure, expected in ((average_degree, REFERENCE_STATISTICS.degree), (average_path, REFERENCE_STATISTICS.path)):
         values = pd.Series([measure(graph) for graph in graphs])
         assert (round(values.mean(), 1), round(values.std(), 1)) == expected
     parameters = pd.Series(golden_parameters())
@@ -188,8 +200,8 @@ def test_the_reference_figures_are_those_of_the_golden_files() -> None:
 
 
 def test_the_architectures_of_split_train_are_distributed_as_the_golden_ones() -> None:
-    # The published code drew these for training. Their graphs do not depend on the width that they were given.
-    ours = drawn("train", 300).select(["nodes", "parameters"]).to_pandas()
+    # The published code sampled these for training. Their graphs do not depend on the width that they were given.
+    ours = sampled_table("train", 300).select(["nodes", "parameters"]).to_pandas()
     for values, golden in (
         (ours["nodes"], [len(case["nodes"]) for case in GOLDEN]),
         (ours["parameters"], golden_parameters()),
@@ -199,7 +211,7 @@ def test_the_architectures_of_split_train_are_distributed_as_the_golden_ones() -
 
 
 def golden_parameters() -> list[int]:
-    """At the width of split train."""
+    """Return the numbers of parameters at the width of split train."""
     architectures = [Architecture.from_dict(case["arch"]) for case in GOLDEN]
     return [architecture.with_width(32, 256).num_parameters(32, 10) for architecture in architectures]
 

@@ -18,22 +18,16 @@ from ghn.deepnets1m.sampling import sample_architecture
 from ghn.networks.graph import PRIMITIVES, Graph, Node
 from ghn.networks.operations import Parameter
 from ghn.tracing.trace import trace
-from pipeline.reporting.graph_pictures.layout import BOX_HEIGHT, Box, Layout, Point, lay_out
-from pipeline.reporting.graph_pictures.plot import (
-    COLORS,
-    TEXT_SIZE,
-    inline_svg,
-    label,
-    render_bare_graph,
-    render_graph,
-    save,
-    svg,
-)
+from pipeline.reporting.graph_pictures.columns import BOX_HEIGHT
+from pipeline.reporting.graph_pictures.export import inline_svg, save, svg
+from pipeline.reporting.graph_pictures.layout import GraphLayout, NodeBox, Point, lay_out
+from pipeline.reporting.graph_pictures.render import render_bare_graph, render_graph
+from pipeline.reporting.graph_pictures.texts import PRIMITIVE_COLORS, TEXT_SIZE, label
 
 
 @st.composite
 def graphs(draw, most: int = 20) -> Graph:
-    """Any directed acyclic graph of any primitives, some with shapes; nodes may be without edges."""
+    """Return any directed acyclic graph of any primitives, some with shapes; nodes may be without edges."""
     count = draw(st.integers(1, most))
     pairs = [(u, v) for v in range(count) for u in range(v)]
     edges = draw(st.sets(st.sampled_from(pairs), max_size=4 * count)) if pairs else set()
@@ -61,29 +55,31 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def drawn(figure: Figure, pattern: str) -> list[str]:
-    """The identifiers of what is drawn."""
+def rendered(figure: Figure, pattern: str) -> list[str]:
+    """Return the identifiers of what is rendered."""
     gids = [patch.get_gid() or "" for patch in figure.axes[0].patches]
     return [gid for gid in gids if re.fullmatch(pattern, gid)]
 
 
 def legend(figure: Figure) -> dict[str, int]:
-    """The counts that are written beside the colours."""
-    primitives = [gid.removeprefix("legend-") for gid in drawn(figure, r"legend-\w+")]
+    """Return the counts that are written beside the colours."""
+    primitives = [gid.removeprefix("legend-") for gid in rendered(figure, r"legend-\w+")]
     written = [text for text in figure.axes[0].texts if text.get_fontsize() == TEXT_SIZE][-len(primitives) :]
     names, counts = zip(*(text.get_text().split() for text in written), strict=True)
     assert list(names) == primitives
     return dict(zip(names, map(int, counts), strict=True))
 
 
-def overlap(a: Box, b: Box) -> bool:
+def overlap(a: NodeBox, b: NodeBox) -> bool:
     across = abs(a.x - b.x) < (a.width + b.width) / 2 - 0.01
     return across and abs(a.y - b.y) < BOX_HEIGHT - 0.01
 
 
-def check(graph: Graph, layout: Layout) -> None:
-    """Nothing is missing, nothing overlaps, all is within the page, and each edge leads from its source or the line of
-    it down to its target."""
+def check(graph: Graph, layout: GraphLayout) -> None:
+    """Assert that nothing is missing, nothing overlaps and all is within the page.
+
+    Each edge leads from its source, or the line of it, down to its target.
+    """
     assert len(layout.boxes) == len(graph.nodes)
     assert not any(overlap(a, b) for a, b in itertools.combinations(layout.boxes, 2))
     for box in layout.boxes:
@@ -101,14 +97,14 @@ def check(graph: Graph, layout: Layout) -> None:
 
 
 def is_on(strokes: Sequence[Sequence[Point]], point: Point) -> bool:
-    """Whether a point is in a vertical piece of the strokes or at an end of them."""
+    """Return whether a point is in a vertical piece of the strokes or at an end of them."""
     pieces = [piece for stroke in strokes for piece in itertools.pairwise(stroke)]
     return any(b == point or (a[0] == b[0] == point[0] and a[1] <= point[1] <= b[1]) for a, b in pieces)
 
 
 def test_every_primitive_has_a_colour_of_its_own() -> None:
-    assert set(COLORS) == set(PRIMITIVES)
-    assert len(set(COLORS.values())) == len(PRIMITIVES)
+    assert set(PRIMITIVE_COLORS) == set(PRIMITIVES)
+    assert len(set(PRIMITIVE_COLORS.values())) == len(PRIMITIVES)
 
 
 @settings(max_examples=40, deadline=None)
@@ -119,10 +115,10 @@ def test_nodes_do_not_overlap_and_edges_join_them(graph: Graph, arcs: bool) -> N
 
 @settings(max_examples=15, deadline=None)
 @given(graphs(), st.booleans())
-def test_any_graph_is_drawn_in_full(graph: Graph, virtual_edges: bool) -> None:
+def test_any_graph_is_rendered_in_full(graph: Graph, virtual_edges: bool) -> None:
     figure = render_graph(graph, "any", virtual_edges)
-    assert drawn(figure, r"node-\d+") == [f"node-{v}" for v in range(len(graph.nodes))]
-    assert sorted(drawn(figure, r"edge-\d+-\d+")) == sorted(f"edge-{u}-{v}" for u, v in graph.edges)
+    assert rendered(figure, r"node-\d+") == [f"node-{v}" for v in range(len(graph.nodes))]
+    assert sorted(rendered(figure, r"edge-\d+-\d+")) == sorted(f"edge-{u}-{v}" for u, v in graph.edges)
     assert legend(figure) == Counter(graph.primitives)
 
 
@@ -141,10 +137,10 @@ def test_the_subtitle_tells_how_many_tensors_are_not_predicted() -> None:
     assert texts(render_graph(graph, "chain"))[1] == "3 nodes · 2 edges · 0 parameters · 1 tensor not predicted"
 
 
-def test_virtual_edges_are_drawn_when_asked_for_and_only_as_far_as_they_are_readable(resnet18: Graph) -> None:
-    assert not drawn(render_graph(resnet18, "resnet18"), r"virtual-.*")
+def test_virtual_edges_are_rendered_when_asked_for_and_only_as_far_as_they_are_readable(resnet18: Graph) -> None:
+    assert not rendered(render_graph(resnet18, "resnet18"), r"virtual-.*")
     figure = render_graph(resnet18, "resnet18", virtual_edges=True)
-    assert drawn(figure, r"virtual-.*") == ["virtual-2", "virtual-3"]
+    assert rendered(figure, r"virtual-.*") == ["virtual-2", "virtual-3"]
     assert texts(figure)[2] == "1,294 virtual edges at distances 2 to 50; shown are 165, at distances 2 to 3"
     few = render_graph(resnet18, "resnet18", virtual_edges=True, longest=2)
     assert texts(few)[2] == "74 virtual edges at distances 2 to 2"
@@ -198,8 +194,8 @@ def test_the_text_of_an_svg_is_text_and_its_boxes_have_tooltips(resnet18: Graph)
 
 def test_a_bare_graph_has_all_its_boxes_and_neither_title_nor_legend(resnet18: Graph) -> None:
     figure = render_bare_graph(resnet18)
-    assert drawn(figure, r"node-\d+") == [f"node-{v}" for v in range(len(resnet18.nodes))]
-    assert not drawn(figure, r"legend-\w+")
+    assert rendered(figure, r"node-\d+") == [f"node-{v}" for v in range(len(resnet18.nodes))]
+    assert not rendered(figure, r"legend-\w+")
     assert texts(figure)[0] == label(resnet18.nodes[0])
 
 
@@ -207,7 +203,7 @@ def test_boxes_in_a_page_have_tooltips_identifiers_of_their_own_and_colours_that
     text = inline_svg(render_bare_graph(resnet18), "here", "a graph")
     assert text.count("<title>") == len(resnet18.nodes)
     assert '<g id="here-node-1"><title>conv1.weight 64×3×7×7</title>' in text
-    assert COLORS["conv"] in text
+    assert PRIMITIVE_COLORS["conv"] in text
     assert "var(--ink)" not in text  # it would be light on light boxes in a dark page
 
 

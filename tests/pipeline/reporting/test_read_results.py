@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from example_results import drop, edit, without_validation
+from example_results import drop, edit, make_results, without_validation
 
 from pipeline.errors import UserError
 from pipeline.reporting.read_results import read_results
@@ -53,7 +53,7 @@ def test_a_missing_input_is_refused_with_its_name_and_the_stage_to_run(results: 
         ("train/history.csv", "graph_seconds"),
         ("train/history.csv", "wait_seconds"),
         ("train/history.csv", "imbalance"),
-        ("evaluate/architectures.parquet", "predicted_top1"),
+        ("evaluate/architectures.parquet", "top1"),
         ("evaluate/architectures.parquet", "parameters"),
         ("evaluate/summary.csv", "random_top1_max"),
         ("finetune/curves.parquet", "test_top1"),
@@ -123,10 +123,10 @@ def test_dropped_architectures_that_no_step_counts_are_refused(results: Path) ->
     assert "must be 0, as in dropped.csv" in refusal(results)
 
 
-@pytest.mark.parametrize("step", [0, 3001])
-def test_an_architecture_that_was_dropped_outside_the_run_is_refused(results: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "right"), [(0, "a whole number, at least 1"), (3001, "1 to 3000")])
+def test_an_architecture_that_was_dropped_outside_the_run_is_refused(results: Path, step: int, right: str) -> None:
     drop(results, step, ["a"])
-    assert f"step = {step} in row 1 of {results / 'train' / 'dropped.csv'}: must be 1 to 3000" in refusal(results)
+    assert f"step = {step} in row 1 of {results / 'train' / 'dropped.csv'}: must be {right}" in refusal(results)
 
 
 def test_a_row_of_several_steps_counts_what_they_dropped(results: Path) -> None:
@@ -146,10 +146,10 @@ def test_a_row_of_several_steps_counts_what_they_dropped(results: Path) -> None:
 
 
 def test_a_run_without_validation_is_read(results: Path) -> None:
-    assert read_results(results).kept_step == 2750
+    assert read_results(results).training.best_step == 2750
     without_validation(results)
     read = read_results(results)
-    assert read.kept_step is None
+    assert read.training.best_step is None
     assert "val_top1" not in read.history
 
 
@@ -198,7 +198,7 @@ def test_the_kept_step_may_be_within_a_row_of_several(results: Path) -> None:
     edit(results / "train" / "history.csv", lambda table: table.assign(step=table["step"] * 10))
     path = results / "train" / "metrics.json"
     path.write_text(path.read_text().replace('"best_step": 2750', '"best_step": 27495'))
-    assert read_results(results).kept_step == 27495
+    assert read_results(results).training.best_step == 27495
 
 
 # What the other stages measured
@@ -212,7 +212,7 @@ def test_a_metric_that_is_not_finite_is_refused(results: Path) -> None:
 
 def test_an_accuracy_in_percent_is_refused(results: Path) -> None:
     path = results / "evaluate" / "architectures.parquet"
-    edit(path, lambda table: table.assign(random_top1=table["random_top1"] * 100))
+    edit(path, lambda table: table.assign(top1=table["top1"] * 100))
     assert "must be a share, 0 to 1" in refusal(results)
 
 
@@ -220,6 +220,43 @@ def test_a_missing_column_is_refused_with_its_name(results: Path) -> None:
     path = results / "finetune" / "summary.csv"
     edit(path, lambda table: table.drop(columns="runs"))
     assert f"{path} has no column runs" in refusal(results)
+
+
+def test_a_summary_without_the_columns_of_an_initialisation_is_refused(results: Path) -> None:
+    path = results / "evaluate" / "summary.csv"
+    edit(path, lambda table: table.drop(columns="random_top5"))
+    assert f"{path} has no column random_top5" in refusal(results)
+
+
+@pytest.mark.parametrize("initialisation", ["predicted", "random"])
+def test_an_evaluation_without_what_the_headline_names_is_refused(results: Path, initialisation: str) -> None:
+    path = results / "evaluate" / "architectures.parquet"
+    edit(path, lambda table: table[table["initialisation"] != initialisation])
+    assert f"{path} has no row of initialisation {initialisation}" in refusal(results)
+
+
+def test_an_architecture_without_one_of_the_initialisations_is_refused(results: Path) -> None:
+    path = results / "evaluate" / "architectures.parquet"
+    edit(path, lambda table: table[1:])
+    assert f"{path}: must be a table with every initialisation of each architecture" in refusal(results)
+
+
+def test_a_row_that_is_there_twice_is_refused(results: Path) -> None:
+    path = results / "evaluate" / "architectures.parquet"
+    edit(path, lambda table: pd.concat([table, table[:1]], ignore_index=True))
+    assert f"split = test in row 1 of {path}: must be in one row alone" in refusal(results)
+
+
+def test_text_in_a_column_of_numbers_is_refused(results: Path) -> None:
+    path = results / "finetune" / "summary.csv"
+    edit(path, lambda table: table.assign(test_top1=["0.5", "good", "0.5", "0.5"]))
+    assert f"test_top1 = good in row 2 of {path}: must be a number" in refusal(results)
+
+
+def test_a_count_of_logits_that_are_not_finite_of_other_architectures_is_refused(results: Path) -> None:
+    path = results / "evaluate" / "summary.csv"
+    edit(path, lambda table: table.assign(random_nonfinite=table["random_nonfinite"] + 1))
+    assert "random_nonfinite of split test is 1" in refusal(results)
 
 
 def test_a_table_without_rows_is_refused(results: Path) -> None:
@@ -237,7 +274,7 @@ def test_a_damaged_file_is_refused_with_its_name(results: Path, file: str) -> No
 def test_a_summary_of_other_architectures_is_refused(results: Path) -> None:
     path = results / "evaluate" / "summary.csv"
     edit(path, lambda table: table.assign(predicted_top1=table["predicted_top1"] + 0.2))
-    assert "predicted_top1 of split bn_free is" in refusal(results)
+    assert "predicted_top1 of split test is" in refusal(results)
 
 
 def test_a_summary_without_a_split_is_refused(results: Path) -> None:
@@ -254,3 +291,14 @@ def test_an_evaluation_without_split_test_is_refused(results: Path) -> None:
 def test_splits_come_in_the_order_of_the_design(results_of_a_run: Path) -> None:
     accuracy = read_results(results_of_a_run).accuracy
     assert list(accuracy["split"]) == ["test", "wide", "deep", "dense", "bn_free", "predefined"]
+
+
+def test_initialisations_come_in_the_order_of_the_registry_and_others_after_them(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results", others=["sgd"])
+    path = folder / "evaluate" / "architectures.parquet"
+    edit(path, lambda table: table.sort_values(["split", "index", "initialisation"], ascending=[True, True, False]))
+    assert read_results(folder).labels == {
+        "predicted": "predicted parameters",
+        "random": "random initialisation",
+        "sgd": "sgd",
+    }

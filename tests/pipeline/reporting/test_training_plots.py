@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.reporting import training_plots
+from pipeline.reporting.numbers import short_seconds
 from pipeline.reporting.plots import NARROW, WIDE
 from pipeline.reporting.read_results import read_results
+from pipeline.training.tables import NORM_QUANTILES
 
 CHANCE = 0.1
 WITHOUT = ["val_top1", "val_loss"]
@@ -25,7 +27,7 @@ def measured(results_of_a_run: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def history(measured: pd.DataFrame) -> pd.DataFrame:
-    """A copy that a test may change."""
+    """Return a copy that a test may change."""
     return measured.copy()
 
 
@@ -34,7 +36,7 @@ def labels(figure: Figure) -> list[str]:
 
 
 def rings(axes: Axes) -> list[tuple[float, float]]:
-    """Where the marks of kept weights are."""
+    """Return where the marks of kept weights are."""
     return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"]
 
 
@@ -44,7 +46,7 @@ def line_with_points(axes: Axes) -> Line2D:
 
 
 def averaged(history: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """The history that the same run leaves if a row has the mean of `rows` steps."""
+    """Return the history that the same run leaves if a row has the mean of `rows` steps."""
     groups = np.arange(len(history)) // rows
     return history.groupby(groups).mean().assign(step=history.groupby(groups)["step"].max())
 
@@ -73,7 +75,7 @@ def test_a_learning_rate_that_rises_or_stays_has_no_drops(history: pd.DataFrame)
     assert "learning rate drops" not in labels(training_plots.training_curves(history, CHANCE, drops, None))
 
 
-def test_validation_is_drawn_where_it_was_and_the_kept_step_is_ringed(history: pd.DataFrame) -> None:
+def test_validation_is_plotted_where_it_was_and_the_kept_step_is_ringed(history: pd.DataFrame) -> None:
     validated = history[history["val_top1"].notna()]
     best = int(validated["step"][validated["val_top1"].idxmax()])
     figure = training_plots.training_curves(history, CHANCE, [], best)
@@ -83,7 +85,7 @@ def test_validation_is_drawn_where_it_was_and_the_kept_step_is_ringed(history: p
     assert {"validation", "kept"} <= set(labels(figure))
 
 
-def test_without_validation_nothing_of_it_is_drawn(history: pd.DataFrame) -> None:
+def test_without_validation_nothing_of_it_is_plotted(history: pd.DataFrame) -> None:
     figure = training_plots.training_curves(history.drop(columns=WITHOUT), CHANCE, [], None)
     assert not [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
     assert not {"validation", "kept"} & set(labels(figure))
@@ -161,7 +163,7 @@ def test_limits_of_norms_are_lines_in_their_panels(history: pd.DataFrame, width:
 def test_norms_of_single_architectures_need_no_limit(history: pd.DataFrame) -> None:
     figure = training_plots.gradient_norms(history, 5.0, None)
     _, single = figure.axes
-    assert len(single.lines) == len(training_plots.NORMS)
+    assert len(single.lines) == len(NORM_QUANTILES)
     assert labels(figure) == ["each step", "median", "90th percentile", "largest", "clipped above"]
 
 
@@ -212,7 +214,7 @@ def test_ticks_of_norms_can_be_read(history: pd.DataFrame, low: float, high: flo
 
 def test_the_parts_of_a_step_add_up_to_the_step(history: pd.DataFrame) -> None:
     parts = training_plots.step_parts(history)
-    assert list(parts) == [*training_plots.TIME_PARTS.values(), "other"]
+    assert list(parts) == [*training_plots.PART_NAMES.values(), "other"]
     assert sum(parts.values()) == pytest.approx(history["step_seconds"].mean())
     (axes,) = training_plots.time_of_a_step(history).axes
     assert axes.patches[-1].get_x() + axes.patches[-1].get_width() == pytest.approx(sum(parts.values()))
@@ -236,7 +238,7 @@ def test_bars_have_a_third_of_the_width_beside_their_names(history: pd.DataFrame
     ("seconds", "text"), [(1.234, "1.23 s"), (0.1, "0.10 s"), (0.034, "34 ms"), (0.001, "1 ms"), (0.00042, "0.4 ms")]
 )
 def test_times_are_short(seconds: float, text: str) -> None:
-    assert training_plots.short_seconds(seconds) == text
+    assert short_seconds(seconds) == text
 
 
 # Any history
@@ -250,7 +252,7 @@ def test_smoothing_keeps_a_constant_curve_and_its_length() -> None:
 
 
 @pytest.mark.parametrize("without", [[], ["loss", "top1", "gradient_norm", "architecture_norm_median"]])
-def test_a_run_of_one_step_can_be_drawn_even_if_it_dropped_everything(
+def test_a_run_of_one_step_can_be_plotted_even_if_it_dropped_everything(
     history: pd.DataFrame, without: list[str]
 ) -> None:
     one = history[:1].copy()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +11,40 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CHROMIUM, look_at
-from example_results import drop, edit, summary_of, without_validation
+from example_results import drop, edit, edit_scores, make_results, without_validation
 from PIL import Image
 from small_settings import ROOT
 
+from ghn import GHNConfig
 from pipeline.errors import UserError
-from pipeline.params import Params, load_params
+from pipeline.evaluation.summaries import summarise_architectures
+from pipeline.params import load_params
 from pipeline.reporting import plots
-from pipeline.reporting.page import Table, git_state
+from pipeline.reporting.numbers import duration, short_count
+from pipeline.reporting.page import PageFigure, Table, git_state
 from pipeline.reporting.read_results import Results, read_results
 from pipeline.reporting.results_page import (
-    accuracy_table,
-    duration,
-    extremes,
-    finetuning_table,
+    ReportSettings,
     headline,
     headline_numbers,
     nonfinite_warning,
-    render,
+    render_report,
     report_plots,
     report_tables,
     write_report,
 )
-from pipeline.stages.report import provenance, report
+from pipeline.reporting.results_tables import accuracy_table, extremes, finetuning_table, name_of
+from pipeline.stages.report import origin_of, report
 from pipeline.storage.tables import write_csv
 
 PARAMS = load_params(ROOT / "params.yaml")
+SETTINGS = ReportSettings.of(PARAMS)
 
 
 @pytest.fixture(scope="module")
 def page(results_of_a_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = read_results(results_of_a_run)
-    return write_report(results, PARAMS, provenance(results, PARAMS), tmp_path_factory.mktemp("report"))
+    return write_report(results, SETTINGS, origin_of(results, SETTINGS), tmp_path_factory.mktemp("report"))
 
 
 # What is said
@@ -49,44 +52,45 @@ def page(results_of_a_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_the_headline_counts_the_gain_over_random_initialisation(results_of_a_run: Path) -> None:
     results = read_results(results_of_a_run)
-    test = results.test
+    test = results.headline
     gain = 100 * (test["predicted_top1"] - test["random_top1"])
     assert "100 architectures" in headline(results)
     assert f"{gain:.1f} points more than with random initialisation" in headline(results)
 
 
 def test_the_headline_admits_a_gain_within_the_errors(results: Path) -> None:
-    edit(
-        results / "evaluate" / "architectures.parquet",
-        lambda table: table.assign(predicted_top1=table["random_top1"]),
-    )
-    architectures = pd.read_parquet(results / "evaluate" / "architectures.parquet")
-    write_csv(results / "evaluate" / "summary.csv", summary_of(architectures))
+    scores = pd.read_parquet(results / "evaluate" / "architectures.parquet")
+    random = scores.loc[scores["initialisation"] == "random", "top1"].to_numpy()
+    edit_scores(results, "predicted", lambda table: table.assign(top1=random))
     assert "not distinguishable from random initialisation" in headline(read_results(results))
 
 
 def test_architectures_without_finite_logits_are_counted_not_hidden(results: Path) -> None:
-    path = results / "evaluate" / "architectures.parquet"
-
     def change(table: pd.DataFrame) -> pd.DataFrame:
-        table.loc[table["split"].eq("bn_free") & table["index"].lt(3), "predicted_loss"] = np.nan
+        table.loc[table["split"].eq("bn_free") & table["index"].lt(3), "loss"] = np.nan
         return table
 
-    edit(path, change)
+    edit_scores(results, "predicted", change)
     read = read_results(results)
-    rows = accuracy_table(read.accuracy, read.architectures)
+    rows = accuracy_table(read.accuracy, read.evaluated)
     assert rows.columns[-1] == "not finite"
     assert {row[0]: row[-1] for row in rows.rows}["bn_free"] == "3"
-    assert nonfinite_warning(read.architectures).startswith("The predicted parameters of 3 of 223")
+    warning = nonfinite_warning(read.accuracy, read.evaluated)
+    assert warning.startswith("The predicted parameters of 3 of 223")
+    edit_scores(results, "random", lambda table: table.assign(loss=np.nan))
+    read = read_results(results)
+    assert accuracy_table(read.accuracy, read.evaluated).columns[-1] == "random: not finite"
+    warning = nonfinite_warning(read.accuracy, read.evaluated)
+    assert "; with random initialisation, 223 of 223 architectures give logits that are not finite; images" in warning
 
 
 def test_a_split_of_one_architecture_has_no_standard_error(results: Path) -> None:
     path = results / "evaluate" / "architectures.parquet"
     edit(path, lambda table: table[table["index"] == 0])
-    write_csv(results / "evaluate" / "summary.csv", summary_of(pd.read_parquet(path)))
+    write_csv(results / "evaluate" / "summary.csv", summarise_architectures(pd.read_parquet(path)))
     read = read_results(results)
     assert "1 architecture that" in headline(read)
-    text = accuracy_table(read.accuracy, read.architectures).markdown() + str(headline_numbers(read))
+    text = accuracy_table(read.accuracy, read.evaluated).markdown() + str(headline_numbers(read))
     assert "nan" not in text
     assert "±" not in text
 
@@ -97,7 +101,8 @@ def test_a_target_that_was_never_reached_is_said_so(results_of_a_run: Path) -> N
 
 
 def test_best_and_worst_are_ranked_and_small_splits_are_listed_whole(results_of_a_run: Path) -> None:
-    tables = extremes(read_results(results_of_a_run).architectures)
+    read = read_results(results_of_a_run)
+    tables = extremes(read.architectures, read.evaluated)
     assert [row[0] for row in tables["test"].rows] == ["1", "2", "3", "98", "99", "100"]
     accuracies = [float(row[3]) for row in tables["test"].rows]
     assert accuracies == sorted(accuracies, reverse=True)
@@ -125,7 +130,7 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(("number", "text"), [(950, "950"), (12_300, "12.3 k"), (999_600, "1 M"), (2.5e9, "2.5 G")])
 def test_counts_have_three_digits(number: float, text: str) -> None:
-    assert plots.short_count(number) == text
+    assert short_count(number) == text
 
 
 def test_the_provenance_says_whether_code_or_settings_differ_from_the_commit(
@@ -147,16 +152,20 @@ def test_the_provenance_says_whether_code_or_settings_differ_from_the_commit(
 # What is said of training
 
 
-def with_training(**changes: Any) -> Params:
-    return PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=changes)})
+def with_training(**changes: Any) -> ReportSettings:
+    return SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update=changes)})
 
 
-def training_rows(results: Results, params: Params = PARAMS) -> dict[str, str]:
-    return dict(report_tables(results, params)["training"].rows)
+def with_workers(results: Results, workers: int) -> Results:
+    return replace(results, training=replace(results.training, workers=workers))
 
 
-def captions(results: Results, params: Params = PARAMS) -> dict[str, str]:
-    return {name: plot.caption for name, plot in report_plots(results, params).items()}
+def training_rows(results: Results, settings: ReportSettings = SETTINGS) -> dict[str, str]:
+    return dict(report_tables(results, settings)["training"].rows)
+
+
+def captions(results: Results, settings: ReportSettings = SETTINGS) -> dict[str, str]:
+    return {name: plot.caption for name, plot in report_plots(results, settings.train).items()}
 
 
 def test_a_step_that_dropped_all_its_architectures_is_left_out_and_counted(results: Path) -> None:
@@ -190,12 +199,29 @@ def test_the_page_says_which_weights_are_kept(results: Path) -> None:
 
 def test_the_imbalance_is_only_that_of_several_workers(results_of_a_run: Path) -> None:
     read = read_results(results_of_a_run)
-    several, one = with_training(workers=4), with_training(workers=1)
+    several, one = with_workers(read, 4), with_workers(read, 1)
     median = f"{read.history['imbalance'].median():.2f}"
-    assert f"The slowest of 4 workers takes {median} times as long" in captions(read, several)["time"]
-    assert median in training_rows(read, several)["imbalance"]
-    assert "slowest" not in captions(read, one)["time"]
-    assert "imbalance" not in training_rows(read, one)
+    assert f"The slowest of 4 workers takes {median} times as long" in captions(several)["time"]
+    assert median in training_rows(several)["imbalance"]
+    assert "slowest" not in captions(one)["time"]
+    assert "imbalance" not in training_rows(one)
+
+
+def test_workers_and_device_are_those_that_trained_not_those_of_the_settings(results: Path) -> None:
+    assert training_rows(read_results(results))["workers"] == "2 on CPUs"
+    path = results / "train" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"workers": 8, "device": "cuda"}))
+    read = read_results(results)
+    assert training_rows(read)["workers"] == "8 on GPUs"
+    assert origin_of(read, SETTINGS)["workers"] == "8"
+    assert "workers" not in ReportSettings.model_fields
+
+
+def test_a_hypernetwork_is_named_after_its_variant_and_the_parts_that_differ() -> None:
+    assert name_of(GHNConfig(num_classes=10, image_size=14)) == "GHN-2"
+    assert (
+        name_of(GHNConfig(num_classes=10, image_size=14, variant="ghn1", layer_norm=True)) == "GHN-1, layer_norm True"
+    )
 
 
 def test_waiting_and_graphs_in_the_background_are_told_apart(results: Path) -> None:
@@ -223,7 +249,8 @@ def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
     results_of_a_run: Path, schedule: str, lines: list[int]
 ) -> None:
     read = read_results(results_of_a_run)
-    loss, _ = report_plots(read, with_training(schedule=schedule))["training"].draw(plots.WIDE).axes
+    settings = with_training(schedule=SETTINGS.train.schedule.model_copy(update={"name": schedule}))
+    loss, _ = report_plots(read, settings.train)["training"].render(plots.WIDE).axes
     assert [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == "--"] == lines
 
 
@@ -248,7 +275,7 @@ def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
 def test_the_page_names_settings_versions_and_the_published_figures(page: Path) -> None:
     html = page.read_text()
     for text in (
-        "train.learning_rate",
+        "train.optimizer.learning_rate",
         "Python 3",
         "ray 2",
         "Published on CIFAR-10",
@@ -259,12 +286,54 @@ def test_the_page_names_settings_versions_and_the_published_figures(page: Path) 
 
 def test_names_of_data_sets_are_escaped(results_of_a_run: Path) -> None:
     results = read_results(results_of_a_run)
-    params = PARAMS.model_copy(update={"dataset": "photos/<b>&co"})
-    plot = {"caption": "", "wide": "", "narrow": ""}
-    figures = dict.fromkeys(report_plots(results, params), plot)
-    html = render(results, params, {"code": "<i>"}, report_tables(results, params), figures)
+    settings = SETTINGS.model_copy(update={"dataset": "photos/<b>&co"})
+    figures = dict.fromkeys(report_plots(results, settings.train), PageFigure("", "", ""))
+    html = render_report(results, settings, {"code": "<i>"}, report_tables(results, settings), figures)
     assert "photos/&lt;b&gt;&amp;co" in html
     assert "<i>" not in html
+
+
+# Any number of initialisations
+
+
+@pytest.fixture(scope="module")
+def three_initialisations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_results(tmp_path_factory.mktemp("three") / "results", others=["sgd"])
+
+
+def test_a_third_initialisation_is_in_every_table_and_among_the_numbers_on_top(three_initialisations: Path) -> None:
+    read = read_results(three_initialisations)
+    tables = report_tables(read, SETTINGS)
+    assert tables["accuracy"].columns[8:] == ("sgd: top-1, %", "best", "top-5, %")
+    (row,) = [row for row in tables["accuracy"].rows if row[0] == "test"]
+    assert row[8].startswith(f"{100 * read.headline['sgd_top1']:.1f} ± ")
+    assert [row[:2] for row in tables["finetuning"].rows][2] == ("digits", "sgd")
+    assert extremes(read.architectures, read.evaluated)["test"].columns[-1] == "sgd, %"
+    names = [number.name for number in headline_numbers(read)]
+    assert names == ["predicted parameters", "random initialisation", "sgd", "chance"]
+    assert headline(read) == headline(replace(read, architectures=read.architectures.query("initialisation != 'sgd'")))
+
+
+def test_the_order_and_text_of_two_initialisations_do_not_change_with_a_third(
+    results_of_a_run: Path, three_initialisations: Path
+) -> None:
+    two, three = (report_tables(read_results(path), SETTINGS) for path in (results_of_a_run, three_initialisations))
+    assert [row[:8] for row in three["accuracy"].rows] == list(two["accuracy"].rows)
+    kept = [row for row in three["finetuning"].rows if row[1] != "sgd"]
+    assert [row[:2] for row in kept] == [row[:2] for row in two["finetuning"].rows]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_page_of_five_initialisations_fits_its_window(tmp_path: Path, width: int) -> None:
+    read = read_results(make_results(tmp_path / "results", others=["sgd", "nearest", "small_norm"]))
+    (tmp_path / "report").mkdir()
+    page = write_report(read, SETTINGS, origin_of(read, SETTINGS), tmp_path / "report")
+    numbers = "return [...document.querySelectorAll('.numbers strong')].map(number => number.innerText)"
+    look = look_at(page, width, tmp_path, numbers)
+    assert (look.width, look.overflow) == (width, 0)
+    assert look.seen == [f"{number.value}{number.unit}" for number in headline_numbers(read)]
 
 
 @pytest.mark.slow
