@@ -1,4 +1,4 @@
-"""What the terminal shows."""
+"""Tables and percentages in the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 
 def print_table(title: str, rows: list[dict[str, str]]) -> None:
-    """Prints rows, all with the same keys, as a table; the first column is left-aligned."""
-    from rich.console import Console
+    """Print rows with the same keys as a table, the first column left-aligned and the others right-aligned."""
+    from rich.console import Console  # here: most processes that import this module print no table
     from rich.table import Table
 
     table = Table(title=title)
@@ -19,6 +19,6 @@ def print_table(title: str, rows: list[dict[str, str]]) -> None:
 
 
 def percent(share: float, error: float | None = None) -> str:
-    """A share (0 to 1) in percent, without the sign; with its standard error where there is one."""
+    """Return a share (0 to 1) in percent, without the sign, and with its standard error unless that is missing."""
     text = f"{100 * share:.1f}"
     return text if error is None or math.isnan(error) else f"{text} ± {100 * error:.1f}"

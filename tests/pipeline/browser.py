@@ -1,4 +1,4 @@
-"""A page as a browser lays it out."""
+"""Pages as a browser lays them out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE = """<script>addEventListener("load", () => parent.postMessage(JSON.string
 
 @dataclass(frozen=True)
 class Look:
-    """What a browser shows: by how many pixels the page is too wide, its text, and what the probe returned."""
+    """A page in a browser: by how many pixels it is too wide, its width, its text, and what the probe returned."""
 
     overflow: int
     width: int
@@ -38,9 +38,12 @@ class Look:
 
 
 def look_at(page: Path, width: int, folder: Path, probe: str = "return null") -> Look:
-    """Opens a page in a window of `width` pixels and runs `probe` in it, the body of a function in JavaScript.
+    """Open a page in a window of `width` pixels, and run `probe` in it, the body of a function in JavaScript.
 
-    Raises AssertionError if the page logs anything on the console. Works in `folder`.
+    Files go to `folder`.
+
+    Raises:
+        AssertionError: the page logs something on the console.
     """
     assert CHROMIUM is not None
     (folder / "page.html").write_text(page.read_text() + PROBE.format(probe=probe))

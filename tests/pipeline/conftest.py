@@ -1,4 +1,4 @@
-"""Results of a run, made up; disks that fail, and Ray on this machine."""
+"""Fixtures: made-up results of a run, disks that fail, and Ray on this machine."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ def results_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def results(results_of_a_run: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copytree(results_of_a_run, tmp_path / "results"))
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on an empty disk of 1 MiB."""
+    """Yield a folder on an empty disk of 1 MiB."""
     with mounted_disk(tmp_path, "size=1m") as folder:
         yield folder
 
 
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk that cannot be written."""
+    """Yield a folder on a disk that cannot be written."""
     with mounted_disk(tmp_path, "size=1m,ro") as folder:
         yield folder
 
 
 @contextmanager
 def mounted_disk(folder: Path, options: str) -> Iterator[Path]:
-    """A disk in memory, by the options of `mount`; gone after the block, or with this process. Skips where none can be.
+    """Yield a folder on a disk in memory with these options of `mount`. Skip the test if none can be mounted.
 
-    It is mounted in a name space of its own, for which user name spaces or root are enough; `/proc` leads there.
+    The disk is mounted in a name space of its own, for which user name spaces or root are enough; `/proc` leads there.
+    It is gone after the block, or with this process.
     """
     (folder / "disk").mkdir()
     mount = ["sh", "-c", 'mount -t tmpfs -o "$0" tmpfs "$1" && echo mounted && read line', options, folder / "disk"]
@@ -65,7 +66,7 @@ def mounted_disk(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ray_on_this_machine() -> Iterator[None]:
-    """A Ray cluster of two cores for the tests of a module."""
+    """Start a Ray cluster of two cores for the tests of a module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
         with ray_cluster(num_cpus=2):
