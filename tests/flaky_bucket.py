@@ -1,4 +1,4 @@
-"""A bucket on this machine that fails when it is told to."""
+"""An S3 server on this machine that fails on demand."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Messag
 
 
 class FlakyBucket:
-    """An S3 server (moto's) behind a socket, with one empty bucket; answers as it should until it is told otherwise.
+    """An S3 server (moto's) behind a socket, with one empty bucket; its methods make the next requests fail.
 
-    `url` is the address of a storage in the bucket, `endpoint` that of the server. `requests` has a line for each
-    request so far, those too that failed: "PUT /bucket/prefix/file". The environment has to name the endpoint.
+    The environment variable AWS_ENDPOINT_URL has to name the endpoint.
+
+    Attributes:
+        url: address of a storage in the bucket.
+        endpoint: URL of the server.
+        requests: a line for each request so far, also for failed ones, such as "PUT /bucket/prefix/file".
     """
 
     url = "s3://bucket/prefix"
@@ -33,7 +37,7 @@ class FlakyBucket:
         self._faults: list[tuple[Callable[[str], bool], Application]] = []
         self._listen(port=0)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._send("POST", "moto-api/reset")  # all servers of a process share what they hold
+        self._send("POST", "moto-api/reset")  # all servers of a process share their contents
         self._send("POST", "moto-api/reset-auth", "inf")
         self._send("PUT", "bucket")
         self.requests.clear()
@@ -41,7 +45,7 @@ class FlakyBucket:
     def answer(
         self, status: int = 503, code: str = "ServiceUnavailable", *, requests: int = 0, seconds: float = 0
     ) -> None:
-        """Answers the next `requests`, or all of the next `seconds`, with an error."""
+        """Answer the next `requests`, or all of the next `seconds`, with an error."""
         body = ERROR.format(code=code).encode()
 
         def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -52,7 +56,7 @@ class FlakyBucket:
         self._fail(refuse, requests=requests, seconds=seconds)
 
     def drop_connections(self, *, requests: int = 0, seconds: float = 0) -> None:
-        """Takes the next `requests`, or all of the next `seconds`, and closes their connections without an answer."""
+        """Close the connections of the next `requests`, or of all of the next `seconds`, without an answer."""
 
         def drop(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -61,7 +65,7 @@ class FlakyBucket:
         self._fail(drop, requests=requests, seconds=seconds)
 
     def cut_downloads(self, requests: int) -> None:
-        """Closes the connections of the next GET requests in the middle of their content."""
+        """Close the connections of the next GET requests in the middle of their content."""
 
         def cut(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
             content = b"".join(self._s3(environ, start_response))
@@ -72,11 +76,11 @@ class FlakyBucket:
 
     @contextmanager
     def half_an_upload(self) -> Iterator[threading.Event]:
-        """Stops in the middle of the next PUT; the event is set once half of its content is there.
+        """Pause in the middle of the next PUT; the event is set when the server has half of its content.
 
-        After the block the server reads on, and the block ends when it has dealt with the request.
+        At the end of the block the server reads the other half, and the block ends when it has handled the request.
         """
-        reached, go_on, dealt_with = threading.Event(), threading.Event(), threading.Event()
+        reached, go_on, handled = threading.Event(), threading.Event(), threading.Event()
 
         def hold(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             stream, half = environ["wsgi.input"], int(environ["CONTENT_LENGTH"]) // 2
@@ -86,22 +90,22 @@ class FlakyBucket:
             try:
                 return self._s3(environ, start_response)
             finally:
-                dealt_with.set()
+                handled.set()
 
         self._fail(hold, requests=1, method="PUT")
         try:
             yield reached
         finally:
             go_on.set()
-        assert dealt_with.wait(30)
+        assert handled.wait(30)
 
     def require_permission(self) -> None:
-        """From now on requests need the key of a user who may do what they ask (IAM)."""
+        """Require the key of a user with permission (IAM) for all later requests."""
         self._send("POST", "moto-api/reset-auth", "0")
 
     @contextmanager
     def refuse_connections(self, seconds: float) -> Iterator[None]:
-        """Listens no more for some seconds, which may go beyond the block, whose end waits for that."""
+        """Stop listening for some seconds; the end of the block waits until the server listens again."""
         self._stop()
         again = threading.Timer(seconds, self._listen, [self._server.server_port])
         again.start()
@@ -112,7 +116,7 @@ class FlakyBucket:
 
     @contextmanager
     def restart_after(self, requests: int, text: str, *, seconds: float) -> Iterator[None]:
-        """Restarts the server once so many requests of the block had a text; it is away for some seconds."""
+        """Restart the server when so many requests of the block contain a text; it is off for some seconds."""
         over = threading.Event()
 
         def restart() -> None:
@@ -133,6 +137,7 @@ class FlakyBucket:
         assert restarted.is_set(), f"fewer than {requests} requests with {text}"
 
     def close(self) -> None:
+        """Stop the server."""
         self._send("POST", "moto-api/reset-auth", "inf")
         self._stop()
 
@@ -146,7 +151,7 @@ class FlakyBucket:
 
     def _application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        if path.startswith("/moto-api/"):  # not of S3: the server is told something
+        if path.startswith("/moto-api/"):  # not a request of S3, but a command to moto
             return self._s3(environ, start_response)
         with self._lock:
             self.requests.append(f"{method} {path}")
@@ -167,7 +172,7 @@ class FlakyBucket:
         self._faults.append((applies, fail))
 
     def _send(self, method: str, path: str, value: str = "") -> None:
-        headers = {"Content-Type": "text/plain"}  # else the server takes it for a form
+        headers = {"Content-Type": "text/plain"}  # otherwise the server expects a form
         request = urllib.request.Request(f"{self.endpoint}/{path}", value.encode(), headers, method=method)
         urllib.request.urlopen(request, timeout=10).close()
 
@@ -178,7 +183,7 @@ class _Quiet(MotoRequestHandler):
 
 
 class _Resumed:
-    """A stream of which the beginning has been read already."""
+    """A stream whose beginning has been read already."""
 
     def __init__(self, beginning: bytes, rest: Any):
         self._beginning, self._rest = beginning, rest

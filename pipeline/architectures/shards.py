@@ -29,7 +29,7 @@ STATES = pa.list_(pa.int8())
 
 GENOTYPE = pa.struct([("normal", EDGES), ("normal_concat", STATES), ("reduce", EDGES), ("reduce_concat", STATES)])
 
-SETTINGS = [
+ARCHITECTURE_FIELDS = [
     _field("n_cells", pa.int16(), "number of cells"),
     _field("C", pa.int32(), "channels of the first cell"),
     _field("C_mult", pa.int8(), "factor of the channels at each of the two reduction cells"),
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
         _field("index", pa.int64(), "position in the split"),
         _field("identity", pa.string(), "24 hexadecimal digits; equal networks, equal identity"),
         _field("genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"),
-        *SETTINGS,
+        *ARCHITECTURE_FIELDS,
         _field("nodes", pa.int32(), "nodes of the graph"),
         _field("edges", pa.int32(), "edges of the graph, without virtual ones"),
         _field("depth", pa.int32(), "edges of the longest path of the graph"),
@@ -61,7 +61,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-ARCHITECTURE_COLUMNS = ["genotype", *(field.name for field in SETTINGS)]
+ARCHITECTURE_COLUMNS = ["genotype", *(field.name for field in ARCHITECTURE_FIELDS)]
 """The columns that an `Architecture` is made from."""
 
 ROWS_IN_GROUP = 1000
@@ -110,7 +110,7 @@ def table_of(rows: Sequence[Row]) -> pa.Table:
             ],
             fields=list(GENOTYPE),
         ),
-        **{field.name: [getattr(a, field.name) for a in architectures] for field in SETTINGS},
+        **{field.name: [getattr(a, field.name) for a in architectures] for field in ARCHITECTURE_FIELDS},
         "nodes": [summary.nodes for summary in summaries],
         "edges": [summary.edges for summary in summaries],
         "depth": [summary.depth for summary in summaries],
@@ -142,7 +142,7 @@ def architecture_of(record: dict[str, Any]) -> Architecture:
         tuple([(edge["operation"], edge["state"]) for edge in cells[cell]]) for cell in ("normal", "reduce")
     )
     genotype = Genotype(normal, tuple(cells["normal_concat"]), reduce, tuple(cells["reduce_concat"]))
-    return Architecture(genotype, **{field.name: record[field.name] for field in SETTINGS})
+    return Architecture(genotype, **{field.name: record[field.name] for field in ARCHITECTURE_FIELDS})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 START_UP_LOGGER = "ray._private.authentication"
@@ -16,3 +17,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     """
     host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def is_driver() -> bool:
+    """Return whether this process is connected to Ray as a driver, not as one of its workers."""
+    return ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE

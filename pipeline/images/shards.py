@@ -208,8 +208,11 @@ def _drives_ray() -> bool:
 
     A worker must not start tasks, because they could wait for the cores that the worker holds.
     """
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
+    if "ray" not in sys.modules:  # no need to import it to know
+        return False
+    from pipeline.cluster.ray_private import is_driver
+
+    return is_driver()
 
 
 def decode_shard(

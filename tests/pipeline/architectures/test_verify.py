@@ -39,7 +39,7 @@ def write(params: Params, change: Callable[[Rows], object]) -> None:
 
 
 @pytest.mark.parametrize("every_row", [False, True])
-def test_what_was_drawn_is_verified_split_by_split(
+def test_what_was_sampled_is_verified_split_by_split(
     small_project: SmallProject, capsys: pytest.CaptureFixture[str], every_row: bool
 ) -> None:
     write(small_project(), lambda rows: None)
@@ -63,11 +63,11 @@ def miscount(rows: Rows) -> None:
 
 
 def exchange(rows: Rows) -> None:
-    """What was drawn for one index is stored under another."""
+    """The sample of one index is stored under another."""
     rows["train"][2:] = [row(2, ARCHITECTURES["train"][3], 0, 0), row(3, ARCHITECTURES["train"][2], 0, 0)]
 
 
-def draw_with_another_seed(rows: Rows) -> None:
+def sample_with_another_seed(rows: Rows) -> None:
     rows["train"][2] = row(2, sample_architecture(1, "train", 2), 1, 0)
 
 
@@ -92,7 +92,7 @@ def rename(rows: Rows) -> None:
         ),
         (miscount, ["split train: rows that are not what they say: 1 (at 2)"]),
         (exchange, ["split train: rows that are not what they say: 2 (at 2, 3)"]),
-        (draw_with_another_seed, ["split train: rows that are not what they say: 1 (at 2)"]),
+        (sample_with_another_seed, ["split train: rows that are not what they say: 1 (at 2)"]),
         (widen_less, ["split wide: rows that are not what they say: 1 (at 3)"]),
         (rename, ["split train: rows that are not what they say: 1 (at 2)"]),
     ],

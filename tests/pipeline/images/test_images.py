@@ -1,4 +1,4 @@
-"""The cache of decoded images, and the batches that are drawn from it."""
+"""The cache of decoded images, and the batches that are taken from it."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_training_batch_is_normalised(mnist) -> None:
     assert x_BCSS.std().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_a_step_draws_the_same_whatever_was_drawn_before(mnist) -> None:
+def test_a_step_takes_the_same_images_whatever_was_taken_before(mnist) -> None:
     augmentation = Augmentation(shift=2, flip=True)
     expected = training_batch(mnist, 3, 77, 64, augmentation)
     for seed, step in ((3, 76), (3, 78), (4, 77), (3, 10_000)):
@@ -315,9 +315,9 @@ def test_every_epoch_shows_every_image_once(count, batch_size, seed) -> None:
     steps = -(-epochs * count // batch_size)
     batches = [training_batch(images, seed, step, batch_size, PLAIN) for step in range(steps)]
     assert all(len(labels_B) == batch_size for _, labels_B in batches)
-    drawn = torch.cat([labels_B for _, labels_B in batches])
+    shown = torch.cat([labels_B for _, labels_B in batches])
     for epoch in range(epochs):
-        assert sorted(drawn[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
+        assert sorted(shown[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
 
 
 @settings(max_examples=50, deadline=None)
@@ -351,7 +351,7 @@ def test_an_augmented_image_is_the_image_moved_and_mirrored_on_the_mean_colour(s
         assert any(torch.equal(result, window) for window in possible)
 
 
-def test_all_shifts_and_both_sides_are_drawn_equally_often() -> None:
+def test_all_shifts_and_both_sides_are_equally_frequent() -> None:
     pixels = np.full((1, 3, 5, 5), 102, dtype=np.uint8)  # the mean: 0 after normalisation
     pixels[0, :, 2, 2] = 255
     part = ImageSubset(pixels, np.zeros(1, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Image sets of many shards: how they are decoded, read and drawn, and what happens when a part of them breaks."""
+"""Image sets of many shards: how they are decoded, read and put in order, and what happens when a shard breaks."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def same_images(one: Images, other: Images) -> bool:
 
 def same_batches(one: Images, other: Images) -> bool:
     augmentation = Augmentation(shift=2, flip=True)
-    drawn = [[training_batch(loaded, 3, step, 50, augmentation) for step in range(5)] for loaded in (one, other)]
-    drawn_to_test = [list(evaluation_batches(loaded.test, loaded, 16)) for loaded in (one, other)]
-    pairs = [*zip(*drawn, strict=True), *zip(*drawn_to_test, strict=True)]
+    training = [[training_batch(loaded, 3, step, 50, augmentation) for step in range(5)] for loaded in (one, other)]
+    evaluation = [list(evaluation_batches(loaded.test, loaded, 16)) for loaded in (one, other)]
+    pairs = [*zip(*training, strict=True), *zip(*evaluation, strict=True)]
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
@@ -195,9 +195,9 @@ def test_an_epoch_of_a_large_set_shows_every_image_once_and_needs_few_shards_at_
     count = len(named.train)
     steps = range(-(-2 * count // batch_size))
     batches = {step: training_batch(named, seed, step, batch_size, PLAIN)[1] for step in reversed(steps)}
-    drawn = torch.cat([batches[step] for step in steps]).tolist()
+    shown = torch.cat([batches[step] for step in steps]).tolist()
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    for epoch in (drawn[:count], drawn[count : 2 * count]):
+    for epoch in (shown[:count], shown[count : 2 * count]):
         assert sorted(epoch) == positions.tolist()
         assert shards_at_a_time(shard_of[epoch].tolist()) <= 3
     again = numbered(tmp_path_factory.mktemp("again"), sizes)  # nothing of the first is remembered for it
@@ -220,10 +220,10 @@ def test_evaluation_goes_through_a_large_part_in_windows_too(tmp_path, monkeypat
     windows_of(3, monkeypatch)
     loaded = numbered(tmp_path, [5] * 10)
     batches = [labels_B.tolist() for _, labels_B in evaluation_batches(loaded.test, loaded, 7)]
-    drawn = [label for batch in batches for label in batch]
+    shown = [label for batch in batches for label in batch]
     assert {len(batch) for batch in batches} <= {6, 7}
-    assert sorted(drawn) == list(range(50))
-    assert shards_at_a_time([label // 5 for label in drawn]) <= 3
+    assert sorted(shown) == list(range(50))
+    assert shards_at_a_time([label // 5 for label in shown]) <= 3
     assert [labels_B.tolist() for _, labels_B in evaluation_batches(loaded.test, loaded, 7)] == batches
 
 
@@ -264,9 +264,9 @@ def test_what_is_held_out_is_a_fixed_share_of_each_class_and_nothing_of_it_is_tr
     assert rest.test is loaded.test
     again = hold_out(replace(loaded, train=in_memory(part)), fraction)
     assert np.array_equal(again[1].pixels, held_out.pixels)
-    drawn, drawn_labels = training_batch(rest, 0, 0, len(rest.train), PLAIN)
-    assert set((drawn[:, 0, 0, 0] * 255).round().int().tolist()) == kept
-    assert sorted(drawn_labels.tolist()) == sorted(rest.train.labels.tolist())
+    shown, shown_labels = training_batch(rest, 0, 0, len(rest.train), PLAIN)
+    assert set((shown[:, 0, 0, 0] * 255).round().int().tolist()) == kept
+    assert sorted(shown_labels.tolist()) == sorted(rest.train.labels.tolist())
     batches = list(evaluation_batches(held_out, rest, 16))
     shown = [value for x_BCSS, _ in batches for value in (x_BCSS[:, 0, 0, 0] * 255).round().int().tolist()]
     assert sorted(shown) == sorted(taken)
@@ -429,7 +429,7 @@ def test_two_processes_of_a_node_fetch_each_shard_once(flaky_bucket, home, tmp_p
     assert set(fetched.values()) == {1}
 
 
-def test_the_next_window_is_fetched_while_this_one_is_drawn_from(flaky_bucket, home, monkeypatch) -> None:
+def test_the_next_window_is_fetched_while_this_one_is_used(flaky_bucket, home, monkeypatch) -> None:
     use_shards(monkeypatch, 20, window=2)
     loaded = load_cached_images("faces", 8, in_bucket(flaky_bucket))
     assert len(loaded.train.source.shards) == 8

@@ -50,8 +50,8 @@ def test_all_splits_are_there_distinct_and_disjoint(
     store_architectures(params)
     store = ArchitectureStore("storage")
     assert {split: len(store[split]) for split in SPLITS} == params.generate.model_dump(include=set(SPLITS))
-    drawn = [identity for split in SPLITS for identity in identities(split)]
-    assert len(set(drawn)) == len(drawn)
+    stored = [identity for split in SPLITS for identity in identities(split)]
+    assert len(set(stored)) == len(stored)
     for wide, test in zip(store.networks("wide"), store.networks("test"), strict=False):
         assert wide == test.with_width(4 * test.C, test.fc_dim)
     assert store.networks("train")[7] == sample_architecture(0, "train", 7)
@@ -134,13 +134,13 @@ def test_another_seed_gives_other_architectures_beside_the_first(
     assert all(file.exists() for file in files)
 
 
-def test_what_is_imported_is_not_drawn_for_another_split(
+def test_what_is_imported_is_not_sampled_for_another_split(
     ray_on_this_machine: None, small_project: Callable[..., Params]
 ) -> None:
     store_architectures(small_project())
     before = identities("test")
-    drawn = ArchitectureStore("storage").networks("test")
-    shard = write_shard("storage/import/0.parquet", table_of([row(0, drawn[1])]))
+    networks = ArchitectureStore("storage").networks("test")
+    shard = write_shard("storage/import/0.parquet", table_of([row(0, networks[1])]))
     write_manifest("storage/import/manifest.json", {"train": ("import", [shard])})
     store_architectures(small_project(generate={"imported": {"train": "import/manifest.json"}}))
     after = identities("test")
@@ -184,11 +184,13 @@ def few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPLIT_RULES, "train", rules)
 
 
-def test_each_row_is_the_first_draw_of_its_stream_that_no_row_before_it_has(few_networks: None, tmp_path: Path) -> None:
+def test_each_row_is_the_first_sample_of_its_stream_that_no_row_before_it_has(
+    few_networks: None, tmp_path: Path
+) -> None:
     expected: list[tuple[int, str, int]] = []
     seen: set[str] = set()
     for index in range(200):
-        stream = enumerate(draw.summary.network_hash for draw in samples(0, "train", index))
+        stream = enumerate(sample.summary.network_hash for sample in samples(0, "train", index))
         number, identity = next((n, identity) for n, identity in stream if identity not in seen)
         seen.add(identity)
         expected.append((index, identity, number))
@@ -287,7 +289,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(small_project: Callable[..., 
     assert not list(STORED.glob("*/*-drafts"))
 
 
-def test_what_is_there_is_not_drawn_again(tmp_path: Path) -> None:
+def test_what_is_there_is_not_sampled_again(tmp_path: Path) -> None:
     first, second, third = shard_tasks(f"{tmp_path}/train", "train", 0, 15, 5)
     sample_shard(first)
     finish_shard(first, table_of([]))

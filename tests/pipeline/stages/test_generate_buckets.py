@@ -62,8 +62,8 @@ def test_architectures_are_read_from_a_bucket_and_a_damaged_object_is_named(
     store = ArchitectureStore(flaky_bucket.url)
     flaky_bucket.requests.clear()
     assert store.read("train", 3) == store.read("train", 3) != store.read("train", 4)
-    draw = store["train"].row(700, "draw")["draw"][0].as_py()
-    assert store.read("train", 700) == sample_architecture(0, "train", 700, draw)
+    attempt = store["train"].row(700, "draw")["draw"][0].as_py()
+    assert store.read("train", 700) == sample_architecture(0, "train", 700, attempt)
     folder = store.manifest["splits"]["train"]["folder"]
     assert flaky_bucket.requests == [
         f"GET /bucket/prefix/{folder}/{shard}.parquet" for shard in ("00000000-00000250", "00000500-00000750")

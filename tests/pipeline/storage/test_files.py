@@ -264,7 +264,7 @@ def test_the_environment_decides_on_retries(
     assert filesystem.s3.meta.config.retries == retries
 
 
-# --- what the user can mend ---------------------------------------------------------------------------------
+# --- what the user can repair -------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_said_and_keeps_nothing_of_the_file(small_disk: Path) -> None:
@@ -380,7 +380,7 @@ def act_as(user: dict[str, str], patch: pytest.MonkeyPatch, key: str | None, sec
 
 
 @pytest.mark.slow
-def test_what_the_user_can_mend_reaches_the_driver_from_a_worker_as_it_is(
+def test_what_the_user_can_repair_reaches_the_driver_from_a_worker_as_it_is(
     flaky_bucket: FlakyBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ray_cluster(num_cpus=1):

@@ -400,7 +400,7 @@ def imported_project(
     return small_project(generate={"imported": imported} | counts)
 
 
-def test_an_imported_split_takes_the_place_of_a_drawn_one_and_the_others_stay_the_same(
+def test_an_imported_split_takes_the_place_of_a_sampled_one_and_the_others_stay_the_same(
     ray_on_this_machine: None, small_project: Callable[..., Params], files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     store_architectures(small_project())
