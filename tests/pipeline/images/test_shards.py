@@ -362,6 +362,19 @@ def test_a_shard_without_a_whole_record_is_decoded_again(tmp_path, monkeypatch) 
     assert contents(tmp_path) == before
 
 
+def test_two_shards_exchanged_with_their_records_are_decoded_again(tmp_path, monkeypatch) -> None:
+    use_shards(monkeypatch, 40, window=2)  # so large that contents are not compared before they are read
+    load_cached_images("faces", 8, tmp_path)
+    before, folder = contents(tmp_path), set_folder(tmp_path)
+    (folder / "meta.json").unlink()
+    for name in ("train-0000{}.npy", "records/train-0000{}.npy.json"):
+        (folder / name.format(1)).rename(folder / "exchanged")
+        (folder / name.format(2)).rename(folder / name.format(1))
+        (folder / "exchanged").rename(folder / name.format(2))
+    load_cached_images("faces", 8, tmp_path)
+    assert contents(tmp_path) == before
+
+
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(small_disk) -> None:
     with pytest.raises(UserError, match=r"image cache .*disk.*: 0\.0 GB are needed, 0\.0 GB are free"):
         load_cached_images("faces", 64, small_disk / "cache")
