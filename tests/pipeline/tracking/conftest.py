@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow_server import TrackingServer
+from user_project import git
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +48,3 @@ def tracking_server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield server
     finally:
         server.stop()
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Return the output of git."""
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    command = ("git", *identity, *arguments)
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""An MLflow server that a test stops and starts again, and the environment of processes that log to it."""
+"""An MLflow server that a test stops and starts again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from small_settings import ROOT
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Return variables for processes: the code of this repository, no settings that decide where runs go."""
-    ours = ("DVC_", "MLFLOW_", "GIT_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return inherited | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+from user_project import environment
 
 
 class TrackingServer:

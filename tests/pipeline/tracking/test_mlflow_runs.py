@@ -16,8 +16,9 @@ import pandas
 import pytest
 import torch
 from browser import CHROMIUM
-from mlflow_server import TrackingServer, environment
+from mlflow_server import TrackingServer
 from small_settings import ROOT
+from user_project import environment, git
 
 from ghn import GHN, GHNConfig
 from ghn.deepnets1m.sampling import sample_architecture
@@ -34,14 +35,8 @@ PARAMETERS = {
 }
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    command = ("git", *identity, *arguments)
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def runs() -> list:
-    """All runs of the current store, oldest first."""
+    """Return all runs of the current store, the oldest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri())
@@ -252,7 +247,7 @@ def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(proje
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], list[dict]]:
-    """A checkpoint, architecture records, and what the checkpoint predicts for them."""
+    """Return a checkpoint, architecture records, and what the checkpoint predicts for them."""
     torch.manual_seed(0)
     ghn = GHN(GHNConfig(num_classes=10, image_size=8, hidden=8)).eval()
     folder = tmp_path_factory.mktemp("trained") / "checkpoint"
@@ -400,7 +395,7 @@ def test_a_dvc_experiment_in_a_temporary_copy_logs_to_the_same_store(project: Pa
 
 
 def browse(url: str, screenshot: Path) -> str:
-    """The text of the page, as a browser without a screen shows it after its scripts ran."""
+    """Return the text of the page, as a browser without a screen shows it after its scripts ran."""
     if CHROMIUM is None:
         pytest.skip("needs chromium or google-chrome")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1900,1000"]
