@@ -21,10 +21,8 @@ from pipeline.architectures.shards import SCHEMA
 from pipeline.architectures.statistics import CELLS, SAMPLE_SIZE, SetStatistics
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.reporting import architecture_plots
-from pipeline.reporting.graph_pictures.gallery import SMALL_GRAPH, render_small_graphs
-from pipeline.reporting.graph_pictures.texts import PRIMITIVE_COLORS
 from pipeline.reporting.numbers import EN_DASH, count, difference, mean_and_std, number_range, short_count
-from pipeline.reporting.page import HeadlineNumber, Plot, Table, render_page, write_figures
+from pipeline.reporting.page import GraphGallery, HeadlineNumber, Plot, Table, render_page, write_figures
 from pipeline.storage.files import write_bytes
 
 SPLITS_WITH_PATHS = ("train", "test", "deep", "dense", "bn_free")
@@ -35,18 +33,21 @@ SIZES = {"smallest": "min", "median": "median", "largest": "max"}
 
 
 def write_architecture_report(
-    store: ArchitectureStore, statistics: SetStatistics, origin: Mapping[str, str], folder: Path
+    store: ArchitectureStore,
+    statistics: SetStatistics,
+    gallery: GraphGallery,
+    origin: Mapping[str, str],
+    folder: Path,
 ) -> Path:
     """Write index.html, *.png and statistics.md to `folder`, and return the path of the page.
 
     Args:
         store: the architectures.
         statistics: those of the store.
+        gallery: small graphs of some splits.
         origin: where the page comes from, by name.
         folder: the files go there.
     """
-    pictures = render_small_graphs(store)
-    shown = frozenset[str]().union(*(picture.primitives for picture in pictures))
     write_bytes(folder / "statistics.md", readme_table(statistics).markdown().encode())
     page = render_page(
         "architecture_report.html.jinja",
@@ -62,9 +63,7 @@ def write_architecture_report(
         files=count(sum(len(entry["shards"]) for entry in store.manifest["splits"].values()), "file"),
         sample=SAMPLE_SIZE,
         reference={name: short_count(value) for name, value in REFERENCE_PARAMETERS.items()},
-        pictures=pictures,
-        colors={name: color for name, color in PRIMITIVE_COLORS.items() if name in shown},
-        small=SMALL_GRAPH,
+        gallery=gallery,
         origin=origin.items(),
     )
     write_bytes(folder / "index.html", page.encode())

@@ -64,6 +64,36 @@ class PageFigure(NamedTuple):
     narrow: str
 
 
+@dataclass(frozen=True)
+class GraphPicture:
+    """A rendered graph.
+
+    Attributes:
+        name: split and index, such as `deep/7`.
+        counts: the numbers of nodes, edges and parameters, in words.
+        svg: the `<svg>` element.
+        width: CSS pixels.
+        primitives: those that occur in the graph.
+    """
+
+    name: str
+    counts: str
+    svg: str
+    width: int
+    primitives: frozenset[str]
+
+
+class GraphGallery(NamedTuple):
+    """Rendered graphs of some splits: of each, the first with at most `small` nodes, or the smallest.
+
+    `colors` has the colour of each primitive that occurs in one of them, in the order of the legend.
+    """
+
+    pictures: list[GraphPicture]
+    colors: dict[str, str]
+    small: int
+
+
 def write_figures(figures: Mapping[str, Plot], folder: Path) -> dict[str, PageFigure]:
     """Write each plot to `folder` as PNG, and return the elements that a page shows."""
     elements = {}

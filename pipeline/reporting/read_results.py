@@ -18,7 +18,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
-from ghn import GHNConfig
+from ghn.models.config import GHNConfig
 from pipeline.architectures.store import content_digest_of
 from pipeline.errors import UserError
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE, INITIALISATIONS

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from ghn import GHNConfig
-from ghn.models.config import Composition
+from ghn.models.config import Composition, GHNConfig
 from pipeline.console import percent
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.params import TrainSettings

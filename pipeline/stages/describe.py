@@ -9,6 +9,7 @@ from pipeline.architectures.statistics import statistics_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.params import Params
 from pipeline.reporting.architecture_report import write_architecture_report
+from pipeline.reporting.graph_pictures.gallery import render_small_graphs
 from pipeline.reporting.page import provenance
 from pipeline.results import results_folder
 from pipeline.tracking.mlflow_runs import stage_run
@@ -24,7 +25,8 @@ def describe(params: Params) -> None:
     with stage_run("describe", params.model_dump(), experiment=params.tracking.experiment) as run:
         statistics = statistics_of(store)
         folder = results_folder("generate") / "report"
-        page = write_architecture_report(store, statistics, origin_of(params, store), folder)
+        gallery = render_small_graphs(store)
+        page = write_architecture_report(store, statistics, gallery, origin_of(params, store), folder)
         run.log_artifact(folder)
         run.log_data("architectures", store.digest)
         run.log_table(statistics.splits.reset_index(), "tables/architectures")

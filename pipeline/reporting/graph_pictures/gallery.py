@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from pipeline.architectures.store import ArchitectureStore, Split
 from pipeline.reporting.graph_pictures.export import inline_svg
 from pipeline.reporting.graph_pictures.render import render_bare_graph
+from pipeline.reporting.graph_pictures.texts import PRIMITIVE_COLORS
 from pipeline.reporting.numbers import short_count
+from pipeline.reporting.page import GraphGallery, GraphPicture
 
 GALLERY_SPLITS = ("train", "deep", "dense", "bn_free")
 """Splits with a picture of one graph. The graphs of the other splits look like those of train."""
@@ -23,29 +23,13 @@ LARGEST_GRAPH = 300
 CSS_PIXELS_PER_INCH = 96
 
 
-@dataclass(frozen=True)
-class GraphPicture:
-    """A rendered graph.
-
-    Attributes:
-        name: split and index, such as `deep/7`.
-        counts: the numbers of nodes, edges and parameters, in words.
-        svg: the `<svg>` element.
-        width: CSS pixels.
-        primitives: those that occur in the graph.
-    """
-
-    name: str
-    counts: str
-    svg: str
-    width: int
-    primitives: frozenset[str]
-
-
-def render_small_graphs(store: ArchitectureStore) -> list[GraphPicture]:
-    """Return a picture for each of `GALLERY_SPLITS` that has a graph of at most `LARGEST_GRAPH` nodes."""
+def render_small_graphs(store: ArchitectureStore) -> GraphGallery:
+    """Render a graph for each of `GALLERY_SPLITS` that has one of at most `LARGEST_GRAPH` nodes."""
     chosen = {split: _index_of_small_graph(store[split]) for split in GALLERY_SPLITS}
-    return [_render_small_graph(store[split], index) for split, index in chosen.items() if index is not None]
+    pictures = [_render_small_graph(store[split], index) for split, index in chosen.items() if index is not None]
+    shown = frozenset[str]().union(*(picture.primitives for picture in pictures))
+    colors = {name: color for name, color in PRIMITIVE_COLORS.items() if name in shown}
+    return GraphGallery(pictures, colors, SMALL_GRAPH)
 
 
 def _index_of_small_graph(split: Split) -> int | None:
