@@ -31,6 +31,10 @@ def sigterm_raises_terminated() -> Iterator[Callable[[], None]]:
     install()
     try:
         yield install
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, Terminated) or not handler.has_raised:
+            raise
+        raise Terminated("terminated") from interrupt  # Ray's C++ code raises a plain KeyboardInterrupt in its place
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 

@@ -125,3 +125,14 @@ def test_blocks_inside_each_other_raise_once() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             ended.append("cleaned up")
     assert ended == ["cleaned up"]
+
+
+def test_a_library_that_replaces_the_exception_by_that_of_ctrl_c_changes_nothing() -> None:
+    with pytest.raises(Terminated), sigterm_raises_terminated():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Terminated:
+            raise KeyboardInterrupt from None  # as Ray's C++ code does while it waits for tasks
+    with pytest.raises(KeyboardInterrupt) as caught, sigterm_raises_terminated():
+        raise KeyboardInterrupt
+    assert not isinstance(caught.value, Terminated)
