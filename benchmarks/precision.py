@@ -13,7 +13,7 @@ times the forward and backward passes of target networks in both precisions, for
 batch and the widths of the settings whose images are nearest in size. On GPUs single precision uses TF32. The last line
 is JSON: `device`, `ratios` (seconds in bfloat16 over seconds in single precision, by side), `bf16_from` (the side, in
 pixels, from which bfloat16 is faster; null if it is slower at the largest side). The measured side belongs into
-`LARGE_IMAGE` of `pipeline.training.precision`, by which `train.precision: auto` chooses.
+`BF16_FROM_PIXELS` of `pipeline.training.precision`, by which `train.precision: auto` chooses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ghn.deepnets1m.sampling import sample_widths, samples
 from ghn.networks.program import Program
 from ghn.training.step import StepSettings, target_gradient
 from pipeline.params import Params, TrainSettings
-from pipeline.training.precision import LARGE_IMAGE, TORCH_DTYPES, allow_tf32, has_native_bf16
+from pipeline.training.precision import BF16_FROM_PIXELS, TORCH_DTYPES, allow_tf32, has_native_bf16
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -181,7 +181,7 @@ def compare_speed(device: torch.device, sides: Sequence[int], architectures: int
     ratios = {side: bf16_ratio(side, architectures, device) for side in sides}
     side = faster_from(ratios)
     found = "bf16 is slower at the largest side" if side is None else f"bf16 is faster from {side} pixels on"
-    print(f"{found}; `auto` chooses it from {LARGE_IMAGE[device.type]} pixels on")
+    print(f"{found}; `auto` chooses it from {BF16_FROM_PIXELS[device.type]} pixels on")
     return {
         "device": device.type,
         "ratios": {str(side): round(ratio, 3) for side, ratio in ratios.items()},

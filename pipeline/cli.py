@@ -280,7 +280,7 @@ def import_architectures(
     keep_disagreeing: Annotated[bool, typer.Option(help="Also import rows whose graph is not their record's.")] = False,
 ) -> None:
     """Import published architectures of DeepNets-1M; every row is checked."""
-    from pipeline.architectures.deepnets1m_files.import_split import import_deepnets
+    from pipeline.architectures.import_split import import_deepnets
 
     import_deepnets(hdf5, metadata, split, storage, keep_disagreeing)
 

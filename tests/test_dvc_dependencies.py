@@ -19,6 +19,7 @@ STAGES = PIPELINE["stages"]
 CHANGE_NO_RESULT = {
     "pipeline/cluster": "where and when tasks run; their results do not depend on it",
     "pipeline/console.py": "what the terminal shows",
+    "pipeline/contracts.py": "what a table must be: one that is not is refused",
     "pipeline/errors.py": "exceptions",
     "pipeline/params.py": "stages depend on the values of the parameters",
     "pipeline/results.py": "where the outputs lie, which dvc.yaml names",

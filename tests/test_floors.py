@@ -1,8 +1,8 @@
 """The house as docs/architecture.md draws it: how many rooms, how many arrows, no circle.
 
-A room is a folder with modules. Modules that lie directly in `pipeline` are on two floors: its doors (`cli`, `submit`) at
-the top, and the ground that all others stand on. An arrow leads from a room to another that one of its modules imports,
-also within a function. Import-linter's contracts, which say which arrows may be, run in `make lint`.
+A room is a folder with modules. Modules that lie directly in `pipeline` are on two floors: its doors (`cli`, `submit`)
+at the top, and the ground that all others stand on. An arrow leads from a room to another that one of its modules
+imports, also within a function. Which arrows may be, say the contracts of import-linter in `make lint`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,20 @@
-"""Few-shot training of one network from an initialisation: the tasks of stage finetune.
+"""Few-shot training of networks from each initialisation, in tasks on the cluster.
 
 Dimensions: B images of a batch, C channels, S image side in pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import TypedDict
 
 import numpy as np
+import pandas as pd
+import ray
 import torch
+from pandera.typing import DataFrame
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -17,13 +22,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
+from pipeline.cluster.cached_tasks import read_task_cache, run_cached_tasks
+from pipeline.cluster.ray_cluster import capacity
 from pipeline.errors import UserError
 from pipeline.evaluation.initialisations import Initialisation, InitialisationContext, load_body
-from pipeline.evaluation.networks import fresh_module, seed_of
+from pipeline.evaluation.networks import GPU_SHARE, fresh_module, seed_of
 from pipeline.evaluation.scores import score
+from pipeline.evaluation.tables import FinetuningCurves
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.subsets import few_shot, in_memory, without_train_part
+from pipeline.images.subsets import digest, few_shot, in_memory, without_train_part
 from pipeline.params import FinetuneSettings, settings_hash
 
 MOMENTUM = 0.9
@@ -90,6 +98,77 @@ def target_of(images: Images, images_per_class: int, seeds: int, seed: int) -> T
         shots=tuple(in_memory(images.train, chosen) for chosen in shots),
         held_out=in_memory(images.train, np.sort(others[order[:HELD_OUT_IMAGES]])),
     )
+
+
+def train_all(
+    networks: Sequence[Network],
+    initialisations: Mapping[str, Initialisation],
+    ghn: Hypernetwork,
+    targets: Mapping[str, Target],
+    settings: FinetuneSettings,
+    seed: int,
+    folder: str,
+) -> DataFrame[FinetuningCurves]:
+    """Return the test accuracy during training with the chosen learning rates: a row for each run and step.
+
+    Runs that an interrupted stage has left in `folder` are read from there. The others are trained on the cluster, to
+    which this process must be connected.
+    """
+    shared_ghn = ray.put(ghn.cpu())
+    shared_targets = {name: ray.put(target) for name, target in targets.items()}
+    digests = {name: digest(target.images, target.held_out, *target.shots) for name, target in targets.items()}
+    finished: dict[str, FinetuneResult] = read_task_cache(folder)
+
+    def finish(runs: Sequence[FinetuneRun], description: str) -> dict[FinetuneRun, FinetuneResult]:
+        names = {run: name_of(run, networks[run.architecture], digests[run.dataset], settings, seed) for run in runs}
+        tasks = {
+            name: (
+                run,
+                networks[run.architecture],
+                initialisations[run.initialisation],
+                shared_ghn,
+                shared_targets[run.dataset],
+                settings,
+                seed,
+            )
+            for run, name in names.items()
+            if name not in finished
+        }
+        gpus = GPU_SHARE if capacity()["GPU"] else 0
+        for name, result in run_cached_tasks(
+            fine_tune, tasks, folder, description=description, unit="run", num_gpus=gpus
+        ):
+            finished[name] = result
+        return {run: finished[name] for run, name in names.items()}
+
+    starts = list(product(targets, range(len(networks)), initialisations))
+    tuning = [FinetuneRun(*start, rate, 0) for start in starts for rate in settings.learning_rates]
+    tuned = finish(tuning, "finetune: learning rates")
+    rates = chosen_rates({run: result["held_out"] for run, result in tuned.items()})
+    runs = [
+        FinetuneRun(dataset, architecture, initialisation, rates[dataset, initialisation], repetition)
+        for dataset, architecture, initialisation in starts
+        for repetition in range(settings.seeds)
+    ]
+    trained = finish(runs, "finetune: all seeds")
+    return curves_table({run: trained[run]["curve"] for run in runs})
+
+
+def chosen_rates(held_out: Mapping[FinetuneRun, float]) -> dict[tuple[str, str], float]:
+    """Return the learning rate of each (dataset, initialisation): the best on average over the runs given.
+
+    Of two rates that are equally good it is the smaller one.
+    """
+    table = pd.DataFrame([{**asdict(run), "held_out": accuracy} for run, accuracy in held_out.items()])
+    means = table.groupby(["dataset", "initialisation", "learning_rate"])["held_out"].mean()
+    return {key: float(rates.idxmax()[-1]) for key, rates in means.groupby(["dataset", "initialisation"])}
+
+
+def curves_table(curves: Mapping[FinetuneRun, Sequence[tuple[int, float]]]) -> DataFrame[FinetuningCurves]:
+    """Return a row for each run and step, in this order."""
+    rows = [{**asdict(run), "step": step, "test_top1": top1} for run, curve in curves.items() for step, top1 in curve]
+    columns = ["dataset", "architecture", "initialisation", "seed", "learning_rate", "step", "test_top1"]
+    return FinetuningCurves.validate(pd.DataFrame(rows)[columns])
 
 
 def name_of(run: FinetuneRun, network: Network, target_digest: str, settings: FinetuneSettings, seed: int) -> str:

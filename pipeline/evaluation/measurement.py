@@ -1,19 +1,27 @@
-"""Measuring networks on test images in each initialisation: the tasks of stage evaluate."""
+"""Measuring networks on test images in each initialisation, in tasks on the cluster."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+import ray
 import torch
 
 from ghn.models.hypernetwork import Hypernetwork
+from pipeline.cluster.cached_tasks import read_task_cache, run_cached_tasks
+from pipeline.cluster.ray_cluster import capacity
 from pipeline.evaluation.initialisations import Initialisation, InitialisationContext, initialised_module
-from pipeline.evaluation.networks import Candidate, seed_of
+from pipeline.evaluation.networks import GPU_SHARE, Candidate, seed_of
 from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
 from pipeline.images.dataset import Images
+from pipeline.params import settings_hash
+
+log = logging.getLogger(__name__)
 
 ARCHITECTURES_PER_TASK = 8  # at most
 
@@ -32,6 +40,50 @@ class Measurement(TypedDict):
     top5: float
     loss: float | None
     seconds: float
+
+
+def measure_all(
+    candidates: Sequence[Candidate],
+    initialisations: Mapping[str, Initialisation],
+    ghn: Hypernetwork,
+    images: Images,
+    batch: int,
+    seed: int,
+    folder: str,
+) -> list[Measurement]:
+    """Return the measurements of each candidate in each initialisation, in their order.
+
+    Those that an interrupted run has left in `folder` are read from there. The others are measured on the cluster, to
+    which this process must be connected. The tasks get the initialisations' functions, because a worker process knows
+    no entry that was added to the registry of this process.
+    """
+    done = _by_candidate(row for rows in read_task_cache(folder).values() for row in rows)
+    todo = [candidate for candidate in candidates if candidate.key not in done]
+    if len(todo) < len(candidates):
+        before = len(candidates) - len(todo)
+        log.info("%d of %d architectures were evaluated before: kept in %s", before, len(candidates), folder)
+    size, classes = images.test.side, len(images.classes)
+    groups = group_by_cost(todo, [candidate.network.program(size, classes).flops for candidate in todo])
+    shared = (dict(initialisations), ray.put(ghn.cpu()), ray.put(images))
+    finished = run_cached_tasks(
+        measure_group,
+        {settings_hash([c.key for c in group]): (group, *shared, batch, seed) for group in groups},
+        folder,
+        description="evaluate",
+        unit="architecture",
+        amounts=[len(group) for group in groups],
+        num_gpus=GPU_SHARE if capacity()["GPU"] else 0,
+    )
+    for _, rows in finished:
+        done |= _by_candidate(rows)
+    return [row for candidate in candidates for row in done[candidate.key]]
+
+
+def _by_candidate(rows: Iterable[Measurement]) -> dict[tuple[str, int, str], list[Measurement]]:
+    by_candidate = defaultdict(list)
+    for row in rows:
+        by_candidate[row["split"], row["index"], row["identity"]].append(row)
+    return by_candidate
 
 
 def group_by_cost(candidates: Sequence[Candidate], costs: Sequence[int]) -> list[list[Candidate]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.storage.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
 
 # The columns of a summary that exist for each initialisation.
 TOP1, TOP1_ERROR, TOP1_MAX, TOP5 = r"^.+_top1$", r"^.+_top1_error$", r"^.+_top1_max$", r"^.+_top5$"

@@ -8,27 +8,23 @@ architectures are kept under the storage, so that an interrupted run continues w
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
-import ray
 from pandera.typing import DataFrame
 
-from ghn.models.hypernetwork import Hypernetwork
 from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.cached_tasks import clear_task_cache, read_task_cache, run_cached_tasks, task_cache_folder
-from pipeline.cluster.ray_cluster import capacity, ray_cluster
+from pipeline.cluster.cached_tasks import clear_task_cache, task_cache_folder
+from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
-from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, Initialisation
-from pipeline.evaluation.measurement import Measurement, group_by_cost, measure_group
-from pipeline.evaluation.networks import GPU_SHARE, Candidate, candidates_of, require_fit, trained_ghn
+from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
+from pipeline.evaluation.measurement import Measurement, measure_all
+from pipeline.evaluation.networks import candidates_of, require_fit, trained_ghn
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures
 from pipeline.evaluation.tables import ArchitectureScores, SplitSummary
-from pipeline.images.dataset import Images
 from pipeline.images.load import load_images
 from pipeline.images.subsets import digest, without_train_part
-from pipeline.params import Params, settings_hash
+from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
@@ -74,50 +70,6 @@ def evaluate(params: Params) -> None:
         _log_metrics(run, summary)
     clear_task_cache(folder)
     _print_summary(summary)
-
-
-def measure_all(
-    candidates: Sequence[Candidate],
-    initialisations: Mapping[str, Initialisation],
-    ghn: Hypernetwork,
-    images: Images,
-    batch: int,
-    seed: int,
-    folder: str,
-) -> list[Measurement]:
-    """Return the measurements of each candidate in each initialisation, in their order.
-
-    Those that an interrupted run has left in `folder` are read from there. The others are measured on the cluster, to
-    which this process must be connected. The tasks get the initialisations' functions, because a worker process knows
-    no entry that was added to the registry of this process.
-    """
-    done = _by_candidate(row for rows in read_task_cache(folder).values() for row in rows)
-    todo = [candidate for candidate in candidates if candidate.key not in done]
-    if len(todo) < len(candidates):
-        before = len(candidates) - len(todo)
-        log.info("%d of %d architectures were evaluated before: kept in %s", before, len(candidates), folder)
-    size, classes = images.test.side, len(images.classes)
-    groups = group_by_cost(todo, [candidate.network.program(size, classes).flops for candidate in todo])
-    shared = (dict(initialisations), ray.put(ghn.cpu()), ray.put(images))
-    finished = run_cached_tasks(
-        measure_group,
-        {settings_hash([c.key for c in group]): (group, *shared, batch, seed) for group in groups},
-        folder,
-        description="evaluate",
-        unit="architecture",
-        amounts=[len(group) for group in groups],
-        num_gpus=GPU_SHARE if capacity()["GPU"] else 0,
-    )
-    for _, rows in finished:
-        done |= _by_candidate(rows)
-    return [row for candidate in candidates for row in done[candidate.key]]
-
-
-def _by_candidate(rows: Iterable[Measurement]) -> dict[tuple[str, int, str], list[Measurement]]:
-    by_candidate = defaultdict(list)
-    for row in rows:
-        by_candidate[row["split"], row["index"], row["identity"]].append(row)
-    return by_candidate
 
 
 def architectures_table(measured: Sequence[Measurement]) -> DataFrame[ArchitectureScores]:

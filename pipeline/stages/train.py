@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from ray.train import Checkpoint
 
-from ghn.training.meta_batch import sample_indices
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.errors import Terminated, UserError
@@ -27,7 +26,7 @@ from pipeline.tracking.mlflow_runs import StageRun, stage_run
 from pipeline.training.job import RunSettings, WorkerJob, run_name
 from pipeline.training.run import fit, remove_run, require_resources
 from pipeline.training.state import MAX_NONFINITE_SHARE, TrainingState
-from pipeline.training.step_loader import meta_batch_settings, training_set_of
+from pipeline.training.step_loader import require_first_step
 from pipeline.training.tables import DroppedArchitectures, TrainingMetrics, history_model
 from pipeline.training.validation import split_off_held_out
 
@@ -42,7 +41,7 @@ def train(params: Params) -> None:
     """Train a hypernetwork, or go on where an interrupted run with the same settings stopped."""
     started = time.perf_counter()
     settings, store = RunSettings.of(params), ArchitectureStore(params.storage)
-    _require_a_first_step(settings, store)
+    require_first_step(settings, store)
     with (
         stage_run("train", params.model_dump(), experiment=params.tracking.experiment) as run,
         ray_cluster(params.cluster.address, params.cluster.cpus),
@@ -69,18 +68,6 @@ def train(params: Params) -> None:
         _write_results(state, metrics)
         _log_results(run, metrics)
         remove_run(folder)
-
-
-def _require_a_first_step(settings: RunSettings, store: ArchitectureStore) -> None:
-    """Read all training architectures and sample the first meta-batch, before any worker starts.
-
-    Raises:
-        UserError: a shard is missing or damaged, or no meta-batch is small enough.
-    """
-    try:
-        sample_indices(training_set_of(store["train"]), meta_batch_settings(settings), settings.seed, 0)
-    except ValueError as error:
-        raise UserError(f"train.{error}") from error
 
 
 def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int) -> TrainingState:

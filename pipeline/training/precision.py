@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
-LARGE_IMAGE = {"cpu": 24, "cuda": 112}
+BF16_FROM_PIXELS = {"cpu": 24, "cuda": 112}
 """Side of images, in pixels, from which bfloat16 is chosen, by type of device. That of GPUs is not measured."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -40,7 +40,7 @@ def choose_precision(device_type: str, has_bf16: bool, image_size: int) -> Preci
         has_bf16: whether the device computes in bfloat16 without emulating it.
         image_size: side of the images, in pixels.
     """
-    side = LARGE_IMAGE[device_type]
+    side = BF16_FROM_PIXELS[device_type]
     if device_type == "cuda":
         device, tf32 = "GPU", "with TF32 for matrix products and convolutions; "
         slow_in_bf16 = "wait for launches, which bf16 has more of"

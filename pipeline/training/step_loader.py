@@ -17,9 +17,16 @@ from torch import Tensor
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.cost_model import training_seconds
 from ghn.training.load_balance import assign_meta_batch
-from ghn.training.meta_batch import MetaBatchSettings, SampledArchitecture, TrainingSet, sample_meta_batch
+from ghn.training.meta_batch import (
+    MetaBatchSettings,
+    SampledArchitecture,
+    TrainingSet,
+    sample_indices,
+    sample_meta_batch,
+)
 from ghn.training.step import MicroBatch
-from pipeline.architectures.store import Split
+from pipeline.architectures.store import ArchitectureStore, Split
+from pipeline.errors import UserError
 from pipeline.images.batches import Augmentation, training_batch
 from pipeline.images.dataset import Images
 from pipeline.training.job import RunSettings
@@ -144,3 +151,15 @@ def prefetch(prepare: Callable[[int], Prepared], steps: Sequence[int]) -> Iterat
             if following < len(steps):
                 upcoming = pool.submit(prepare, steps[following])
             yield prepared, waited
+
+
+def require_first_step(settings: RunSettings, store: ArchitectureStore) -> None:
+    """Read all training architectures and sample the first meta-batch, before any worker starts.
+
+    Raises:
+        UserError: a shard is missing or damaged, or no meta-batch is small enough.
+    """
+    try:
+        sample_indices(training_set_of(store["train"]), meta_batch_settings(settings), settings.seed, 0)
+    except ValueError as error:
+        raise UserError(f"train.{error}") from error

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.storage.contracts import COUNT, FINITE, NATURAL, SHARE, Contract
+from pipeline.contracts import COUNT, FINITE, NATURAL, SHARE, Contract
 
 TIME_PARTS = (
     "wait_seconds",

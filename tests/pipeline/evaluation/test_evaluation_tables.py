@@ -7,10 +7,9 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 
-from pipeline.evaluation.finetuning import FinetuneRun
+from pipeline.evaluation.finetuning import FinetuneRun, curves_table
 from pipeline.evaluation.summaries import summarise_architectures, summarise_curves
 from pipeline.evaluation.tables import ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
-from pipeline.stages.finetune import curves_table
 
 SCORES = pd.DataFrame(
     {

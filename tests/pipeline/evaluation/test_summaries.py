@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.evaluation import finetuning
 from pipeline.evaluation.finetuning import FinetuneRun
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures, summarise_curves
 from pipeline.stages import evaluate, finetune
@@ -73,7 +74,7 @@ def test_the_summary_counts_the_steps_to_the_final_accuracy_of_random_initialisa
         FinetuneRun("faces", 0, "predicted", 0.01, 0): [(0, 0.5), (10, 0.5), (20, 0.6)],
         FinetuneRun("faces", 0, "random", 0.01, 0): [(0, 0.5), (10, 0.6), (20, 0.7)],
     }
-    summary = summarise_curves(finetune.curves_table(curves), {"digits": 10, "faces": 2})
+    summary = summarise_curves(finetuning.curves_table(curves), {"digits": 10, "faces": 2})
     assert list(zip(summary["dataset"], summary["initialisation"], strict=True)) == [
         ("digits", "predicted"),
         ("digits", "random"),

@@ -21,14 +21,14 @@ from ghn import GHN
 from pipeline.architectures.shards import row, table_of, write_shard
 from pipeline.architectures.store import write_manifest
 from pipeline.evaluation.initialisations import INITIALISATIONS
-from pipeline.evaluation.measurement import Measurement, measure
+from pipeline.evaluation.measurement import Measurement, measure, measure_all
 from pipeline.evaluation.networks import Candidate
 from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.images.dataset import Images
 from pipeline.images.subsets import digest, in_memory, without_train_part
 from pipeline.params import Params, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
-from pipeline.stages.evaluate import evaluate, measure_all
+from pipeline.stages.evaluate import evaluate
 
 
 def measured(candidates: Sequence[Candidate], ghn: GHN, images: Images, folder: Path) -> list[Measurement]:

@@ -16,11 +16,11 @@ from ghn import GHN
 from pipeline.architectures.shards import row, table_of, write_shard
 from pipeline.architectures.store import write_manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.finetuning import FinetuneRun, Target, target_of
+from pipeline.evaluation.finetuning import FinetuneRun, Target, chosen_rates, target_of, train_all
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.params import FinetuneSettings, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
-from pipeline.stages.finetune import chosen_rates, finetune, train_all
+from pipeline.stages.finetune import finetune
 
 SETTINGS = FinetuneSettings(
     datasets=["digits"],

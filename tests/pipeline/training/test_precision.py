@@ -7,7 +7,7 @@ import torch
 from worker_processes import in_processes
 
 from pipeline.training.precision import (
-    LARGE_IMAGE,
+    BF16_FROM_PIXELS,
     TORCH_DTYPES,
     PrecisionChoice,
     agree_on_precision,
@@ -36,7 +36,7 @@ def test_only_networks_for_large_images_run_in_bfloat16(device_type: str, image_
     assert choice.precision == precision
     assert f"{image_size} pixels" in choice.reason
     if precision == "fp32":
-        assert f"bf16 from {LARGE_IMAGE[device_type]} pixels" in choice.reason
+        assert f"bf16 from {BF16_FROM_PIXELS[device_type]} pixels" in choice.reason
 
 
 @pytest.mark.parametrize("image_size", [8, 224])

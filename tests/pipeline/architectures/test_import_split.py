@@ -20,7 +20,7 @@ from ghn import Architecture, Genotype
 from ghn.networks.graph import PRIMITIVES
 from pipeline.architectures.deepnets1m_files.checks import Disagreement, check_graph, count_parameters
 from pipeline.architectures.deepnets1m_files.files import PpudaGraph
-from pipeline.architectures.deepnets1m_files.import_split import import_deepnets
+from pipeline.architectures.import_split import import_deepnets
 from pipeline.architectures.splits import store_architectures
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.errors import UserError
