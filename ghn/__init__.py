@@ -14,24 +14,28 @@ if TYPE_CHECKING:
     from ghn.deepnets1m.genotype import Genotype
     from ghn.deepnets1m.records import network_from_dict
     from ghn.deepnets1m.sampling import sample_architecture
+    from ghn.models.checkpoints import CheckpointError
     from ghn.models.config import GHNConfig
     from ghn.models.ghn import GHN
     from ghn.models.predict_module import PredictionReport, estimate_statistics, use_batch_statistics
     from ghn.networks.graph import Graph
     from ghn.networks.network import Network
-    from ghn.tracing.trace import TracingError, trace
-    from ghn.zoo import list_architectures, load
+    from ghn.tracing.trace import TracingError, declared_shape, trace
+    from ghn.zoo import find_network, list_architectures, load
 
 __all__ = [
     "GHN",
     "Architecture",
+    "CheckpointError",
     "GHNConfig",
     "Genotype",
     "Graph",
     "Network",
     "PredictionReport",
     "TracingError",
+    "declared_shape",
     "estimate_statistics",
+    "find_network",
     "list_architectures",
     "load",
     "network_from_dict",
@@ -43,13 +47,16 @@ __all__ = [
 _MODULES = {
     "GHN": "ghn.models.ghn",
     "Architecture": "ghn.deepnets1m.architecture",
+    "CheckpointError": "ghn.models.checkpoints",
     "GHNConfig": "ghn.models.config",
     "Genotype": "ghn.deepnets1m.genotype",
     "Graph": "ghn.networks.graph",
     "Network": "ghn.networks.network",
     "PredictionReport": "ghn.models.predict_module",
     "TracingError": "ghn.tracing.trace",
+    "declared_shape": "ghn.tracing.trace",
     "estimate_statistics": "ghn.models.predict_module",
+    "find_network": "ghn.zoo",
     "list_architectures": "ghn.zoo",
     "load": "ghn.zoo",
     "network_from_dict": "ghn.deepnets1m.records",

@@ -15,9 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import Terminated, UserError
+from pipeline.errors import DISK_FULL, NO_PERMISSION, Terminated, UserError
 from pipeline.params import Params, load_params
-from pipeline.storage.files import FORBIDDEN, FULL
 from pipeline.termination import sigterm_raises_terminated
 
 app = typer.Typer(
@@ -53,7 +52,7 @@ def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno not in (*FULL, *FORBIDDEN):
+            if error.errno not in (*DISK_FULL, *NO_PERMISSION):
                 raise
             print(f"error: {error}\nmake room, or give the right to write there, and run it again", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -191,12 +190,9 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In p
 @exits_on_user_error
 def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'.")] = "*") -> None:
     """List the architectures that have a name: torchvision's, timm's (if installed) and the predefined ones."""
-    from ghn import list_architectures
+    from pipeline.commands.one_network import print_names
 
-    names = list_architectures(pattern)
-    if not names:
-        raise UserError(f"no architecture is called {pattern!r}")
-    print("\n".join(names))
+    print_names(pattern)
 
 
 @app.command(rich_help_panel=NETWORKS)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk or an exhausted quota."""
+
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Error numbers of missing permissions and of read-only disks."""
+
 
 class UserError(Exception):
     """Error outside the code: in a setting, a file, an image folder.

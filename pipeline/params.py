@@ -387,6 +387,17 @@ def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return changed
 
 
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `section.key` -> text: strings as they are, all else as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
 def settings_hash(settings: Any, length: int = 12) -> str:
     """Return hexadecimal digits that change whenever the settings do.
 

@@ -5,6 +5,7 @@ Columns are reduced as whole arrays, so that a million rows take seconds. Graphs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,23 @@ def graph_sample(store: ArchitectureStore, size: int = SAMPLE_SIZE) -> pd.DataFr
             graph = store[split].read(index).graph(32, 10)
             rows.append((split, index, len(graph.nodes), average_degree(graph), average_path(graph)))
     return pd.DataFrame(rows, columns=["split", "index", "nodes", "degree", "path"])
+
+
+def small_graphs(store: ArchitectureStore, splits: Sequence[str], small: int, largest: int) -> dict[str, Graph]:
+    """Return a small graph of each split, by `<split>/<index>`; none of a split whose smallest graph is too large.
+
+    Args:
+        small: nodes; the first graph with at most so many is taken, or the smallest graph if there is none.
+        largest: nodes; a split whose smallest graph has more has no graph here.
+    """
+    found = {}
+    for split in splits:
+        nodes = store[split].columns("nodes")["nodes"]
+        fitting = np.flatnonzero(nodes <= small)
+        index = int(fitting[0]) if len(fitting) else int(nodes.argmin())
+        if nodes[index] <= largest:
+            found[f"{split}/{index}"] = store[split].read(index).graph(32, 10)
+    return found
 
 
 def average_degree(graph: Graph) -> float:

@@ -13,10 +13,18 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from ghn import GHN, Graph, PredictionReport, TracingError, load, trace
-from ghn.models.checkpoints import CheckpointError
-from ghn.tracing.trace import declared_shape
-from ghn.zoo import find_network
+from ghn import (
+    GHN,
+    CheckpointError,
+    Graph,
+    PredictionReport,
+    TracingError,
+    declared_shape,
+    find_network,
+    list_architectures,
+    load,
+    trace,
+)
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
@@ -39,6 +47,18 @@ def as_user_error() -> Iterator[None]:
         yield
     except (CheckpointError, TracingError) as error:
         raise UserError(str(error)) from error
+
+
+def print_names(pattern: str) -> None:
+    """Print the names of architectures that match a shell pattern.
+
+    Raises:
+        UserError: no name matches.
+    """
+    names = list_architectures(pattern)
+    if not names:
+        raise UserError(f"no architecture is called {pattern!r}")
+    print("\n".join(names))
 
 
 def require_file_name(out: Path) -> None:

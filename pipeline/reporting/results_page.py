@@ -20,6 +20,7 @@ from pipeline.params import (
     Params,
     Section,
     TrainSettings,
+    flat_settings,
 )
 from pipeline.reporting import accuracy_plots, training_plots
 from pipeline.reporting.numbers import count, short_seconds
@@ -35,7 +36,6 @@ from pipeline.reporting.results_tables import (
     training_table,
 )
 from pipeline.storage.files import write_bytes
-from pipeline.tracking.mlflow_runs import flatten
 
 MARKDOWN_TABLES = ("accuracy", "finetuning", "training")
 """Tables that are also written as Markdown files."""
@@ -100,7 +100,7 @@ def render_report(
         tables=tables,
         extremes=extremes(results.architectures, results.evaluated),
         origin=origin.items(),
-        settings=flatten(settings.model_dump()).items(),
+        settings=flat_settings(settings.model_dump()).items(),
         dataset=settings.dataset,
     )
 

@@ -5,11 +5,11 @@ A stage of its own, because a change of a template or a color changes this page 
 
 from __future__ import annotations
 
-from pipeline.architectures.statistics import statistics_of
+from pipeline.architectures.statistics import small_graphs, statistics_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.params import Params
 from pipeline.reporting.architecture_report import write_architecture_report
-from pipeline.reporting.graph_pictures.gallery import render_small_graphs
+from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, LARGEST_GRAPH, SMALL_GRAPH, render_gallery
 from pipeline.reporting.page import provenance
 from pipeline.results import results_folder
 from pipeline.tracking.mlflow_runs import stage_run
@@ -25,7 +25,7 @@ def describe(params: Params) -> None:
     with stage_run("describe", params.model_dump(), experiment=params.tracking.experiment) as run:
         statistics = statistics_of(store)
         folder = results_folder("generate") / "report"
-        gallery = render_small_graphs(store)
+        gallery = render_gallery(small_graphs(store, GALLERY_SPLITS, SMALL_GRAPH, LARGEST_GRAPH))
         page = write_architecture_report(store, statistics, gallery, origin_of(params, store), folder)
         run.log_artifact(folder)
         run.log_data("architectures", store.digest)

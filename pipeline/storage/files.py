@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import fsspec
 
-from pipeline.errors import UserError
+from pipeline.errors import DISK_FULL, NO_PERMISSION, UserError
 from pipeline.storage.paths import probe_file
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,6 @@ READ_ATTEMPTS = 5
 
 WARN_AT = 3
 """The attempt at which the user is told that a bucket does not answer."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk or an exhausted quota."""
-
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""Error numbers of missing permissions and of read-only disks."""
 
 _requests = BoundedSemaphore(AT_ONCE)  # shared by all threads of this process
 
@@ -220,9 +214,9 @@ def as_user_error(place: str | Path, done: str) -> Iterator[None]:
 def _explain_disk(error: Exception) -> str | None:
     """Return what is wrong with a disk and what to do; None if the user can do nothing."""
     number = getattr(error, "errno", None)
-    if number in FULL:
+    if number in DISK_FULL:
         return f"{os.strerror(number).lower()}\nfree some space there, or keep it where there is more"
-    if number in FORBIDDEN:
+    if number in NO_PERMISSION:
         return f"{os.strerror(number).lower()}\nmust lie in a folder that may be read and written"
     return None
 

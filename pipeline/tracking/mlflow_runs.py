@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from pipeline.errors import UserError
+from pipeline.params import flat_settings
 from pipeline.tracking.entries import (
     CHECKPOINT,
     METRICS_PER_REQUEST,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-__all__ = ["StageRun", "flatten", "stage_run", "tracking_uri"]
+__all__ = ["StageRun", "stage_run", "tracking_uri"]
 
 log = logging.getLogger(__name__)
 
@@ -75,17 +76,6 @@ PARAMS_PER_REQUEST = 100
 NOTE_LENGTH = 4000
 
 
-def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as `section.key` -> text: strings as they are, all else as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in parameters.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
-
-
 @contextmanager
 def stage_run(
     stage: str, parameters: dict[str, Any], *, experiment: str = "ghn", last: bool = False
@@ -98,7 +88,7 @@ def stage_run(
     Raises:
         UserError: the store cannot be used when the block begins.
     """
-    run = _begin(stage, flatten(parameters), experiment)
+    run = _begin(stage, flat_settings(parameters), experiment)
     interrupted = False
     try:
         yield run

@@ -36,6 +36,7 @@ from pipeline.architectures.statistics import (
     average_path,
     graph_sample,
     operation_shares,
+    small_graphs,
     split_statistics,
     statistics_of,
 )
@@ -51,7 +52,8 @@ from pipeline.reporting.architecture_report import (
     statistics_table,
     write_architecture_report,
 )
-from pipeline.reporting.graph_pictures.gallery import render_small_graphs
+from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, LARGEST_GRAPH, SMALL_GRAPH, render_gallery
+from pipeline.reporting.page import GraphGallery
 
 COUNTS = {"train": 30, "val": 2, "test": 5, "wide": 5, "deep": 3, "dense": 4, "bn_free": 1}
 GOLDEN = json.loads((ROOT / "tests/golden/deepnets_ghn2.json").read_text())
@@ -94,9 +96,16 @@ def statistics(store: ArchitectureStore) -> SetStatistics:
     return statistics_of(store)
 
 
+def gallery_of(store: ArchitectureStore) -> GraphGallery:
+    return render_gallery(small_graphs(store, GALLERY_SPLITS, SMALL_GRAPH, LARGEST_GRAPH))
+
+
 @pytest.fixture(scope="module")
 def page(store: ArchitectureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    gallery, origin = render_small_graphs(store), {"code": "<i>unknown</i>"}
+    gallery, origin = (
+        gallery_of(store),
+        {"code": "<i>unknown</i>"},
+    )
     return write_architecture_report(store, statistics_of(store), gallery, origin, tmp_path_factory.mktemp("report"))
 
 
@@ -296,7 +305,13 @@ def test_splits_of_one_row_have_a_page_without_spreads(
     tables: dict[str, pa.Table], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     store = make_store(tmp_path / "storage", {split: table[:1] for split, table in tables.items()})
-    page = write_architecture_report(store, statistics_of(store), render_small_graphs(store), {}, tmp_path)
+    page = write_architecture_report(
+        store,
+        statistics_of(store),
+        gallery_of(store),
+        {},
+        tmp_path,
+    )
     text = re.sub(r"<svg.*?</svg>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
     assert not re.search(r"\bnan\b", text + (tmp_path / "statistics.md").read_text())
     assert "without a standard error" in text

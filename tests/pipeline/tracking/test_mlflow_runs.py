@@ -23,7 +23,8 @@ from user_project import environment, git
 from ghn import GHN, GHNConfig
 from ghn.deepnets1m.sampling import sample_architecture
 from pipeline.errors import UserError
-from pipeline.tracking.mlflow_runs import flatten, stage_run, tracking_uri
+from pipeline.params import flat_settings
+from pipeline.tracking.mlflow_runs import stage_run, tracking_uri
 from pipeline.workspace import workspace
 
 PARAMETERS = {
@@ -49,7 +50,7 @@ def parents() -> list:
 
 
 def test_settings_are_flattened_with_dots() -> None:
-    assert flatten(PARAMETERS) == {
+    assert flat_settings(PARAMETERS) == {
         "seed": "7",
         "dataset": "mnist_5k",
         "meta_batch": "8",
@@ -78,7 +79,7 @@ def test_the_stages_of_a_pipeline_are_children_of_one_run(project: Path) -> None
     assert {run.data.tags["mlflow.parentRunId"] for run in (generate, train, report)} == {parent.info.run_id}
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert parent.info.run_name.startswith("mnist_5k 2")
-    assert parent.data.params == flatten(PARAMETERS)
+    assert parent.data.params == flat_settings(PARAMETERS)
     assert parent.data.tags["mlflow.source.git.commit"] == git(project, "rev-parse", "HEAD")
     assert parent.data.tags["git.dirty"] == "false"
     assert parent.data.metrics == {"test_top1": 0.5, "images_per_second": 120.0}
@@ -286,7 +287,7 @@ def test_a_logged_ghn_loads_in_one_line_and_predicts(
     assert_same_parameters(model.predict(records), expected)
     logged = mlflow.MlflowClient().get_logged_model(model.model_id)
     assert logged.experiment_id == run.experiment_id and logged.source_run_id == run.run_id
-    assert logged.params == flatten(PARAMETERS)
+    assert logged.params == flat_settings(PARAMETERS)
     assert {metric.key: metric.value for metric in logged.metrics} == {"test_top1": 0.5}
 
 
@@ -424,7 +425,7 @@ def test_a_server_takes_the_runs_and_its_page_shows_them(
     with stage_run("report", PARAMETERS, last=True):
         pass
     parent = parents()[0]
-    assert parent.data.params == flatten(PARAMETERS)
+    assert parent.data.params == flat_settings(PARAMETERS)
     assert load_text(f"mlflow-artifacts:/{run.experiment_id}/{run.run_id}/artifacts/summary.csv") == (
         "split,top1\ntest,0.25\n"
     )
