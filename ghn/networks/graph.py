@@ -102,7 +102,7 @@ class Graph:
 
     @cached_property
     def distances(self) -> np.ndarray:
-        """Lengths of shortest paths in edges, int16 (N, N): entry [u, v] from u to v, 0 where there is no path.
+        """The lengths of shortest paths in edges, int16 (N, N): entry [u, v] from u to v, 0 where there is no path.
 
         The distances to v are those to its sources, plus one: one vectorised minimum per node.
         """
@@ -189,9 +189,3 @@ def _four_axes(parameter: Parameter) -> Shape:
     """Return the shape of a parameter with at most four axes, with ones for those that it lacks."""
     out, inputs, height, width = (*parameter.shape, 1, 1, 1)[:4]
     return out, inputs, height, width
-
-
-def distance_sum(graph: Graph, longest: int) -> int:
-    """Return the sum of all distances up to `longest`, in edges: a number to compare virtual edges by."""
-    distances_NN = graph.distances
-    return int(distances_NN[distances_NN <= longest].sum(dtype=np.int64))
