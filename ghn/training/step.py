@@ -89,11 +89,11 @@ class TargetScores:
 
     @property
     def is_finite(self) -> bool:
-        """Return whether the architecture counts, because its loss and gradient are finite."""
+        """Whether the architecture counts, because its loss and gradient are finite."""
         return math.isfinite(self.loss)
 
 
-NONFINITE = TargetScores(math.nan, math.nan, math.nan)
+DROPPED_SCORES = TargetScores(math.nan, math.nan, math.nan)
 """Scores of a dropped architecture."""
 
 
@@ -191,7 +191,7 @@ def target_gradient(
         gradient = list(torch.autograd.grad(loss, list(leaves.values())))
         norm = torch.nn.utils.get_total_norm(gradient).item()
     if not (math.isfinite(norm) and math.isfinite(loss.item())):
-        return NONFINITE, []
+        return DROPPED_SCORES, []
     if settings.architecture_clip is not None and norm > settings.architecture_clip:
         torch._foreach_mul_(gradient, settings.architecture_clip / norm)
     top1 = (logits_BK.argmax(1) == labels_B).float().mean().item()

@@ -1,8 +1,8 @@
 """Stage `evaluate`: the test accuracy of networks with predicted parameters, beside other initialisations.
 
-Every architecture of the splits below is measured on all test images in each initialisation, in parallel over the whole
-cluster. The result is a function of the architecture, the checkpoint and the settings, not of the workers. Finished
-architectures are kept under the storage, so that an interrupted run continues where it was.
+Every architecture of `EVALUATED_SPLITS` is measured on all test images in each initialisation, in parallel over the
+whole cluster. The result is a function of the architecture, the checkpoint and the settings, not of the workers.
+Finished architectures are kept under the storage, so that an interrupted run continues where it was.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from pipeline.tracking.mlflow_runs import StageRun, stage_run
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
+EVALUATED_SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
+"""The splits whose architectures are measured, in the order of the tables."""
 
 EVALUATION_FORMAT = 2  # part of the settings hash: raise it whenever the same inputs would be measured differently
 
 
 def evaluate(params: Params) -> None:
-    """Measure all architectures of `SPLITS` in each initialisation and write `results/evaluate/`.
+    """Measure all architectures of `EVALUATED_SPLITS` in each initialisation and write `results/evaluate/`.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or made for other images.
@@ -51,7 +52,7 @@ def evaluate(params: Params) -> None:
         run.log_data(images.name, images.settings_hash)
         candidates = [
             candidate
-            for split in SPLITS
+            for split in EVALUATED_SPLITS
             for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
         ]
         settings = [EVALUATION_FORMAT, checkpoint, digest(images), params.evaluate.model_dump(), params.seed]

@@ -30,7 +30,7 @@ from pipeline.training.step_loader import require_first_step
 from pipeline.training.tables import DroppedArchitectures, TrainingMetrics, history_model
 from pipeline.training.validation import split_off_held_out
 
-HEADLINE = ("loss", "top1", "seconds", "val_top1")
+LISTED_METRICS = ("loss", "top1", "seconds", "val_top1")
 """Metrics that MLflow shows in its list of runs."""
 
 TAGS = ("precision", "workers", "device")
@@ -136,8 +136,8 @@ def _log_results(run: StageRun, metrics: TrainingMetrics) -> None:
     folder = results_folder("train")
     values = {name: value for name, value in _without_none(metrics).items() if name not in TAGS}
     run.set_tags({name: getattr(metrics, name) for name in TAGS})
-    run.summary({f"train_{name}": values[name] for name in HEADLINE if name in values})
-    run.log_metrics({f"train_{name}": value for name, value in values.items() if name not in HEADLINE})
+    run.summary({f"train_{name}": values[name] for name in LISTED_METRICS if name in values})
+    run.log_metrics({f"train_{name}": value for name, value in values.items() if name not in LISTED_METRICS})
     run.log_artifact(folder / "history.csv")
     run.log_artifact(folder / "dropped.csv")
     run.log_ghn(folder / "checkpoint")

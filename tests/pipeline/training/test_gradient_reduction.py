@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from worker_processes import in_processes
 
-from ghn.training.step import NONFINITE, TargetScores
+from ghn.training.step import DROPPED_SCORES, TargetScores
 from pipeline.training.gradient_reduction import GradientReducer, StepResult
 
 SHAPES = [(3, 2), (5,), (1, 1, 4)]
@@ -31,7 +31,7 @@ def meta_batch(dropped: tuple[int, ...] = ()) -> tuple[list[list[Tensor]], list[
     scales = 10.0 ** random.integers(-3, 4, META_BATCH)
     several = [[torch.from_numpy(scale * random.standard_normal(shape)) for shape in SHAPES] for scale in scales]
     scores = [TargetScores(*values) for values in random.random((META_BATCH, 3)).tolist()]
-    return several, [NONFINITE if position in dropped else score for position, score in enumerate(scores)]
+    return several, [DROPPED_SCORES if position in dropped else score for position, score in enumerate(scores)]
 
 
 def add(
