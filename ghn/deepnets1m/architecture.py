@@ -82,12 +82,12 @@ class Architecture(Network):
 
     @property
     def has_msa(self) -> bool:
-        """Return whether the network is a transformer: with patches, a position encoding and a single resolution."""
+        """Whether the network is a transformer: with patches, a position encoding and a single resolution."""
         return "msa" in self.genotype.operations
 
     @property
     def n_states(self) -> int:
-        """Return the number of concatenated states of the cell that has more of them."""
+        """The number of concatenated states of the cell that has more of them."""
         return max(len(self.genotype.normal_concat), len(self.genotype.reduce_concat))
 
     def compile(self, image_size: int, num_classes: int) -> Program:

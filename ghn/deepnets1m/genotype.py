@@ -64,7 +64,7 @@ class Genotype:
 
     @property
     def operations(self) -> frozenset[str]:
-        """Return the operations that occur in either cell."""
+        """The operations that occur in either cell."""
         return frozenset(operation for operation, _ in self.normal + self.reduce)
 
     @classmethod

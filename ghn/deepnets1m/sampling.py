@@ -227,5 +227,5 @@ def _uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def _chance(rng: random.Random, probability: float) -> bool:
-    """Return true with a probability."""
+    """Return true with the given probability."""
     return rng.random() < probability

@@ -55,7 +55,7 @@ class Program:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of one image's forward pass.
+        """The floating-point operations of one image's forward pass.
 
         Each multiply-add of convolutions, linear layers and attention products counts two. Norms, activations and
         pools are left out, as is usual.

@@ -364,6 +364,7 @@ Letters: B images, T tokens, C channels, Y×X pixels.
 """
 
 Rule = Callable[[GraphRecorder, Function, Sequence[Value]], Value]
+"""A method that records a function of the given inputs and returns the value of its result."""
 
 RULES: dict[str, Rule] = {
     "Convolution": GraphRecorder.convolution,

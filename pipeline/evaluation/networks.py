@@ -37,7 +37,7 @@ class Candidate:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """Return split, index and hash, which no other candidate has, not even one of other stored architectures."""
+        """Split, index and network hash, which no other candidate has, not even one of other stored architectures."""
         return self.split, self.index, self.network_hash
 
 

@@ -1,4 +1,4 @@
-"""How well a network classifies.
+"""The scores of a network as a classifier.
 
 Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
 """

@@ -1,6 +1,6 @@
 """Contracts of the tables that stages evaluate and finetune write: columns, types and ranges of values.
 
-The stages validate a table before they write it, and the report validates it after it read it, both with the models of
+The stages validate a table before they write it, and the report validates it after reading it, both with the models of
 this file.
 """
 

@@ -56,7 +56,7 @@ class ImageSubset:
 
     @property
     def side(self) -> int:
-        """S, the side of the images in pixels."""
+        """The side S of the images, in pixels."""
         return self.source.shape[-1]
 
     @property

@@ -10,13 +10,13 @@ import ray
 from pipeline.training.history import DroppedArchitecture, Row
 
 POLL_SECONDS = 1.0
-"""Least seconds between two questions of rank 0 whether the run is to stop."""
+"""Seconds at least between two calls in which rank 0 asks whether the run is to stop."""
 
 
 class DriverLink:
     """Rank 0's connection to the metrics buffer. The other workers have one too, on which every method does nothing.
 
-    Nothing that is sent is waited for; only a question is.
+    Rank 0 waits for an answer in `keep_file` and `poll_stop` alone.
     """
 
     def __init__(self, rank: int, metrics_buffer: str):
@@ -24,7 +24,7 @@ class DriverLink:
         self._last_asked = perf_counter()
 
     def resume(self, step: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
-        """Say that the run goes on from a step, and send again all that it has logged before."""
+        """Report that the run goes on from a step, and send again all that it has logged before."""
         if self._buffer:
             self._buffer.resume.remote(step, history, dropped)
 
@@ -44,7 +44,7 @@ class DriverLink:
             ray.get(self._buffer.keep.remote(name, content))
 
     def poll_stop(self) -> tuple[bool, bool]:
-        """Return whether the driver asks the workers to stop, and whether it was asked about that just now."""
+        """Return whether the driver asks the workers to stop, and whether this call has asked the driver."""
         if self._buffer is None or perf_counter() - self._last_asked < POLL_SECONDS:
             return False, False
         self._last_asked = perf_counter()

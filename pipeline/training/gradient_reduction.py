@@ -7,7 +7,7 @@ background of an image is thousands of equal pixels, all on the same side of a R
 would agree in nothing but their statistics.
 
 Dimensions: M architectures of the meta-batch, R gradients that are exchanged, P weights of the hypernetwork, W workers,
-T phases of a step, F flags.
+T phases of a step, F flags; 4 stands for loss, top-1, norm of the gradient, and 1 where they are finite.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StepResult:
 
 
 class GradientReducer:
-    """Adds up the gradients, the scores and the seconds of one step.
+    """The sums of gradients, scores and seconds of one step, over its micro-batches and the workers.
 
     Args:
         weights: those of the hypernetwork; their `.grad` is cleared.
@@ -60,7 +60,7 @@ class GradientReducer:
         first, count = self.weights[0], sum(weight.numel() for weight in self.weights)
         dtype = first.dtype if gradients > 1 else torch.float64
         self.gradients_RP = torch.zeros(gradients, count, dtype=dtype, device=first.device)
-        self.scores_4M = torch.zeros(4, meta_batch, dtype=torch.float64)  # loss, top-1, norm; 1 where they are finite
+        self.scores_4M = torch.zeros(4, meta_batch, dtype=torch.float64)
 
     def add(self, scores: Mapping[int, TargetScores], gradient: int = 0) -> None:
         """Add the scores of a micro-batch, and its gradient, which is moved there from the weights' `.grad`.

@@ -32,7 +32,7 @@ class RunSettings(Section):
 
 
 class WorkerJob(Section):
-    """What a worker must know, in plain values: it may run on another node, which shares no files with the driver.
+    """The task of a worker, in plain values: it may run on another node, which shares no files with the driver.
 
     Attributes:
         settings: what is learned.

@@ -51,7 +51,7 @@ class Trainer:
     """One worker of a training run.
 
     Attributes:
-        job: what the driver told this worker.
+        job: what the driver sent to this worker.
         train_settings: the section `train` of the settings.
         rank, workers: which worker this is, of how many.
         device: where this worker computes.
@@ -199,12 +199,12 @@ class Trainer:
         return measured
 
     def log(self, row: Row) -> None:
-        """Add a step's row to the history, and send the driver what is new."""
+        """Add a step's row to the history, and send the driver new rows and the architectures that the step dropped."""
         logged = self.state.record(row, self.train_settings.log_every, self.train_settings.steps)
         self.driver.send([logged] if logged else [], self.state.dropped_in_last_step)
 
     def is_preempted(self) -> bool:
-        """Return whether a node will be taken away of which that was not known before. All workers must call this."""
+        """Return whether Ray announces the loss of a node for the first time. All workers must call this."""
         info = ray.train.get_preemption_info()
         nodes = set(info.preempted_node_ids) if info else set()
         known, self._announced_preemptions = self._announced_preemptions, self._announced_preemptions | nodes

@@ -15,7 +15,7 @@ SKIPPED_STEPS = 2
 
 @contextmanager
 def profiled_steps(steps: int, keep_file: Callable[[str, bytes], None]) -> Iterator[Callable[[], object]]:
-    """Record so many steps within the block, which must call the yielded function after each step.
+    """Record steps within the block, which must call the yielded function after each step.
 
     Args:
         steps: how many to record; 0 records nothing.

@@ -26,13 +26,13 @@ from pipeline.training.history import DroppedArchitecture, Row
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 0.5
-"""Seconds between two looks of the driver for new rows."""
+"""Seconds between two drains of the metrics buffer by the driver."""
 
 SILENCE_SECONDS = 120.0
-"""Seconds without a step after which the user reads what may be missing."""
+"""Seconds without a step after which the terminal says what may be missing."""
 
 TERMINATION_SECONDS = 25.0
-"""Most seconds that a run may take to write its checkpoint after SIGTERM. Kubernetes kills after thirty."""
+"""Most seconds that a run may take to write its checkpoint after SIGTERM. Kubernetes kills a pod after thirty."""
 
 MAX_NAMED = 10
 """Most dropped architectures that are named in the terminal; the results have all of them."""
@@ -40,7 +40,7 @@ MAX_NAMED = 10
 
 @dataclass
 class Updates:
-    """What has happened in a run since the driver last looked.
+    """The events of a run since the driver last drained the metrics buffer.
 
     Attributes:
         resumed: the steps from which workers went on.
@@ -112,7 +112,7 @@ def start_metrics_buffer(name: str | None = None) -> Any:
 
 
 class Progress:
-    """Shows a run to the user while it goes on: a progress bar, warnings, and every row in MLflow.
+    """The display of a run for the user while it goes on: a progress bar, warnings, and every row in MLflow.
 
     After a restart from a checkpoint rank 0 sends the rows since then again, with the same values: each is logged once.
 

@@ -71,12 +71,12 @@ class TrainingState:
 
     @property
     def eval_model(self) -> Hypernetwork:
-        """Return the hypernetwork to validate and to keep: with the moving average of the weights, if there is one."""
+        """The hypernetwork to validate and to keep: with the moving average of the weights, if there is one."""
         return self.ghn if self.average is None else self.average
 
     @property
     def dropped_in_last_step(self) -> list[DroppedArchitecture]:
-        """Return the architectures that the last step dropped."""
+        """The architectures that the last step dropped."""
         return self.dropped_architectures[len(self.dropped_architectures) - self.dropped[-1] :]
 
     def update(self, rate: float, clip: float) -> float:

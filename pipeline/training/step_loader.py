@@ -54,13 +54,13 @@ class PreparedStep:
 
     @property
     def graph_seconds(self) -> float:
-        """Return the seconds that it took to lay out the graphs."""
+        """The seconds that it took to lay out the graphs."""
         return sum(micro_batch.graph_seconds for micro_batch in self.micro_batches.values())
 
 
 @dataclass(frozen=True)
 class StepLoader:
-    """Prepares the steps of one worker.
+    """A loader that prepares the data of one worker's steps.
 
     Attributes:
         settings: what is learned.

@@ -1,6 +1,6 @@
 """Contracts of the tables and metrics that stage train writes: columns, types and ranges of values.
 
-The stage validates a table before it writes it, and the report validates it after it read it, both with the models of
+The stage validates a table before it writes it, and the report validates it after reading it, both with the models of
 this file. A failed check is named by what the value must be: "a share, 0 to 1".
 """
 

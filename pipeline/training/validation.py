@@ -1,6 +1,7 @@
 """The accuracy of the hypernetwork, while it trains, on architectures and images that it is not trained on.
 
-Dimensions: A architectures, B images of a batch, C channels, K classes, S side of the images in pixels.
+Dimensions: A architectures, B images of a batch, C channels, K classes, S side of the images in pixels; 3 stands for
+top-1, loss, and 1 where the loss is finite.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.training.history import Row
 
 @dataclass(frozen=True)
 class Validation:
-    """What the hypernetwork is validated on.
+    """The networks and images that the hypernetwork is validated on.
 
     Attributes:
         architectures: the architectures, at the width at which they are validated.
@@ -62,7 +63,7 @@ class Validation:
         weight = next(ghn.parameters())
         num_classes, size = len(self.images.classes), ghn.config.image_size
         costs = [training_seconds(architecture.program(size, num_classes), 1) for architecture in self.architectures]
-        results_3A = torch.zeros(3, len(costs), dtype=torch.float64)  # top-1, loss; 1 where the loss is finite
+        results_3A = torch.zeros(3, len(costs), dtype=torch.float64)
         for position in assign_greedily(costs, workers)[rank]:
             architecture = self.architectures[position]
             (parameters,) = ghn.predict_parameters([architecture])
