@@ -170,6 +170,7 @@ class _Pass(torch.autograd.Function):
         b_ih: Tensor,  # (3H,)
         b_hh: Tensor,  # (3H,)
     ) -> Tensor:
+        """Return the updated states (N, H); weights and biases are those of the message MLPs and of the GRU."""
         N, H = h_NH.shape
         kinds = len(w2) // H
         received_NH = h_NH.new_zeros(N, H)
@@ -193,47 +194,19 @@ class _Pass(torch.autograd.Function):
             updated_LH = torch.lerp(candidate_LH, h_NH[at], gates_L2H[:, H:])
             inner_LD = torch.addmm(b1_D, updated_LH, w1_t).relu_()
             messages_NKH[at] = torch.addmm(b2, inner_LD, w2_t).relu_()
-            gates_N2H[at], candidate_NH[at], updated_NH[at], inner_ND[at] = (
-                gates_L2H,
-                candidate_LH,
-                updated_LH,
-                inner_LD,
-            )
+            gates_N2H[at], candidate_NH[at] = gates_L2H, candidate_LH
+            updated_NH[at], inner_ND[at] = updated_LH, inner_LD
         ctx.levels = levels
-        ctx.save_for_backward(
-            h_NH,
-            received_NH,
-            gates_N2H,
-            candidate_NH,
-            updated_NH,
-            inner_ND,
-            messages_NKH,
-            from_state_N3H,
-            w1_DH,
-            w2,
-            w_ih,
-            w_hh,
-        )
+        per_node = (h_NH, received_NH, gates_N2H, candidate_NH, updated_NH, inner_ND, messages_NKH, from_state_N3H)
+        ctx.save_for_backward(*per_node, w1_DH, w2, w_ih, w_hh)
         return updated_NH
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_updated_NH: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients at the arguments of `forward`; `d_x` is the gradient at `x`."""
-        (
-            h_NH,
-            received_NH,
-            gates_N2H,
-            candidate_NH,
-            updated_NH,
-            inner_ND,
-            messages_NKH,
-            from_state_N3H,
-            w1_DH,
-            w2,
-            w_ih,
-            w_hh,
-        ) = ctx.saved_tensors
+        *per_node, w1_DH, w2, w_ih, w_hh = ctx.saved_tensors
+        h_NH, received_NH, gates_N2H, candidate_NH, updated_NH, inner_ND, messages_NKH, from_state_N3H = per_node
         N, H = h_NH.shape
         kinds = len(w2) // H
         reset_NH, update_NH = gates_N2H[:, :H], gates_N2H[:, H:]
