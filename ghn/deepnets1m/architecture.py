@@ -220,7 +220,7 @@ def _preprocess(build: Builder, x: int | None, name: str, width: int, shrink: bo
 
 
 def _edge(build: Builder, x: int | None, name: str, operation: str, width: int, stride: int, norm: bool) -> int | None:
-    """Emit an edge of a cell; return the position of its result: of its input for an identity, None for `none`."""
+    """Emit an edge of a cell; return the position of its result, which is `x` for an identity and None for `none`."""
     if x is None or operation == "none":
         return None
     if operation == "skip_connect" and stride == 1:

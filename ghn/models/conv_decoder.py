@@ -75,11 +75,13 @@ class _Corners(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return a copy of each leading part."""
         ctx.sizes, ctx.shape = sizes, table.shape
         return tuple(table[:a, :b].contiguous().clone() for a, b in sizes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient at the table."""
         total = gradients[0].new_zeros(ctx.shape)
         for (a, b), gradient in zip(ctx.sizes, gradients, strict=True):
             total[:a, :b] += gradient

@@ -52,6 +52,7 @@ class _Linear(Recorded):
 
     @staticmethod
     def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        """Return a result with the outputs of the weight in place of the input's features."""
         x, weight, _ = inputs
         _require(x.shape[-1], weight.shape[1], "features")
         return x.new_empty(*x.shape[:-1], len(weight))
@@ -62,6 +63,7 @@ class _ScaledDotProductAttention(Recorded):
 
     @staticmethod
     def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        """Return a result with the positions of the query and the features of the value."""
         query, _, value, _ = inputs
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 

@@ -37,7 +37,7 @@ from pipeline.params import FinetuneSettings, settings_hash
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 HELD_OUT_IMAGES = 500
-"""Images at most that choose the learning rate."""
+"""Most images that choose the learning rate."""
 
 EVALUATION_BATCH = 64
 """Images per batch when the accuracy is measured."""
@@ -113,6 +113,11 @@ def train_all(
 
     Runs that an interrupted stage has left in `folder` are read from there. The others are trained on the cluster, to
     which this process must be connected.
+
+    Args:
+        targets: by the name of their data set.
+        seed: of the pipeline; the seeds of the runs are functions of it.
+        folder: where finished runs keep their results.
     """
     shared_ghn = ray.put(ghn.cpu())
     shared_targets = {name: ray.put(target) for name, target in targets.items()}

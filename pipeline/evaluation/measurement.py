@@ -56,6 +56,11 @@ def measure_all(
     Those that an interrupted run has left in `folder` are read from there. The others are measured on the cluster, to
     which this process must be connected. The tasks get the initialisations' functions, because a worker process knows
     no entry that was added to the registry of this process.
+
+    Args:
+        batch: images per batch.
+        seed: of the pipeline; with split and index it determines the random initialisation.
+        folder: where finished tasks keep their measurements.
     """
     done = _by_candidate(row for rows in read_task_cache(folder).values() for row in rows)
     todo = [candidate for candidate in candidates if candidate.key not in done]

@@ -52,7 +52,8 @@ SHUFFLE_SEED = 20214
 def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
     """Return the images of a data set as the settings say, decoded into the storage at the first call.
 
-    See `load_cached_images`, also for what it raises.
+    Raises:
+        UserError: see `load_cached_images`.
     """
     return load_cached_images(
         dataset,

@@ -1,6 +1,6 @@
 """Stage `describe`: the page about the stored architectures, in `results/generate/report`.
 
-A stage of its own, because a change of a template or a color changes this page and no architecture.
+A stage of its own, because a change of a template or a colour changes this page and no architecture.
 """
 
 from __future__ import annotations

@@ -38,7 +38,12 @@ TAGS = ("precision", "workers", "device")
 
 
 def train(params: Params) -> None:
-    """Train a hypernetwork, or go on where an interrupted run with the same settings stopped."""
+    """Train a hypernetwork, or go on where an interrupted run with the same settings stopped.
+
+    Raises:
+        UserError: the settings do not fit the data or the cluster, the run cannot go on, or it has diverged.
+        Terminated: SIGTERM came before the last step.
+    """
     started = time.perf_counter()
     settings, store = RunSettings.of(params), ArchitectureStore(params.storage)
     require_first_step(settings, store)
@@ -96,7 +101,7 @@ def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int
 def _metrics(
     settings: RunSettings, workers: WorkerSettings, state: TrainingState, num_images: int, seconds: float
 ) -> TrainingMetrics:
-    """Return what the run has come to, and on what it was computed: the report must not depend on section `workers`.
+    """Return the metrics of a run, with the number and the device of its workers, which the report reads here.
 
     Loss and top-1 are medians, because one network that explodes decides a mean.
     """

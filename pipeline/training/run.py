@@ -107,7 +107,7 @@ def fit(job: WorkerJob, folder: str, run: StageRun) -> Checkpoint:
 
 
 def remove_run(folder: str) -> None:
-    """Delete the checkpoints of a run that is done: asked for again, the stage trains again."""
+    """Delete the checkpoints of a finished run, so that the stage trains again when it is run again."""
     for record in file_sizes(folder):  # first, because Ray Train's records name the checkpoints to go on from
         remove(f"{folder}/{record}")
     remove(folder)
@@ -119,7 +119,7 @@ def _fit_until_done(job: WorkerJob, folder: str, stage_ended: threading.Event) -
         try:
             return _trainer(job, folder).fit()
         except ActorDiedError as error:
-            if stage_ended.is_set():  # and shuts Ray down
+            if stage_ended.is_set():  # the driver has shut Ray down
                 raise
             if "creation task" in str(error):
                 raise UserError(

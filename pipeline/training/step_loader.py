@@ -85,7 +85,7 @@ class StepLoader:
         """Return the data of a step, a function of the settings and of the step alone.
 
         Raises:
-            ValueError: the graphs of any meta-batch have more than `max_nodes` nodes.
+            ValueError: a hundred meta-batches in a row had too many nodes.
         """
         meta_batch = sample_meta_batch(
             self.training_set,
