@@ -41,7 +41,7 @@ PPUDA_GNNS = {
 
 
 def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
-    """Return the configuration and the weights, by our names, of a file `{config, state_dict, epoch}`.
+    """Return the configuration and the weights, by their names here, of a file `{config, state_dict, epoch}`.
 
     Raises:
         CheckpointError: the file is missing, needs code to be loaded, or does not fit.
@@ -91,7 +91,7 @@ def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping
     distinguishes small images (32) from large ones (224), by the size of the largest kernel.
 
     Args:
-        weights: by our names.
+        weights: by the names of `Hypernetwork.state_dict()`.
 
     Raises:
         CheckpointError: the format cannot describe the hypernetwork's parts or its longest virtual edge.
@@ -128,7 +128,7 @@ def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping
 
 
 def _config_of(config: dict[str, Any]) -> GHNConfig:
-    """Return our configuration for ppuda's.
+    """Return the configuration that the settings of ppuda describe.
 
     Raises:
         ValueError: the parts are those of no published variant.
@@ -165,11 +165,11 @@ PPUDA_PREFIXES = {
     "decoder_1d.fc.": "decoder.vectors.mlp.",
     "bias_class.1.": "decoder.vectors.classes.",
 }
-"""Prefixes of names in the published state dict, with our prefix for each."""
+"""Prefixes of names in the published state dict, with the prefix in `Hypernetwork.state_dict()` for each."""
 
 
 CONV_1X1_WEIGHTS = ("decoder.weights.mix.weight", "decoder.weights.channels.weight", "decoder.weights.classes.weight")
-"""Our linear layers that are 1×1 convolutions in the published state dict."""
+"""Weights of linear layers here that are 1×1 convolutions in the published state dict."""
 
 
 def _our_name(name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Function = torch.autograd.graph.Node
-"""A function that autograd has recorded; not a node of our graphs."""
+"""A function that autograd has recorded; not a node of `ghn.networks.graph`."""
 
 
 def operation_name(function: Function) -> str:

@@ -222,7 +222,7 @@ class Trainer:
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Return the learning rate of a step, of which `step` others were taken before."""
+    """Return the learning rate of the step that follows `step` others."""
     schedule = settings.schedule
     rate = settings.optimizer.learning_rate * warm_up(step, schedule.warmup)
     if schedule.name == "cosine":
