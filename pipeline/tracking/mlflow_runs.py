@@ -70,6 +70,9 @@ MODEL_REQUIREMENTS = ("mlflow", "numpy", "safetensors", "scipy", "torch")
 MODEL_SECONDS = 600.0
 """How long `log_ghn` waits for the address of the model."""
 
+SECTIONS = {"train": ("train", "workers")}
+"""Sections of the settings that a stage's run shows, where they are not the one with the stage's name alone."""
+
 PARAMS_PER_REQUEST = 100
 """Limit of MLflow's log_batch."""
 
@@ -258,7 +261,8 @@ def _begin(stage: str, settings: dict[str, str], experiment: str) -> StageRun:
             pipeline_id = _join_or_start_pipeline(client, experiment_id, settings)
         _end_abandoned_runs(client, experiment_id, pipeline_id, stage)
         run_id = _create_run(client, experiment_id, stage, {"mlflow.parentRunId": pipeline_id})
-        own = {key: value for key, value in settings.items() if "." not in key or key.startswith(f"{stage}.")}
+        sections = SECTIONS.get(stage, (stage,))
+        own = {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in sections}
         _log_parameters(client, run_id, own)
     except Exception as error:
         if isinstance(error, UserError) or not is_outage(error):
