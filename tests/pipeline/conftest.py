@@ -65,9 +65,10 @@ def mounted_disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    """Start a Ray cluster of two cores for the tests of a module."""
+def ray_on_this_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start a Ray cluster for the tests of a module, with two cores or as many as its constant `RAY_CORES` says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
-        with ray_cluster(num_cpus=2):
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for that
+        with ray_cluster(num_cpus=getattr(request.module, "RAY_CORES", 2)):
             yield

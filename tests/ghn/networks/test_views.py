@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,14 +18,7 @@ from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
 COUNT = int(os.environ.get("GHN_ARCHITECTURES", "40"))
 SIZE = 16
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_views_agree(architecture: Architecture) -> None:
@@ -45,7 +37,7 @@ def assert_views_agree(architecture: Architecture) -> None:
 
 
 def assert_same(one: Tensor, other: Tensor, name: str = "logits") -> None:
-    """To the last bit; a few networks with random parameters give no finite numbers, and both views do."""
+    """Assert equality to the last bit. Random parameters make a few results not finite, in both views alike."""
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{name}: {text}")
 
 

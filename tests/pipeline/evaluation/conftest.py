@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from evaluation_examples import digits, example_candidates, make_ghn
 
 from ghn import GHN
@@ -14,12 +11,8 @@ from pipeline.images.dataset import Images
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As a worker has it; and where cores are busy, threads that wait for each other take minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def uses_one_thread(one_thread: None) -> None:
+    """Let PyTorch use one thread in all tests of this folder."""
 
 
 @pytest.fixture(scope="session")

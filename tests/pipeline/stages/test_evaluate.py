@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from evaluation_examples import ARCHITECTURES, digits, example_candidates, make_ghn
 from small_settings import ROOT
@@ -30,18 +29,11 @@ from pipeline.params import Params, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
 from pipeline.stages.evaluate import evaluate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def measured(candidates: Sequence[Candidate], ghn: GHN, images: Images, folder: Path) -> list[Measurement]:
     return measure_all(candidates, INITIALISATIONS, ghn, images, 64, 0, str(folder))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As a worker has it; and where cores are busy, threads that wait for each other take minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +101,7 @@ def test_another_architecture_at_the_same_place_is_measured(
 
 @pytest.fixture
 def project(ray_on_this_machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """A project folder with architectures of all splits and an untrained hypernetwork."""
+    """Make a project folder with architectures of all splits and an untrained hypernetwork."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from evaluation_examples import architecture, digits, make_ghn
 from small_settings import ROOT
@@ -35,13 +33,7 @@ SETTINGS = FinetuneSettings(
 NETWORK = architecture("conv_3x3", "skip_connect", C=16, fc_layers=2, fc_dim=16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As a worker has it; and where cores are busy, threads that wait for each other take minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 @pytest.fixture(scope="module")
 def ghn() -> GHN:
-    """A hypernetwork for another number of classes than the target has."""
+    """Return a hypernetwork for another number of classes than the target has."""
     return make_ghn(0, num_classes=7)
 
 

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-from small_settings import ROOT, small_settings
+from small_settings import small_settings
 from training_runs import (
     Run,
     assert_same_run,
@@ -25,35 +25,26 @@ from training_runs import (
     weights,
 )
 
-from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.errors import UserError
 from pipeline.params import Params, with_changes
 from pipeline.stages.train import train
 
 pytestmark = pytest.mark.slow  # Ray and its training workers start for each run
 
+RAY_CORES = 4
 RUN = {"steps": 20, "micro_batches": 4, "validation": {"every": 6}}  # of a meta-batch of 3: three micro-batches
 GHN_COMMAND = Path(sys.executable).with_name("ghn")
 
 
 @pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for that
-        with ray_cluster(num_cpus=4):
-            yield
-
-
-@pytest.fixture(scope="module")
 def reference(ray_on_this_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of one worker."""
+    """Return a run of one worker."""
     return reference_run(tmp_path_factory.mktemp("reference"), Params.model_validate(small_settings(train=RUN)))
 
 
 @pytest.fixture
 def project(reference: Run, small_project: Callable[..., Params]) -> Callable[..., Params]:
-    """A project with the reference's architectures; called, it makes its settings, with other `train` settings."""
+    """Make a project with the reference's architectures; the function writes settings, with other ones of `train`."""
     take_architectures(reference)
 
     def settings(train: dict | None = None, **changes: object) -> Params:

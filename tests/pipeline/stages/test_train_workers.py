@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,13 @@ import torch
 from flaky_bucket import FlakyBucket
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load
-from small_settings import ROOT, small_settings
+from small_settings import small_settings
 from training_runs import Run, assert_same_run, history, reference_run, take_architectures, weights
 
 from ghn.models.config import GHNConfig
 from ghn.models.ghn import GHN
 from ghn.training.step import StepSettings, Stopwatch, accumulate_micro_batch
 from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.images.load import load_cached_images
 from pipeline.params import Params
 from pipeline.stages.train import train
@@ -31,21 +30,13 @@ from pipeline.training.step_loader import StepLoader, training_set_of
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+RAY_CORES = 3
 RUN = {"steps": 50, "precision": "fp64", "micro_batches": 6, "validation": {"every": 25}}
 
 
 @pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for that
-        with ray_cluster(num_cpus=3):
-            yield
-
-
-@pytest.fixture(scope="module")
 def reference(ray_on_this_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of one worker: fifty steps of eight architectures in double precision."""
+    """Return a run of one worker: fifty steps of eight architectures in double precision."""
     settings = small_settings(meta_batch=8, train=RUN)
     return reference_run(tmp_path_factory.mktemp("reference"), Params.model_validate(settings))
 

@@ -13,18 +13,13 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.errors import Terminated
 from pipeline.params import Params
 from pipeline.tracking.mlflow_runs import stage_run
 from pipeline.training import progress
 from pipeline.training.progress import MAX_NAMED, Progress, start_metrics_buffer
 
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine() -> Iterator[None]:
-    with ray_cluster(num_cpus=1):
-        yield
+RAY_CORES = 1
 
 
 @pytest.fixture
