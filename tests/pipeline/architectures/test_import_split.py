@@ -58,7 +58,7 @@ class Files:
         return import_deepnets(self.hdf5, self.metadata, split, self.storage, **options)
 
     def refusal(self, **options: Any) -> str:
-        """What an import says that is refused, and that has written nothing."""
+        """Return the error of an import that is refused, and assert that it has written nothing."""
         with pytest.raises(UserError) as caught:
             self.load(**options)
         assert len(str(caught.value).splitlines()) <= 3
@@ -134,7 +134,7 @@ def test_distances_are_cut_as_the_published_generator_does() -> None:
 
 
 def group_nodes_by_cell(graphs: h5py.Group, records: list[Any]) -> None:
-    """As the public generator does with current libraries."""
+    """Group nodes by cell, as the public generator does with current libraries."""
     _, nodes = read(graphs, 3)
     replace(graphs, "3/nodes", nodes[np.argsort(nodes[:, 1], kind="stable")])
 
@@ -256,7 +256,8 @@ def test_a_refusal_names_the_first_rows_of_many(files: Files) -> None:
 
 
 def test_shards_before_the_first_fault_do_not_stay(files: Files) -> None:
-    files.write(change_record(4, num_nodes=7)).refusal(shard_rows=2)
+    message = files.write(change_record(4, num_nodes=7)).refusal(shard_rows=2)
+    assert "row 4" in message
 
 
 def test_a_name_of_other_versions_of_the_files_is_understood(files: Files) -> None:
@@ -394,7 +395,7 @@ def test_a_bucket_takes_an_import_and_keeps_none_that_is_refused(files: Files, b
 def imported_project(
     small_project: Callable[..., Params], files: Files, splits: tuple[str, ...], **counts: Any
 ) -> Params:
-    """A project whose settings import the first golden rows as these splits."""
+    """Make a project whose settings import the first golden rows as these splits."""
     files.storage = "storage"
     imported = {split: files.write(name=split).load(split, shard_rows=3) for split in splits}
     return small_project(generate={"imported": imported} | counts)

@@ -75,7 +75,7 @@ def overlap(a: NodeBox, b: NodeBox) -> bool:
     return across and abs(a.y - b.y) < BOX_HEIGHT - 0.01
 
 
-def check(graph: Graph, layout: GraphLayout) -> None:
+def assert_laid_out(graph: Graph, layout: GraphLayout) -> None:
     """Assert that nothing is missing, nothing overlaps and all is within the page.
 
     Each edge leads from its source, or the line of it, down to its target.
@@ -110,7 +110,7 @@ def test_every_primitive_has_a_colour_of_its_own() -> None:
 @settings(max_examples=40, deadline=None)
 @given(graphs(), st.booleans())
 def test_nodes_do_not_overlap_and_edges_join_them(graph: Graph, arcs: bool) -> None:
-    check(graph, lay_out(graph, [40.0 + 10 * (v % 3) for v in range(len(graph.nodes))], header=70, arcs=arcs))
+    assert_laid_out(graph, lay_out(graph, [40.0 + 10 * (v % 3) for v in range(len(graph.nodes))], header=70, arcs=arcs))
 
 
 @settings(max_examples=15, deadline=None)
@@ -123,7 +123,7 @@ def test_any_graph_is_rendered_in_full(graph: Graph, virtual_edges: bool) -> Non
 
 
 def test_a_dense_architecture_is_laid_out_without_overlaps(dense: Graph) -> None:
-    check(dense, lay_out(dense, [60.0] * len(dense.nodes), header=70))
+    assert_laid_out(dense, lay_out(dense, [60.0] * len(dense.nodes), header=70))
 
 
 def test_the_subtitle_counts_nodes_edges_and_parameters(resnet18: Graph) -> None:

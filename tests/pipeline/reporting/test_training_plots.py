@@ -263,3 +263,4 @@ def test_a_run_of_one_step_can_be_plotted_even_if_it_dropped_everything(
         training_plots.time_of_a_step(one),
     ):
         figure.draw_without_rendering()
+        assert any(axes.has_data() for axes in figure.axes)
