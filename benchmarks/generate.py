@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--count 100000] [--workers 2] [--split train] [--shard-rows 10000]
 
-The time is that of the stage's own tasks on a local Ray cluster that has started: sampling, all rejections, identities,
+The time is that of the stage's own tasks on a local Ray cluster that has started: sampling, all rejections, hashes,
 counts, both passes, writing. Compares, on one core, adding up the summaries of blocks with compiling programs and
 graphs operation by operation. The last line is JSON: `architectures_per_second`,
 `architectures_per_second_per_core`, `bytes`, `peak_rss_bytes` (the largest of the workers and this process), `seconds`,
@@ -35,7 +35,7 @@ SEED = 0
 def main(
     count: Annotated[int, typer.Option(min=1, help="Architectures.")] = 100_000,
     workers: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
-    split: Annotated[str, typer.Option(help="Any that is drawn.")] = "train",
+    split: Annotated[str, typer.Option(help="Any that is sampled.")] = "train",
     shard_rows: Annotated[int, typer.Option(min=1, help="Architectures a file.")] = 10_000,
     compiled: Annotated[int, typer.Option(min=1, help="Architectures that are compiled for comparison.")] = 300,
     record: Record = None,
@@ -77,7 +77,7 @@ def compile_whole(architecture: Architecture) -> object:
 
 
 def seconds_each(function: Callable[[Architecture], object], architectures: list[Architecture]) -> float:
-    """Seconds for one architecture, on average, once each was seen before."""
+    """Return the mean seconds per architecture, once each was seen before."""
     for architecture in architectures:
         function(architecture)
     started = perf_counter()
@@ -87,7 +87,7 @@ def seconds_each(function: Callable[[Architecture], object], architectures: list
 
 
 def peak_of_workers() -> int:
-    """The most memory, in bytes, that a Ray worker of this machine has had so far."""
+    """Return the most memory, in bytes, that a Ray worker of this machine has had so far."""
     peaks = [0]
     for status in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):  # it has ended meanwhile

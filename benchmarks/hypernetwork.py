@@ -28,7 +28,7 @@ CONFIG = GHNConfig(num_classes=10, image_size=32)
 
 
 def meta_batch(ghn: GHN, count: int) -> GraphBatch:
-    """The graphs of the first architectures of the training split, at the widths that training samples."""
+    """Return the graphs of the first architectures of the training split, at the widths that training samples."""
     graphs = []
     for index in range(count):
         architecture = sample_architecture(0, "train", index)
@@ -44,7 +44,7 @@ def loss_of(predicted: list[dict[str, Tensor]]) -> Tensor:
 
 
 def timed(ghn: GHN, batch: GraphBatch, repeats: int) -> tuple[float, float]:
-    """Median seconds of the forward and of the backward pass, after a warm-up."""
+    """Return the median seconds of the forward and of the backward pass, after a warm-up."""
     forward, backward = [], []
     for _ in range(repeats + 1):
         ghn.zero_grad()
@@ -58,27 +58,27 @@ def timed(ghn: GHN, batch: GraphBatch, repeats: int) -> tuple[float, float]:
 
 
 def node_by_node(gnn: GatedGNN, h_NH: Tensor, batch: GraphBatch) -> Tensor:
-    """The published description, literally: each node in turn, the MLPs at each of its edges."""
+    """Return the states by the published description, literally: each node in turn, the MLPs at each of its edges."""
     states = list(h_NH.unbind())
-    for incoming, speaks, order in (
+    for incoming, outgoing, order in (
         (batch.targets, batch.sources, range(batch.num_nodes)),
         (batch.sources, batch.targets, reversed(range(batch.num_nodes))),
     ):
         edges: list[list[tuple[int, int]]] = [[] for _ in states]
-        for v, u, distance in zip(incoming.tolist(), speaks.tolist(), batch.distances.tolist(), strict=True):
+        for v, u, distance in zip(incoming.tolist(), outgoing.tolist(), batch.distances.tolist(), strict=True):
             edges[v].append((u, distance))
         for v in order:
             message = torch.zeros_like(states[v])
             if edges[v]:
-                heard = torch.stack([states[u] for u, _ in edges[v]])
+                inputs = torch.stack([states[u] for u, _ in edges[v]])
                 distance = torch.tensor([d for _, d in edges[v]])
-                message = (gnn.mlp_virtual(heard) / distance[:, None]).sum(0) + gnn.mlp(heard[distance == 1]).sum(0)
+                message = (gnn.mlp_virtual(inputs) / distance[:, None]).sum(0) + gnn.mlp(inputs[distance == 1]).sum(0)
             states[v] = gnn.gru(message[None], states[v][None])[0]
     return torch.stack(states)
 
 
 def seconds(function: Callable[[], Tensor]) -> float:
-    """Seconds of a forward and backward pass."""
+    """Return the seconds of a forward and backward pass."""
     started = perf_counter()
     function().square().mean().backward()
     return perf_counter() - started

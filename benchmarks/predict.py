@@ -24,7 +24,7 @@ CONFIG = GHNConfig(num_classes=1000, image_size=224, kernel=16)
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    """The median over `repeats` calls, after two that do not count."""
+    """Return the median seconds over `repeats` calls, after two that do not count."""
     taken = []
     for _ in range(repeats + 2):
         started = perf_counter()

@@ -1,4 +1,4 @@
-"""Reading stored architectures: opening a set, drawing rows at random, memory.
+"""Reading stored architectures: opening a set, rows at random, memory.
 
     python benchmarks/read_architectures.py [--count 1000000] [--reads 2000]
 
@@ -46,17 +46,17 @@ def main(
 
 
 def write(folder: str, count: int) -> None:
-    """A manifest and shards of split train."""
+    """Write a manifest and shards of split train."""
     import pyarrow as pa
 
     from pipeline.architectures.sampled_splits import finish_shard, sample_shard, shard_tasks
     from pipeline.architectures.shards import SCHEMA, shard_name, table_of, write_shard
     from pipeline.architectures.store import Split, write_manifest
 
-    (task,) = shard_tasks(f"{folder}/drawn", "train", 0, SHARD_ROWS, SHARD_ROWS)
+    (task,) = shard_tasks(f"{folder}/sampled", "train", 0, SHARD_ROWS, SHARD_ROWS)
     sample_shard(task)
     shard = finish_shard(task, table_of([]))
-    table = Split("train", f"{folder}/drawn", [shard]).table(*SCHEMA.names)
+    table = Split("train", f"{folder}/sampled", [shard]).table(*SCHEMA.names)
     shards = []
     for first in range(0, count, SHARD_ROWS):
         indices = pa.array(range(first, first + SHARD_ROWS))
@@ -66,7 +66,7 @@ def write(folder: str, count: int) -> None:
 
 
 def measure(folder: str, reads: int) -> dict[str, float]:
-    """What opening and reading takes; the imports are part of it."""
+    """Return what opening and reading takes, in seconds and bytes; the imports are part of it."""
     started = perf_counter()
     import pyarrow.parquet as pq
 

@@ -46,7 +46,7 @@ def scratch_project(settings: dict[str, Any], cpus: int | None = None) -> Iterat
 
 
 def trained(settings: dict[str, Any]) -> pd.DataFrame:
-    """The history of a training run of the project."""
+    """Train in the project, and return the history of the run."""
     from pipeline.stages.train import train
 
     train(Params.model_validate(settings))

@@ -71,7 +71,7 @@ def meta_batches(size: int, architectures: int, image_size: int) -> Iterator[lis
 def train_step(
     ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor, step: int, settings: StepSettings
 ) -> tuple[float, float]:
-    """Seconds of a step, and of its hypernetwork."""
+    """Return the seconds of a step, and of its hypernetwork."""
     started = perf_counter()
     watch, graph_seconds = Stopwatch(images.device), 0.0
     ghn.zero_grad()
@@ -86,7 +86,7 @@ def train_step(
 
 
 def plain_step(ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> float:
-    """Seconds of the plain loop for the same step."""
+    """Return the seconds of the plain loop for the same step."""
     started = perf_counter()
     ghn.zero_grad()
     losses = []
@@ -110,13 +110,13 @@ def predict_node_by_node(ghn: GHN, graph: Graph) -> dict[str, Tensor]:
 
 
 def alone(node: Node) -> GraphBatch:
-    """A batch of one node."""
+    """Return a batch of one node."""
     none = np.empty(0, dtype=int)
     return GraphBatch((node,), 1, np.zeros(1, dtype=int), np.array([0, 1]), none, none, none)
 
 
 def require_equal_gradients(ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> None:
-    """Both loops compute the same, up to rounding (compared for networks without dropout)."""
+    """Require the same gradients of both loops, up to rounding; networks must have no dropout."""
     gradients = []
     for step in (train_step, plain_step):
         extra = (0, StepSettings(seed=0)) if step is train_step else ()

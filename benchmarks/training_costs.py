@@ -34,7 +34,7 @@ SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32), (64, 1
 
 
 def sampled(image_size: int, count: int) -> list[Architecture]:
-    """The first training architectures, at widths that training samples."""
+    """Return the first training architectures, at widths that training samples."""
     widths, head_widths = SIZES[image_size]
     random = np.random.default_rng(0)
     first = [next(samples(0, "train", index)) for index in range(count)]
@@ -45,7 +45,7 @@ def sampled(image_size: int, count: int) -> list[Architecture]:
 
 
 def measured(ghn: GHN, architecture: Architecture, settings: StepSettings, batch: int) -> float:
-    """Seconds of a forward and backward pass, the shorter of two."""
+    """Return the seconds of a forward and backward pass, the shorter of two."""
     size = ghn.config.image_size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % ghn.config.num_classes
@@ -61,7 +61,7 @@ def measured(ghn: GHN, architecture: Architecture, settings: StepSettings, batch
 
 
 def features(program: Program, batch: int) -> list[float]:
-    """What the prices are multiplied with."""
+    """Return the features that the prices are multiplied with."""
     work = dict.fromkeys(Work, 0)
     for kind, amount in map(work_of, program.operations):
         work[kind] += batch * amount
@@ -69,7 +69,7 @@ def features(program: Program, batch: int) -> list[float]:
 
 
 def imbalance(seconds: np.ndarray, costs: np.ndarray, nodes: list[int], workers: int) -> float:
-    """Slowest worker / mean, over all meta-batches, by measured seconds of target networks."""
+    """Return slowest worker / mean, over all meta-batches, by measured seconds of target networks."""
     slowest, mean = 0.0, 0.0
     for start in range(0, len(seconds) - META_BATCH + 1, META_BATCH):
         chosen = slice(start, start + META_BATCH)
