@@ -172,8 +172,8 @@ class _Import:
         if found is None:
             return False
         shard, table = found
-        identities = table["identity"].to_pylist()
-        self._index_of.update(zip(identities, range(first, last), strict=True))
+        hashes = table["identity"].to_pylist()
+        self._index_of.update(zip(hashes, range(first, last), strict=True))
         self._imported = last
         self.shards.append(shard)
         return True
@@ -204,7 +204,7 @@ class _Import:
                 self.write()
 
     def leave_out(self, index: int, reason: str) -> None:
-        """Note that a row is not imported, and why."""
+        """Record that a row is not imported, and why."""
         self.faults.append(Fault(index, False, reason))
 
     def write(self) -> None:
@@ -236,7 +236,7 @@ def _refusal(taken: _Import, rows: int, hdf5: Path) -> str:
     ]
     if not taken.keep_disagreeing:
         lines.append(
-            "`--keep-disagreeing` imports those whose record is valid, with our graph of it, but no network twice, "
+            "`--keep-disagreeing` imports those whose record is valid, with a new graph of it, but no network twice, "
             "and names them all in disagreeing.csv"
         )
     return "\n".join(lines)

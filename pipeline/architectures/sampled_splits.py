@@ -57,7 +57,7 @@ class Task(NamedTuple):
 
     @property
     def made_from(self) -> Origin:
-        """What the shard's rows depend on, for its record."""
+        """The settings that the shard's rows depend on, for its record."""
         return {
             "settings_hash": self.folder.rpartition("/")[2],
             "split": self.split,
@@ -78,7 +78,7 @@ class Task(NamedTuple):
 
     @property
     def draft_made_from(self) -> Origin:
-        """What the draft's rows depend on, for its record."""
+        """The settings that the draft's rows depend on, for its record."""
         return self.made_from | {"step": "first samples"}
 
 

@@ -53,12 +53,12 @@ class SetStatistics:
 
 def statistics_of(store: ArchitectureStore) -> SetStatistics:
     """Return all statistics of a set of architectures."""
-    identities = [chunk for split in store.manifest["splits"] for chunk in store[split].table("identity")[0].chunks]
+    hashes = [chunk for split in store.manifest["splits"] for chunk in store[split].table("identity")[0].chunks]
     return SetStatistics(
         splits=split_statistics(store),
         operations=operation_shares(store),
         sample=graph_sample(store),
-        distinct=pc.count_distinct(pa.chunked_array(identities, pa.string())).as_py(),
+        distinct=pc.count_distinct(pa.chunked_array(hashes, pa.string())).as_py(),
     )
 
 

@@ -37,12 +37,12 @@ def verify(params: Params, manifest: str | Path = MANIFEST, recompute: int = 200
         UserError: a shard is missing or damaged, a network is stored twice, or a row differs from its network.
     """
     store = ArchitectureStore(params.storage, manifest)
-    identities = {name: split.columns("identity")["identity"].astype("S24") for name, split in store.splits.items()}
+    hashes = {name: split.columns("identity")["identity"].astype("S24") for name, split in store.splits.items()}
     table, faults = [], []
     for name, split in store.splits.items():
-        repeated = len(split) - len(np.unique(identities[name]))
-        others = [other for other in identities if other != name]
-        shared = sum(len(np.intersect1d(identities[name], identities[other])) for other in others)
+        repeated = len(split) - len(np.unique(hashes[name]))
+        others = [other for other in hashes if other != name]
+        shared = sum(len(np.intersect1d(hashes[name], hashes[other])) for other in others)
         computed, wrong = _compute_again(params, store, name, recompute, every_row)
         if repeated:
             faults.append(f"split {name}: rows that repeat another: {repeated}")
