@@ -29,12 +29,12 @@ CHANGE_NO_RESULT = {
 """What stages import and do not depend on, nor on what only these modules import; and why."""
 
 NAMES_ONLY = "ghn"
-"""The package that users import. It imports nothing itself, so that whoever takes a name from it hides a dependency."""
+"""The package that users import. It imports nothing itself, so that an import from it hides a dependency."""
 
 
 @cache
 def imports() -> grimp.ImportGraph:
-    """All imports between modules, those inside functions too; not those that only type checkers see."""
+    """Return all imports between modules, those inside functions too; not those that only type checkers see."""
     return grimp.build_graph("ghn", "pipeline", exclude_type_checking_imports=True, cache_dir=None)
 
 
@@ -44,7 +44,7 @@ def file_of(module: str) -> str:
 
 
 def imported_files(stage: str) -> set[str]:
-    """The files of all modules that a stage runs, its own too, up to those that change no result."""
+    """Return the files of all modules that a stage runs, its own too, up to those that change no result."""
     found: set[str] = set()
     waiting = [f"pipeline.stages.{stage}"]
     while waiting:
@@ -58,7 +58,7 @@ def imported_files(stage: str) -> set[str]:
 
 
 def code_of(stage: str) -> list[str]:
-    """The dependencies of a stage that are code."""
+    """Return the dependencies of a stage that are code."""
     return [name for name in STAGES[stage]["deps"] if name.startswith(("ghn", "pipeline"))]
 
 

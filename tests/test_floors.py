@@ -1,4 +1,4 @@
-"""The house as docs/architecture.md draws it: how many rooms, how many arrows, no circle.
+"""The floors as docs/architecture.md shows them: how many rooms, how many arrows, no circle.
 
 A room is a folder with modules. Modules that lie directly in `pipeline` are on two floors: its doors (`cli`, `submit`)
 at the top, and the ground that all others stand on. An arrow leads from a room to another that one of its modules

@@ -16,7 +16,7 @@ VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def written(tmp_path: Path, change: dict[str, Any]) -> Path:
-    """The project's settings with some values changed, in a file."""
+    """Write the project's settings with some values changed, and return the file."""
     values = copy.deepcopy(VALUES)
     for name, value in change.items():
         set_leaf(values, tuple(name.split(".")), value)
@@ -25,7 +25,7 @@ def written(tmp_path: Path, change: dict[str, Any]) -> Path:
 
 
 def refused(tmp_path: Path, change: dict[str, Any]) -> str:
-    """What is said about the project's settings with some values changed."""
+    """Return the error about the project's settings with some values changed."""
     path = written(tmp_path, change)
     with pytest.raises(UserError) as caught:
         load_params(path)

@@ -78,7 +78,7 @@ def tile(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 def full_decode(decoder: ParameterDecoder, h: Tensor) -> Tensor:
-    """Everything that the convolutional decoder can predict for one node: (2H, 2H, S, S)."""
+    """Return everything that the convolutional decoder can predict for one node: (2H, 2H, S, S)."""
     part = decoder.weights
     x = F.relu(part.expand(h)).view(1, 4 * HIDDEN, KERNEL, KERNEL)
     x = F.relu(F.conv2d(x, part.mix.weight[:, :, None, None], part.mix.bias))
@@ -87,7 +87,7 @@ def full_decode(decoder: ParameterDecoder, h: Tensor) -> Tensor:
 
 
 def reference(decoder: ParameterDecoder, h: Tensor, node: Node) -> dict[str, Tensor]:
-    """The parameters of one node, from the definition: decode in full, slice or repeat, normalise."""
+    """Return the parameters of one node, from the definition: decode in full, cut or repeat, normalise."""
     first = node.parameters[0]
     if len(first.shape) > 1:
         out, inputs, kh, kw = node.shape
@@ -202,7 +202,7 @@ class Applied(nn.Module):
 
 
 def assert_gradients(decode: nn.Module, function: Callable[..., Any], *states: Tensor) -> None:
-    """Numerical and analytical gradients agree, at the states and at all weights."""
+    """Assert that numerical and analytical gradients agree, at the states and at all weights."""
     module = Applied(decode, function)
     names = [name for name, _ in module.named_parameters()]
 

@@ -15,7 +15,7 @@ LONGEST = 3
 
 
 def reference(gnn: GatedGNN, h: Tensor, graph: Graph, longest: int) -> Tensor:
-    """The formula of `ghn.models.gated_gnn`, node by node."""
+    """Return the states by the formula of `ghn.models.gated_gnn`, node by node."""
     states = list(h)
     passes = ((range(len(h)), graph.distances), (reversed(range(len(h))), graph.distances.T))
     for order, distances in passes:
@@ -31,7 +31,7 @@ def reference(gnn: GatedGNN, h: Tensor, graph: Graph, longest: int) -> Tensor:
 
 
 def order_of(batch: GraphBatch) -> list[int]:
-    """The number in its graph of each node of a batch."""
+    """Return the number in its graph of each node of a batch."""
     return [node.shape[0] - 1 for node in batch.nodes]
 
 

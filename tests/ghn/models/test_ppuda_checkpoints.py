@@ -52,7 +52,7 @@ CONV_1X1_WEIGHTS = ("decoder.weights.mix", "decoder.weights.channels", "decoder.
 
 
 def public(ghn: GHN) -> dict[str, Any]:
-    """A checkpoint in the public format."""
+    """Write a checkpoint in the public format."""
     state_dict: dict[str, Tensor] = {}
     for name, weight in ghn.state_dict().items():
         module, _, kind = name.rpartition(".")

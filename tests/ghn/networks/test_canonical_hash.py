@@ -16,7 +16,7 @@ from ghn.networks.program import Program
 
 
 def merkle(program: Program) -> str:
-    """Names a network in another way: each operation by a hash of what it does and of its inputs."""
+    """Name a network in another way: each operation by a hash of what it does and of its inputs."""
     names: list[bytes] = []
     for operation in program.operations:
         inputs = [names[source] for source in operation.inputs]
@@ -37,7 +37,7 @@ def test_networks_have_the_same_identity_if_and_only_if_they_are_the_same(networ
             assert (one.network_hash == other.network_hash) == (merkle(one) == merkle(other))
 
 
-def test_it_tells_apart_two_thousand_draws_as_hashes_do() -> None:
+def test_it_tells_apart_two_thousand_samples_as_hashes_do() -> None:
     """Small networks only, of which many are the same."""
     programs = []
     for index in range(2000):

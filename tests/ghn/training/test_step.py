@@ -146,7 +146,7 @@ def test_dropout_is_a_function_of_seed_step_and_position() -> None:
 
 @pytest.fixture
 def broken_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two more kinds of operations: the result of one is not finite, that of the other is relu with a NaN gradient."""
+    """Add two kinds of operations: one with a result that is not finite, and relu with a NaN gradient."""
 
     def nan_result(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return inputs[0] * math.nan

@@ -32,7 +32,7 @@ ARCHITECTURES = [sample_architecture(0, "test", index) for index in range(5)]
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArchitectureStore:
-    """Five architectures of split test in two shards."""
+    """Store five architectures of split test in two shards."""
     folder = tmp_path / "storage/test"
     shards = [
         write_shard(f"{folder}/{first}.parquet", table_of([row(i, ARCHITECTURES[i]) for i in range(first, last)]))
@@ -102,7 +102,7 @@ def test_a_shard_of_other_rows_is_not_taken(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    """2,500 rows of the same five architectures in two shards, of several row groups each."""
+    """Return 2,500 rows of the same five architectures in two shards, of several row groups each."""
     folder = tmp_path_factory.mktemp("many")
     rows = [row(i, architecture) for i, architecture in enumerate(ARCHITECTURES)]
     shards = []

@@ -22,7 +22,7 @@ SmallProject = Callable[..., Params]
 
 
 def write(params: Params, change: Callable[[Rows], object]) -> None:
-    """A storage and a manifest of a few rows after a change."""
+    """Write a storage and a manifest of a few rows after a change."""
     rows = {
         split: [row(index, architecture, 0, 0) for index, architecture in enumerate(architectures)]
         for split, architectures in ARCHITECTURES.items()
@@ -63,7 +63,7 @@ def miscount(rows: Rows) -> None:
 
 
 def exchange(rows: Rows) -> None:
-    """The sample of one index is stored under another."""
+    """Store the sample of one index under another."""
     rows["train"][2:] = [row(2, ARCHITECTURES["train"][3], 0, 0), row(3, ARCHITECTURES["train"][2], 0, 0)]
 
 
@@ -76,7 +76,7 @@ def widen_less(rows: Rows) -> None:
 
 
 def rename(rows: Rows) -> None:
-    """A row with the identity of another network."""
+    """Give a row the hash of another network."""
     summary = rows["train"][2].summary._replace(network_hash=rows["train"][2].summary.network_hash[::-1])
     rows["train"][2] = rows["train"][2]._replace(summary=summary)
 

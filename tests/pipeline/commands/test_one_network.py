@@ -20,14 +20,14 @@ GOLDEN = ROOT / "tests/golden"
 
 
 def run(*arguments: object) -> str:
-    """What a command prints; it must succeed."""
+    """Return what a command prints; it must succeed."""
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     return done.output
 
 
 def refused(*arguments: object) -> str:
-    """What a command prints on the standard error; it must fail with status 1."""
+    """Return what a command prints on the standard error; it must fail with status 1."""
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 1, done.output
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) <= 3

@@ -18,7 +18,7 @@ PARAMS = Path("params.yaml")
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The project's settings and presets in an empty folder, the working directory."""
+    """Copy the project's settings and presets to an empty folder, the working directory."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "params", tmp_path / "params")
     monkeypatch.chdir(tmp_path)

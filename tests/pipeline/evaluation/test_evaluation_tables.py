@@ -34,7 +34,7 @@ CURVES = curves_table(
 
 
 def refusal(model: type[pa.DataFrameModel], table: pd.DataFrame) -> tuple[str, str, str]:
-    """The column, what it must be and the value, as the report reads them."""
+    """Return the column, what it must be and the value, as the report reads them."""
     with pytest.raises(pa.errors.SchemaErrors) as error:
         model.validate(table, lazy=True)
     first = error.value.failure_cases.iloc[0]

@@ -35,7 +35,7 @@ def target(images: Images) -> Target:
 
 @pytest.fixture(scope="module")
 def ghn() -> GHN:
-    """A hypernetwork for another number of classes than the target has."""
+    """Return a hypernetwork for another number of classes than the target has."""
     return make_ghn(0, num_classes=7)
 
 

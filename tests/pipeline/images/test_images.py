@@ -31,7 +31,7 @@ def mnist(tmp_path_factory) -> Images:
 
 
 def numbered(count: int, side: int = 4) -> Images:
-    """Images that say which one they are: the label is the position, and so is every pixel (modulo 256)."""
+    """Return images that say which one they are: the label is the position, and so is every pixel (modulo 256)."""
     labels = np.arange(count)
     pixels = np.broadcast_to(labels[:, None, None, None], (count, 3, side, side)).astype(np.uint8)
     part = ImageSubset(pixels, labels)

@@ -45,13 +45,13 @@ FACE = 3 * 8 * 8  # bytes of an image of `faces` at 8×8 pixels, of which 160 ar
 
 
 def windows_of(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small windows, so that a small set has several."""
+    """Make small windows, so that a small set has several."""
     for module in (load, image_order):
         monkeypatch.setattr(module, "WINDOW", shards)
 
 
 def use_shards(patch: pytest.MonkeyPatch, images_of_8_pixels: int, window: int = 16) -> None:
-    """From now on shards are as small, and windows have as many of them."""
+    """Make shards as small, and windows of as many shards."""
     patch.setattr(image_shards, "SHARD_BYTES", images_of_8_pixels * FACE)
     for module in (image_shards, load, image_order):
         patch.setattr(module, "WINDOW", window)
@@ -59,7 +59,7 @@ def use_shards(patch: pytest.MonkeyPatch, images_of_8_pixels: int, window: int =
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own, where the shards of buckets are kept."""
+    """Set a home of its own, where the shards of buckets are kept."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -70,7 +70,7 @@ def set_folder(cache: Path) -> Path:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """All files of the one set in a folder, by name."""
+    """Return all files of the one set in a folder, by name."""
     folder = set_folder(cache)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -90,7 +90,7 @@ def same_batches(one: Images, other: Images) -> bool:
 
 
 def numbered(folder: Path, sizes: list[int], side: int = 2) -> Images:
-    """A set in shards of these sizes whose images say which one they are, in their labels and in three bytes."""
+    """Write a set in shards of these sizes whose images say which one they are, in their labels and in three bytes."""
     labels = np.arange(sum(sizes))
     channels = np.stack([labels % 256, labels // 256, 7 * labels % 256], axis=1).astype(np.uint8)
     pixels = np.broadcast_to(channels[:, :, None, None], (len(labels), 3, side, side))
@@ -170,7 +170,7 @@ def test_a_part_is_sent_to_another_process_without_its_pixels(tmp_path, monkeypa
 
 
 def shards_at_a_time(numbers: list[int]) -> int:
-    """How many shards are needed at a time at most, when each is kept from its first image to its last."""
+    """Return how many shards are needed at a time at most, when each is kept from its first image to its last."""
     first = {number: place for place, number in reversed(list(enumerate(numbers)))}
     last = {number: place for place, number in enumerate(numbers)}
     return max(sum(first[n] <= place <= last[n] for n in first) for place in range(len(numbers)))
@@ -519,7 +519,7 @@ def kill_a_worker(killed: list[int], stop: threading.Event) -> None:
 
 @pytest.fixture(scope="module")
 def large_pictures(tmp_path_factory) -> Path:
-    """A folder of pictures, and below `threads` what a process without Ray makes of it."""
+    """Make a folder of pictures, and below `threads` what a process without Ray makes of it."""
     folder = tmp_path_factory.mktemp("large")
     with pytest.MonkeyPatch.context() as patch:
         use_shards(patch, 10)

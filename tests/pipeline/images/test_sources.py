@@ -41,13 +41,13 @@ def class_folders(folder: Path, count: int = 3) -> Path:
 
 
 def are_colours(part) -> bool:
-    """Whether each image has the colour that its label stands for."""
+    """Return whether each image has the colour that its label stands for."""
     expected = np.array(list(COLOURS.values()))[part.labels]
     return bool((part.pixels == expected[:, :, None, None]).all())
 
 
 def refused(dataset: str, cache: Path, **options) -> str:
-    """Returns the message of the refusal; checks that it is short and that no data was left behind."""
+    """Return the message of the refusal; check that it is short and that no data was left behind."""
     with pytest.raises(UserError) as caught:
         load_cached_images(dataset, 8, cache, **options)
     message = str(caught.value)
@@ -279,7 +279,7 @@ def test_a_damaged_archive_of_cifar_is_named(tmp_path) -> None:
 
 @pytest.fixture
 def server(tmp_path):
-    """A web server on this machine; yields its address and the folder that it serves."""
+    """Start a web server on this machine; yield its address and the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
 

@@ -32,7 +32,7 @@ COUNTS = {"train": 1000, "val": 3, "test": 20, "wide": 10, "deep": 3, "dense": 3
 
 @pytest.fixture
 def settings_in_bucket(flaky_bucket: FlakyBucket) -> Iterator[dict[str, Any]]:
-    """Settings whose storage is the bucket, and a cluster whose workers know its address."""
+    """Write settings whose storage is the bucket, and a cluster whose workers know its address."""
     with ray_cluster(num_cpus=2):
         yield {"generate": COUNTS, "storage": flaky_bucket.url}
 

@@ -26,14 +26,14 @@ COUNTS = {"train": 3000, "val": 3, "test": 20, "wide": 10, "deep": 3, "dense": 3
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """All shards and the manifest of a project, by name."""
+    """Return all shards and the manifest of a project, by name."""
     files = [*root.glob("storage/architectures/**/*"), root / "results/generate/manifest.json"]
     return {str(file.relative_to(root)): file.read_bytes() for file in files if file.is_file()}
 
 
 @pytest.fixture
 def whole(small_project: SmallProject, tmp_path: Path, ray_on_this_machine: None) -> dict[str, bytes]:
-    """What an undisturbed run writes; its project is the working directory, emptied again."""
+    """Return what an undisturbed run writes; its project is the working directory, emptied again."""
     store_architectures(small_project(generate=COUNTS))
     expected = contents(tmp_path)
     for name in expected:
@@ -46,7 +46,7 @@ def whole(small_project: SmallProject, tmp_path: Path, ray_on_this_machine: None
 
 @contextmanager
 def in_background(root: Path) -> Iterator[subprocess.Popen]:
-    """The stage in a process of its own, killed with all that it has started at the end of the block."""
+    """Run the stage in a process of its own, killed with all that it has started at the end of the block."""
     code = (
         "from pipeline.architectures.splits import store_architectures; from pipeline.params import load_params; "
         "store_architectures(load_params())"
@@ -95,7 +95,7 @@ def test_one_and_three_workers_and_a_run_of_two_that_is_killed_twice_write_the_s
 
 
 def a_worker_at_work() -> int | None:
-    """The process of a Ray task `sample_shard` on this machine."""
+    """Return the process of a Ray task `sample_shard` on this machine."""
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if status.read_bytes().startswith(b"ray::sample_shard"):

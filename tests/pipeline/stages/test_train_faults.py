@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> R
 
 @pytest.fixture
 def cluster(small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of a head without cores, and of two nodes of one core each."""
+    """Start a cluster of a head without cores, and of two nodes of one core each."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

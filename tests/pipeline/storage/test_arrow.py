@@ -47,7 +47,7 @@ def exists(filesystem: FileSystem, path: str) -> bool:
 
 
 def everything_in(place: str) -> list[str]:
-    """The names of all files below a place, those too that are not meant to be seen."""
+    """Return the names of all files below a place, hidden ones too."""
     filesystem, path = arrow_filesystem(place)
     selector = FileSelector(path, recursive=True, allow_not_found=True)
     return sorted(info.path.removeprefix(f"{path}/") for info in filesystem.get_file_info(selector) if info.is_file)

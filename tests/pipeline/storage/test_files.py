@@ -44,7 +44,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def refusal(function: Callable[..., Any], *arguments: Any) -> str:
-    """What the user is told; it survives the way from a worker to the driver."""
+    """Return the message for the user; it survives the way from a worker to the driver."""
     with pytest.raises(UserError) as caught:
         function(*arguments)
     message = str(caught.value)
@@ -356,7 +356,7 @@ def test_what_a_user_may_do_is_done_and_the_rest_is_said(
 
 
 def new_user(*actions: str) -> dict[str, str]:
-    """The access key of a new user who may do these things, and nothing else, in all buckets."""
+    """Return the access key of a new user who may do these things, and nothing else, in all buckets."""
     iam = boto3.client("iam")
     iam.create_user(UserName="user")
     if actions:
@@ -367,7 +367,7 @@ def new_user(*actions: str) -> dict[str, str]:
 
 
 def act_as(user: dict[str, str], patch: pytest.MonkeyPatch, key: str | None, secret: str | None) -> None:
-    """The environment of that user, for clients that are made from now on."""
+    """Set the environment of that user, for clients that are made from now on."""
     filesystem_at("s3://bucket")[0].clear_instance_cache()
     for name, value, right in (
         ("AWS_ACCESS_KEY_ID", key, user["AccessKeyId"]),

@@ -133,7 +133,7 @@ def test_the_first_state_is_a_function_of_the_seed() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with everything that one can have."""
+    """Write a checkpoint with everything that one can have."""
     folder = tmp_path_factory.mktemp("checkpoint")
     state = new_state(ema=0.9)
     take_steps(state, 4)
