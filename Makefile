@@ -1,4 +1,4 @@
-# `make repro` and `make test` do all there is to set up. The environment is made once, in .venv, and again only when
+# `make repro` and `make test` set up what they need. The environment is made once, in .venv, and again only when
 # the pinned versions or the project's requirements change.
 
 PYTHON ?= python3.11
