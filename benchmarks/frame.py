@@ -22,7 +22,7 @@ import typer
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-Record = Annotated[
+RecordName = Annotated[
     str | None, typer.Option("--record", help="Name to keep the result under, in benchmarks/results.", metavar="NAME")
 ]
 

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.sampling import sample_architecture
@@ -38,7 +38,7 @@ def main(
     split: Annotated[str, typer.Option(help="Any that is sampled.")] = "train",
     shard_rows: Annotated[int, typer.Option(min=1, help="Architectures a file.")] = 10_000,
     compiled: Annotated[int, typer.Option(min=1, help="Architectures that are compiled for comparison.")] = 300,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Time stage `generate`."""
     introduce(f"{workers} workers", f"Python {platform.python_version()}")

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 from torch import Tensor
 
 from ghn import GHN, GHNConfig
@@ -89,7 +89,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 7,
     largest: Annotated[int, typer.Option(help="Nodes up to which the growth is measured.")] = 10_000,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Time the hypernetwork."""
     torch.set_num_threads(threads)

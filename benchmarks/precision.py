@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 from scratch_project import project_settings, scratch_project, trained
 from torch import Tensor
 
@@ -45,7 +45,7 @@ from pipeline.training.precision import BF16_FROM_PIXELS, TORCH_DTYPES, allow_tf
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-END = 50
+LAST_STEPS = 50
 """Steps at the end whose median loss counts: single losses are heavy-tailed."""
 
 COLOURS = {"fp32": "#4c72b0", "bf16": "#dd8452"}
@@ -53,7 +53,7 @@ COLOURS = {"fp32": "#4c72b0", "bf16": "#dd8452"}
 SIDES = {"cpu": (8, 14, 20, 24, 28, 32), "cuda": (14, 32, 48, 64, 96, 112, 128, 160, 224)}
 """Sides of images that are timed, in pixels, by type of device."""
 
-PRESETS = (None, "cifar10", "imagenet")
+PRESETS_OF_SIZES = (None, "cifar10", "imagenet")
 """The settings whose batches and widths are usual for images of their size; None is params.yaml alone."""
 
 CLASSES = 10
@@ -88,7 +88,7 @@ def compare_losses(steps: int, seeds: int, out: Path) -> dict[str, float]:
                 varied["train"] |= {"precision": precision}
                 runs.append(trained(varied).set_index("step")["loss"])
     plot(losses, out)
-    ends = pd.DataFrame({name: [run.tail(END).median() for run in runs] for name, runs in losses.items()})
+    ends = pd.DataFrame({name: [run.tail(LAST_STEPS).median() for run in runs] for name, runs in losses.items()})
     mean, error = ends.mean(), ends.sem()
     difference, noise = float(mean["bf16"] - mean["fp32"]), math.hypot(*error)
     for precision in COLOURS:
@@ -113,7 +113,7 @@ class TargetNetwork:
 
 def usual_settings(side: int) -> TrainSettings:
     """Return the settings of training whose images are nearest in size."""
-    presets = [Params.model_validate(project_settings(preset)) for preset in PRESETS]
+    presets = [Params.model_validate(project_settings(preset)) for preset in PRESETS_OF_SIZES]
     return min(presets, key=lambda params: abs(math.log(params.images.size / side))).train
 
 
@@ -190,7 +190,7 @@ def compare_speed(device: torch.device, sides: Sequence[int], architectures: int
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=END, help="Of each run.")] = 300,
+    steps: Annotated[int, typer.Option(min=LAST_STEPS, help="Of each run.")] = 300,
     seeds: Annotated[int, typer.Option(min=2, help="Runs in each precision.")] = 3,
     out: Annotated[Path, typer.Option(help="The plot.")] = Path("docs/precision.png"),
     speed: Annotated[bool, typer.Option("--speed", help="Time target networks instead.")] = False,
@@ -198,7 +198,7 @@ def main(
     sides: Annotated[str | None, typer.Option(help="With --speed: sides of images in pixels, such as 14,32.")] = None,
     architectures: Annotated[int, typer.Option(min=1, help="With --speed: target networks.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="With --speed: of PyTorch.")] = 1,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Compare training in both precisions: the losses, or with --speed the seconds."""
     if not speed:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 
 from ghn import GHN, GHNConfig, load, trace
 
@@ -37,7 +37,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="See `ghn list`.")] = None,
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 9,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Time predictions."""
     torch.set_num_threads(threads)

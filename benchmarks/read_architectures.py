@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 
 SHARD_ROWS = 10_000
 
@@ -28,7 +28,7 @@ SHARD_ROWS = 10_000
 def main(
     count: Annotated[int, typer.Option(min=SHARD_ROWS, help="Architectures, a multiple of 10,000.")] = 1_000_000,
     reads: Annotated[int, typer.Option(min=100, help="Rows that are read at random.")] = 2000,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Time the store of architectures."""
     with tempfile.TemporaryDirectory() as folder:

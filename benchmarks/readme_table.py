@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import typer
 from frame import RESULTS, ROOT
 
-BEGIN, END = "<!-- speed: python benchmarks/readme_table.py --write -->\n", "<!-- end of speed -->"
+BEGIN_MARK, END_MARK = "<!-- speed: python benchmarks/readme_table.py --write -->\n", "<!-- end of speed -->"
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table: what is timed, and the words for the result that is recorded under `name`."""
 
     name: str
@@ -45,7 +45,7 @@ def each(values: dict[str, float], digits: int) -> str:
 
 
 ROWS = (
-    Row(
+    TableRow(
         "hypernetwork",
         lambda r: f"GHN-2 forward and backward with the decoder, 8 training graphs, {r['nodes']:,} nodes",
         lambda r: (
@@ -53,14 +53,14 @@ ROWS = (
             f"{r['node_by_node_ratio']:.0f} times as fast as node by node, with the same states"
         ),
     ),
-    Row(
+    TableRow(
         "generate_million",
         lambda r: "a million architectures sampled, checked, counted and written",
         lambda r: (
             f"{r['seconds']:.0f} s, {r['bytes'] / 1e6:.0f} MB; at most {mebibytes(r['peak_rss_bytes'])} a process"
         ),
     ),
-    Row(
+    TableRow(
         "generate_one_core",
         lambda r: "one worker, all of it on one core",
         lambda r: (
@@ -68,7 +68,7 @@ ROWS = (
             f"{r['compiled_ratio']:.0f} times as fast as compiling programs"
         ),
     ),
-    Row(
+    TableRow(
         "read_architectures",
         lambda r: "a stored million",
         lambda r: (
@@ -76,7 +76,7 @@ ROWS = (
             f"takes {1e3 * r['row_seconds']:.1f} ms, its whole shard {r['shard_ratio']:.0f} times as long"
         ),
     ),
-    Row(
+    TableRow(
         "train_step",
         lambda r: (
             "a training step at the published settings for CIFAR-10 (8 architectures of width 32 to 128, 64 images)"
@@ -86,12 +86,12 @@ ROWS = (
             f"builds modules and predicts node by node; the hypernetwork takes {r['hypernetwork_share']:.1%}"
         ),
     ),
-    Row(
+    TableRow(
         "train_step_64",
         lambda r: "64 architectures a step",
         lambda r: f"at most {r['peak_rss_bytes'] / 2**30:.1f} GiB of memory, as with 8",
     ),
-    Row(
+    TableRow(
         "scaling",
         lambda r: f"{r['workers']} workers of one thread",
         lambda r: (
@@ -99,12 +99,12 @@ ROWS = (
             "their mean, and Ray's own processes share the two cores"
         ),
     ),
-    Row(
+    TableRow(
         "training_costs",
         lambda r: "predicted seconds of target networks, by which workers share",
         lambda r: ", ".join(f"relative error {of['relative_error']:.0%} at {side}×{side}" for side, of in r.items()),
     ),
-    Row(
+    TableRow(
         "precision",
         lambda r: "bfloat16 instead of fp32, loss after 300 steps",
         lambda r: (
@@ -112,7 +112,7 @@ ROWS = (
             f"{abs(r['difference']) / r['standard_error']:.1f} standard errors"
         ),
     ),
-    Row(
+    TableRow(
         "predict",
         lambda r: f"{', '.join(r['seconds'])}: traced and predicted",
         lambda r: f"{each(r['seconds'], 2)} s: {each(r['forward_passes'], 1)} of the time of one image's forward pass",
@@ -144,9 +144,9 @@ def main(write: Annotated[bool, typer.Option("--write", help="Put it into the RE
         print(table())
         return
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{table()}\n{end}{after}")
+    before, _, rest = readme.read_text().partition(BEGIN_MARK)
+    _, end, after = rest.partition(END_MARK)
+    readme.write_text(f"{before}{BEGIN_MARK}\n{table()}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 from scratch_project import project_settings, scratch_project, trained
 
 WARM_UP = 12
@@ -52,7 +52,7 @@ def main(
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Runs with each number of workers, in turn.")] = 2,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Compare a number of workers with one."""
     counts = list(dict.fromkeys((1, workers)))

@@ -12,10 +12,9 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from frame import ROOT
 
 from pipeline.params import Params, read_values, with_changes
-
-ROOT = Path(__file__).parents[1]
 
 
 def project_settings(preset: str | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 from hypernetwork import node_by_node
 from torch import Tensor
 from torch.func import functional_call
@@ -135,7 +135,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     architectures: Annotated[int, typer.Option(min=1, help="That are timed, in meta-batches.")] = 64,
     plain: Annotated[bool, typer.Option(help="Time the plain loop too.")] = True,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Time a training step."""
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import typer
-from frame import Record, finish, introduce
+from frame import RecordName, finish, introduce
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
@@ -83,7 +83,7 @@ def main(
     architectures: Annotated[int, typer.Option(min=META_BATCH, help="Of each image size.")] = 64,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
     batch: Annotated[int, typer.Option(min=2, help="Images.")] = BATCH,
-    record: Record = None,
+    record: RecordName = None,
 ) -> None:
     """Compare predicted with measured seconds."""
     torch.set_num_threads(1)

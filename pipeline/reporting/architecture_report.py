@@ -28,7 +28,7 @@ from pipeline.storage.files import write_bytes
 SPLITS_WITH_PATHS = ("train", "test", "deep", "dense", "bn_free")
 """Splits whose paths are shown. Those of val are like those of test, and the graphs of wide are those of test."""
 
-SIZES = {"smallest": "min", "median": "median", "largest": "max"}
+COLUMN_ENDINGS = {"smallest": "min", "median": "median", "largest": "max"}
 """The end of a column's name for each size that the tables show."""
 
 
@@ -146,9 +146,9 @@ def _figures(row: pd.Series, graphs: pd.Series) -> dict[str, str]:
         "depth, mean ± std": mean_and_std(row["depth_mean"], row["depth_std"], 0),
         "average degree": f"{graphs['degree', 'mean']:.2f}",
         "average path": mean_and_std(*graphs["path"]),
-        **{f"parameters, {name}": short_count(row[f"parameters_{key}"]) for name, key in SIZES.items()},
-        **{f"at 224×224, {name}": short_count(row[f"parameters_large_{key}"]) for name, key in SIZES.items()},
-        **{f"FLOPs, {name}": short_count(row[f"flops_{key}"]) for name, key in SIZES.items()},
+        **{f"parameters, {name}": short_count(row[f"parameters_{key}"]) for name, key in COLUMN_ENDINGS.items()},
+        **{f"at 224×224, {name}": short_count(row[f"parameters_large_{key}"]) for name, key in COLUMN_ENDINGS.items()},
+        **{f"FLOPs, {name}": short_count(row[f"flops_{key}"]) for name, key in COLUMN_ENDINGS.items()},
         "without norm, %": f"{100 * row['norm_free']:.1f}",
         "with attention, %": f"{100 * row['attention']:.1f}",
     }
