@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NOT_PASSED_ON = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
+README = (ROOT / "README.md").read_text()
 STAGES = ["check", "generate", "describe", "train", "evaluate", "finetune", "report"]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the repository holds, committed in a new place with small settings and run once."""
+    """Return a folder with the files of the repository, committed there with small settings and run once."""
     folder = tmp_path_factory.mktemp("clone")
     listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
@@ -57,7 +59,7 @@ def run(folder: Path, *command: str, fails: bool = False) -> str:
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages that DVC ran, in order."""
+    """Return the stages that DVC ran, in order."""
     return re.findall(r"Running stage '(\w+)'", output)
 
 
@@ -68,7 +70,7 @@ def save(folder: Path, message: str) -> None:
 
 @pytest.fixture
 def workspace(clone: Path) -> Iterator[Path]:
-    """The clone; after the test back at its last commit, and at the results that belong to it."""
+    """Yield the clone; take it back to its last commit after the test, and to the results that belong to it."""
     yield clone
     run(clone, "git", "checkout", "--quiet", "--", ".")
     run(clone, "dvc", "checkout", "--quiet", "--force")
@@ -113,7 +115,7 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
 
 
 def test_another_way_to_run_training_trains_nothing_again(workspace: Path) -> None:
-    """The check runs, because it checks every setting; its output stays the same, and so do the others."""
+    """Only the check runs, because it checks every setting; no output changes."""
     before = state(workspace / "results")
     changes = ("workers.number=2", "workers.cpus=2", "workers.checkpoint_every=1", "cluster.cpus=3")
     output = run(workspace, "dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
@@ -134,11 +136,41 @@ def test_another_way_to_run_training_trains_nothing_again(workspace: Path) -> No
     ],
 )
 def test_a_change_of_code_runs_the_stages_that_read_it(workspace: Path, file: str, expected: list[str]) -> None:
-    """And those after them, if their outputs change, which a dry run does not know."""
+    """A dry run does not know whether their outputs will change, and with them the stages that follow."""
     path = workspace / file
     comment = "{# another comment #}\n" if path.suffix == ".jinja" else "\n# Another comment.\n"
     path.write_text(path.read_text() + comment)
     assert stages_run(run(workspace, "dvc", "repro", "--dry")) == expected
+
+
+def test_the_python_examples_of_the_readme_run(clone: Path) -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        run(clone, sys.executable, "-c", example.replace(".read(1234)", ".read(7)"))  # the small split has 12 rows
+
+
+def test_the_commands_of_the_readme_for_any_network_run(clone: Path, tmp_path: Path) -> None:
+    """ResNet-18 takes the place of ResNet-50, and golden files that of published ones."""
+    (tmp_path / "results").symlink_to(clone / "results")
+    for golden, published in (
+        ("ghn2.pt", "ghn2_cifar10.pt"),
+        ("deepnets1m_train.hdf5", "deepnets1m_train.hdf5"),
+        ("deepnets1m_train_meta.json", "deepnets1m_train_meta.json"),
+    ):
+        shutil.copy(ROOT / "tests/golden" / golden, tmp_path / published)
+    section = README.partition("## Any network\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    outputs = [run(tmp_path, *(word.replace("resnet50", "resnet18") for word in command)) for command in commands]
+    names = [name for _, name, *_ in commands]
+    assert names == ["list", "predict", "graph", "import-ghn", "export-ghn", "import-deepnets"]
+    assert "resnet50" in outputs[0].split()
+    assert "top-1 on the 1000 test images of mnist_5k" in outputs[1]
+    for file in ("resnet18.safetensors", "docs/resnet18.svg", "checkpoint/model.safetensors", "ghn.pt"):
+        assert (tmp_path / file).stat().st_size > 0, file
+    (manifest,) = tmp_path.glob("storage/architectures/train/imported-*/manifest.json")
+    assert json.loads(manifest.read_text())["splits"]["train"]["rows"] > 0
 
 
 def test_dvc_renders_the_history_of_training(clone: Path) -> None:
@@ -185,6 +217,6 @@ def test_a_key_that_dvc_does_not_know_is_refused(workspace: Path) -> None:
 
 
 def state(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of all files, but for those of the check."""
+    """Return size and time of change of all files, but for those of the check."""
     statuses = {path: path.stat() for path in folder.rglob("*") if path.is_file() and "check" not in path.parts}
     return {path: (status.st_size, status.st_mtime_ns) for path, status in statuses.items()}
