@@ -42,7 +42,7 @@ READ_ATTEMPTS = 5
 """Attempts at a file whose content breaks off during the transfer, which botocore does not repeat."""
 
 WARN_AT = 3
-"""The attempt at which the user is told that a bucket does not answer."""
+"""The attempt at which a warning says that a bucket does not answer."""
 
 _requests = BoundedSemaphore(AT_ONCE)  # shared by all threads of this process
 

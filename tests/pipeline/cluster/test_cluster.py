@@ -323,7 +323,7 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"show": stage}}))
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
-    # As it arrives on the head from a checkout without git: the script makes the repository anew.
+    # As it arrives on the head from a checkout without git: the script makes a new repository.
     subprocess.run(["rm", "-r", ".git"], cwd=folder, check=True)
     return folder
 
