@@ -28,7 +28,7 @@ WARM_UP = 12
 def settings_of(
     workers: int, most_workers: int, steps: int, batch: int, image_size: int, precision: str
 ) -> dict[str, Any]:
-    """The published settings with so many workers; with another number the run is the same to the last digit."""
+    """Return the published settings with so many workers; with another number the run is the same to the last digit."""
     settings = project_settings("cifar10") | {"dataset": "mnist_5k"}
     settings["images"] |= {"size": image_size, "flip": False}
     settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}

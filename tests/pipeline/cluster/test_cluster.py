@@ -99,7 +99,7 @@ print(ray.is_initialized())
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes with one CPU each, which this process has joined."""
+    """Return the address of a cluster of two nodes with one CPU each, which this process has joined."""
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
@@ -315,7 +315,7 @@ print(parameters["greeting"], "CPUs:", ray.cluster_resources()["CPU"])
 
 @pytest.fixture(scope="module")
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one stage that prints the resources of the cluster it runs on."""
+    """Make a repository with one stage that prints the resources of the cluster it runs on."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "stage.py").write_text(STAGE)
     (folder / "params.yaml").write_text("storage: folder\ngreeting: hello\n")
