@@ -32,7 +32,8 @@ from pipeline.reporting.plots import (
     print_right,
 )
 from pipeline.reporting.theme import ACCENT, COMPARED, INK, MUTED
-from pipeline.training.tables import NORM_QUANTILES, TIME_PARTS
+from pipeline.training.history import NORM_QUANTILES
+from pipeline.training.tables import TIME_PARTS
 
 PART_NAMES = dict(
     zip(
@@ -67,7 +68,7 @@ RATE_DROP_STYLE: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "dashes": (
 
 QUANTILE_STYLES: dict[str, tuple[str, dict[str, Any]]] = dict(
     zip(
-        NORM_QUANTILES,
+        reversed(NORM_QUANTILES),
         (
             ("largest", {"color": COMPARED, "linewidth": 1.0}),
             ("90th percentile", {"color": MUTED, "linewidth": 1.0}),

@@ -22,9 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ghn.training.step import TargetScores
-from pipeline.training.history import Row
+from pipeline.training.history import NORM_QUANTILES, Row
 
-PERCENTILES = {"median": 0.5, "p90": 0.9, "max": 1.0}
 """Quantiles of the norms of the architectures' gradients that are logged, by the end of their column's name."""
 
 
@@ -122,8 +121,8 @@ class GradientReducer:
 def _summarise(loss_M: Tensor, top1_M: Tensor, norm_M: Tensor) -> Row:
     """Return the means of the architectures' scores, and quantiles of the norms of their gradients; NaN for none."""
     if not len(loss_M):
-        return dict.fromkeys(("loss", "top1", *(f"architecture_norm_{name}" for name in PERCENTILES)), math.nan)
-    quantiles = {f"architecture_norm_{name}": float(norm_M.quantile(share)) for name, share in PERCENTILES.items()}
+        return dict.fromkeys(("loss", "top1", *(f"architecture_norm_{name}" for name in NORM_QUANTILES)), math.nan)
+    quantiles = {f"architecture_norm_{name}": float(norm_M.quantile(share)) for name, share in NORM_QUANTILES.items()}
     return {"loss": float(loss_M.mean()), "top1": float(top1_M.mean()), **quantiles}
 
 

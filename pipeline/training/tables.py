@@ -14,6 +14,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from pipeline.contracts import COUNT, FINITE, NATURAL, SHARE, Contract
+from pipeline.training.history import NORM_QUANTILES
 
 TIME_PARTS = (
     "wait_seconds",
@@ -24,9 +25,6 @@ TIME_PARTS = (
     "communication_seconds",
 )
 """The columns of the measured parts of a step, in the order in which they happen."""
-
-NORM_QUANTILES = ("max", "p90", "median")
-"""The statistics of the norms of single architectures' gradients; the columns are `architecture_norm_max` and so on."""
 
 ARCHITECTURE_NORMS = tuple(f"architecture_norm_{name}" for name in NORM_QUANTILES)
 

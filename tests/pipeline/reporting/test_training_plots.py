@@ -14,7 +14,7 @@ from pipeline.reporting import training_plots
 from pipeline.reporting.numbers import short_seconds
 from pipeline.reporting.plots import NARROW, WIDE
 from pipeline.reporting.read_results import read_results
-from pipeline.training.tables import NORM_QUANTILES
+from pipeline.training.history import NORM_QUANTILES
 
 CHANCE = 0.1
 WITHOUT = ["val_top1", "val_loss"]
