@@ -24,8 +24,6 @@ from torch import Tensor
 from ghn.training.step import TargetScores
 from pipeline.training.history import NORM_QUANTILES, Row
 
-"""Quantiles of the norms of the architectures' gradients that are logged, by the end of their column's name."""
-
 
 @dataclass(frozen=True)
 class StepResult:
