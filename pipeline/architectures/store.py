@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
@@ -108,6 +108,34 @@ def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.Fi
     return pa.py_buffer(content), file.metadata
 
 
+class ShardEntry(TypedDict):
+    """The description of a shard in a manifest: see `ArchitectureShard`."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class SplitEntry(TypedDict):
+    """The description of a split in a manifest.
+
+    `folder` is its address below the storage, and `fingerprint` the settings hash at the end of that.
+    """
+
+    folder: str
+    fingerprint: str
+    rows: int
+    bytes: int
+    shards: list[ShardEntry]
+
+
+class Manifest(TypedDict):
+    """The content of a manifest: all splits, by name."""
+
+    splits: dict[str, SplitEntry]
+
+
 class ArchitectureStore:
     """All splits of a manifest, by name, and the networks of split `predefined`, which are part of the code.
 
@@ -116,7 +144,7 @@ class ArchitectureStore:
         splits: the splits that it names.
     """
 
-    def __init__(self, storage: str, manifest: str | Path | dict[str, Any] = MANIFEST):
+    def __init__(self, storage: str, manifest: str | Path | Manifest = MANIFEST):
         """Open a manifest.
 
         Args:
@@ -126,7 +154,7 @@ class ArchitectureStore:
             UserError: the manifest is missing or damaged.
         """
         try:
-            self.manifest = manifest if isinstance(manifest, dict) else read_manifest(manifest)
+            self.manifest = read_manifest(manifest) if isinstance(manifest, str | Path) else manifest
             self.splits = {
                 name: Split(
                     name, storage_url(storage, entry["folder"]), [ArchitectureShard(**s) for s in entry["shards"]]
@@ -161,19 +189,20 @@ class ArchitectureStore:
         return [*self[split].read_all()]
 
 
-def content_digest_of(manifest: dict[str, Any]) -> str:
+def content_digest_of(manifest: Manifest) -> str:
     """Return a digest of all shards that a manifest names, hexadecimal."""
     return settings_hash([shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]])
 
 
-def read_manifest(place: str | Path) -> dict[str, Any]:
+def read_manifest(place: str | Path) -> Manifest:
     """Return the content of a manifest.
 
     Raises:
         FileNotFoundError: there is no manifest.
         ValueError: it is not JSON.
     """
-    return json.loads(read_bytes(place))
+    manifest: Manifest = json.loads(read_bytes(place))
+    return manifest
 
 
 def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[ArchitectureShard]]]) -> None:

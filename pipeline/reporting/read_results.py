@@ -19,7 +19,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from ghn.models.config import GHNConfig
-from pipeline.architectures.store import content_digest_of
+from pipeline.architectures.store import Manifest, content_digest_of
 from pipeline.errors import UserError
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE, INITIALISATIONS
 from pipeline.evaluation.networks import trained_ghn
@@ -138,7 +138,7 @@ def _in_split_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_manifest(path: Path) -> StoredArchitectures:
-    manifest = _read_json(path, "generate", {"splits"})
+    manifest = Manifest(splits=_read_json(path, "generate", {"splits"})["splits"])
     splits = manifest["splits"]
     return StoredArchitectures(
         rows={name: split["rows"] for name, split in splits.items()},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pipeline.architectures.store import Manifest
 from pipeline.params import (
     HypernetworkSettings,
     ImageSettings,
@@ -46,12 +45,12 @@ class WorkerJob(Section):
     settings: RunSettings
     workers: WorkerSettings
     storage: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     images: str
     metrics_buffer: str
 
 
-def run_name(settings: RunSettings, manifest: dict[str, Any], images_hash: str) -> str:
+def run_name(settings: RunSettings, manifest: Manifest, images_hash: str) -> str:
     """Return the name of a run: hexadecimal digits that change whenever something changes what is learned.
 
     Args:

@@ -8,14 +8,20 @@ import pytest
 from pydantic import ValidationError
 from small_settings import small_settings
 
+from pipeline.architectures.store import Manifest, SplitEntry
 from pipeline.params import Params
 from pipeline.training.job import RunSettings, WorkerJob, run_name
 
-SPLITS = {"train": {"folder": "a"}, "val": {"folder": "b"}, "test": {"folder": "c"}}
-MANIFEST: dict[str, Any] = {"splits": SPLITS}
+
+def entry(folder: str) -> SplitEntry:
+    return {"folder": folder, "fingerprint": folder, "rows": 0, "bytes": 0, "shards": []}
 
 
-def name(manifest: dict[str, Any] = MANIFEST, images_hash: str = "0", **changes: Any) -> str:
+SPLITS = {"train": entry("a"), "val": entry("b"), "test": entry("c")}
+MANIFEST: Manifest = {"splits": SPLITS}
+
+
+def name(manifest: Manifest = MANIFEST, images_hash: str = "0", **changes: Any) -> str:
     return run_name(RunSettings.of(Params.model_validate(small_settings(**changes))), manifest, images_hash)
 
 
@@ -55,8 +61,8 @@ def test_a_run_keeps_its_name_if_it_is_only_run_in_another_way(changes: dict[str
 
 
 def test_a_run_has_another_name_if_it_reads_other_data() -> None:
-    def manifest(split: str) -> dict[str, Any]:
-        return {"splits": SPLITS | {split: {"folder": "other"}}}
+    def manifest(split: str) -> Manifest:
+        return {"splits": SPLITS | {split: entry("other")}}
 
     assert len({name(), name(images_hash="1"), name(manifest("train")), name(manifest("val"))}) == 4
     assert name(manifest("test")) == name()  # training does not read it
