@@ -28,12 +28,14 @@ class Composition(NamedTuple):
     """Whether weights are scaled by their fan-in, and the parameters of norms and biases bounded."""
     layer_norm: bool
     """Whether the states of the graph neural network go through a layer norm."""
+    dirac: bool
+    """Whether convolutions are predicted as a change of ones that pass features on: see `ghn.models.dirac`."""
 
 
 VARIANTS = {
-    "ghn2": Composition(gnn="gated_virtual", decoder="conv", normalise=True, layer_norm=True),
-    "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False),
-    "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True),
+    "ghn2": Composition(gnn="gated_virtual", decoder="conv", normalise=True, layer_norm=True, dirac=False),
+    "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False, dirac=False),
+    "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True, dirac=False),
 }
 """Presets: the published hypernetworks by name.
 
@@ -46,8 +48,8 @@ Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architec
 class GHNConfig:
     """The configuration of a hypernetwork.
 
-    `variant` names a preset. Each of `gnn`, `decoder`, `normalise` and `layer_norm` that is None takes the preset's
-    value, so that none of them is None afterwards: see `Composition`.
+    `variant` names a preset. Each of `gnn`, `decoder`, `normalise`, `layer_norm` and `dirac` that is None takes the
+    preset's value, so that none of them is None afterwards: see `Composition`.
 
     Attributes:
         num_classes: classes that its class layers are trained for.
@@ -70,6 +72,7 @@ class GHNConfig:
     decoder: str | None = None
     normalise: bool | None = None
     layer_norm: bool | None = None
+    dirac: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_name("variant", VARIANTS)
@@ -78,7 +81,7 @@ class GHNConfig:
                 object.__setattr__(self, part, value)  # the dataclass is frozen
         self._check_name("gnn", GNNS)
         self._check_name("decoder", WEIGHT_DECODERS)
-        for name in ("normalise", "layer_norm"):
+        for name in ("normalise", "layer_norm", "dirac"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be true or false")
         for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges"):

@@ -39,6 +39,7 @@ class Hypernetwork(nn.Module):
             WEIGHT_DECODERS[parts.decoder](config),
             VectorDecoder(config.hidden, config.num_classes),
             parts.normalise,
+            parts.dirac,
         )
 
     def forward(self, batch: GraphBatch) -> list[dict[str, Tensor]]:

@@ -135,7 +135,7 @@ def _config_of(config: dict[str, Any]) -> GHNConfig:
     """
     with_graph = "gated_virtual" if config["ve"] else "gated"
     gnn = "mlp" if config["hypernet"] == "mlp" else with_graph
-    parts = Composition(gnn, config["decoder"], config["weight_norm"], config["layernorm"])
+    parts = Composition(gnn, config["decoder"], config["weight_norm"], config["layernorm"], dirac=False)
     variant = next((name for name in PPUDA_VARIANTS if VARIANTS[name] == parts), None)
     if variant is None:
         raise ValueError(f"{parts}: must be that of {', '.join(PPUDA_VARIANTS)}")

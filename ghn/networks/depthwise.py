@@ -1,10 +1,10 @@
 """Depthwise convolutions whose backward pass on a CPU takes about as long as their forward pass.
 
-PyTorch's own backward pass of the depthwise convolutions of DeepNets-1M takes up to 200 times their forward pass, except
-for 3×3 kernels without stride and dilation (2.14, one thread). Both gradients are forward passes in disguise:
+PyTorch's own backward pass of the depthwise convolutions of DeepNets-1M takes up to 200 times their forward pass,
+except for 3×3 kernels without stride and dilation (2.14, one thread). Both gradients can be had from faster operations:
 
-- The gradient at the input is the convolution of the output's gradient with the flipped kernel. With a stride, zeros are
-  put between the elements of the output's gradient first.
+- The gradient at the input is the convolution of the output's gradient with the flipped kernel. With a stride, zeros
+  are put between the elements of the output's gradient first.
 - The gradient at the weight is a sum of products for each kernel position. PyTorch is fast at those of 3×3 kernels
   without dilation. So a dilated convolution is taken apart into convolutions without dilation, on the maps of every
   second row and column, and a 5×5 kernel into overlapping 3×3 ones.
@@ -110,7 +110,7 @@ def _weight_gradient(x_BCYX: Tensor, d_BCVU: Tensor, kernel: int, stride: int, d
 
 
 def _four_maps(x_BCYX: Tensor) -> Tensor:
-    """Return the maps of even and odd rows and columns as four images (4B, C, ⌈Y/2⌉, ⌈X/2⌉), channels last in memory."""
+    """Return the maps of even and odd rows and columns as images (4B, C, ⌈Y/2⌉, ⌈X/2⌉), channels last in memory."""
     Y, X = x_BCYX.shape[2:]
     if Y % 2 or X % 2:
         x_BCYX = F.pad(x_BCYX, (0, X % 2, 0, Y % 2))

@@ -12,7 +12,7 @@ import torch
 from examples import CLASSES, CONFIG, sample
 
 from ghn import GHN, GHNConfig
-from ghn.models.config import GNNS, VARIANTS, WEIGHT_DECODERS
+from ghn.models.config import GNNS, VARIANTS, WEIGHT_DECODERS, Composition
 from ghn.models.gated_gnn import GatedGNN
 from ghn.models.nodewise_mlp import NodewiseMLP
 
@@ -23,7 +23,7 @@ SIZES = {"num_classes": CLASSES, "image_size": 16, "hidden": 8, "kernel": 3}
 def test_a_variant_is_a_preset_of_parts(variant: str) -> None:
     config = GHNConfig(**SIZES, variant=variant)
     assert config.composition == VARIANTS[variant]
-    assert (config.gnn, config.decoder, config.normalise, config.layer_norm) == VARIANTS[variant]
+    assert tuple(getattr(config, part) for part in Composition._fields) == VARIANTS[variant]
 
 
 def test_a_part_that_is_given_replaces_that_of_the_variant() -> None:
@@ -55,7 +55,7 @@ def test_the_same_settings_in_another_variant_have_its_parts(variant: str) -> No
 
 
 def test_a_composed_hypernetwork_is_saved_completely_and_loaded(tmp_path: Path) -> None:
-    ghn = GHN(GHNConfig(**SIZES, variant="ghn1", gnn="gated_virtual", virtual_edges=4, layer_norm=True))
+    ghn = GHN(GHNConfig(**SIZES, variant="ghn1", gnn="gated_virtual", virtual_edges=4, layer_norm=True, dirac=True))
     ghn.save(tmp_path / "checkpoint")
     saved = json.loads((tmp_path / "checkpoint/config.json").read_text())
     assert saved == {
@@ -66,6 +66,7 @@ def test_a_composed_hypernetwork_is_saved_completely_and_loaded(tmp_path: Path) 
         "decoder": "conv",
         "normalise": False,
         "layer_norm": True,
+        "dirac": True,
     }
     again = GHN.from_pretrained(tmp_path / "checkpoint")
     assert again.config == ghn.config and isinstance(again.gnn, GatedGNN)
