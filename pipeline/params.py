@@ -244,12 +244,30 @@ class FinetuneSettings(Section):
 
     datasets: Annotated[list[str], Field(min_length=1)]
     architectures: Count
-    images_per_class: Count
+    images_per_class: Annotated[list[Count], Field(min_length=1)]
     seeds: Count
     steps: Count
     batch: Annotated[Integer, Field(ge=2)]
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    learning_rate_limits: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    tuning_architectures: Count
     evaluate_every: Count
+
+    @model_validator(mode="after")
+    def _lists_increase(self) -> FinetuneSettings:
+        _require_increasing("images_per_class", self.images_per_class)
+        _require_increasing("learning_rates", self.learning_rates)
+        _require_increasing("learning_rate_limits", self.learning_rate_limits)
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rates_are_within_the_limits(self) -> FinetuneSettings:
+        lowest, highest = self.learning_rate_limits
+        for rate in self.learning_rates:
+            if not lowest <= rate <= highest:
+                limits = f"learning_rate_limits = [{lowest:g}, {highest:g}]"
+                raise ValueError(f"learning_rates has {rate:g}: must be within {limits}")
+        return self
 
 
 class ClusterSettings(Section):

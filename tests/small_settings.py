@@ -31,10 +31,11 @@ SMALL = {
     "finetune": {
         "datasets": ["faces"],
         "architectures": 1,
-        "images_per_class": 2,
+        "images_per_class": [2],
         "seeds": 1,
         "steps": 2,
         "learning_rates": [0.01],
+        "tuning_architectures": 1,
         "evaluate_every": 1,
     },
     "cluster": {"cpus": 2},

@@ -1,14 +1,13 @@
 """Few-shot training of networks from each initialisation, in tasks on the cluster.
 
-Dimensions: B images of a batch, C channels, S image side in pixels.
+Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
-from typing import TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,23 +23,34 @@ from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
 from pipeline.cluster.cached_tasks import read_task_cache, run_cached_tasks
 from pipeline.cluster.ray_cluster import capacity
-from pipeline.errors import UserError
+from pipeline.evaluation.budgets import steps_at_budgets
 from pipeline.evaluation.initialisations import Initialisation, InitialisationContext, load_body
+from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates
 from pipeline.evaluation.networks import GPU_SHARE, fresh_module, seed_of
 from pipeline.evaluation.scores import score
-from pipeline.evaluation.tables import FinetuningCurves
+from pipeline.evaluation.tables import FinetuningCurves, LearningRates
+from pipeline.evaluation.targets import Target
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
-from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.subsets import digest, few_shot, in_memory, without_train_part
+from pipeline.images.dataset import ImageSubset
+from pipeline.images.subsets import digest
 from pipeline.params import FinetuneSettings, settings_hash
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
-HELD_OUT_IMAGES = 500
-"""Most images that choose the learning rate."""
 
 EVALUATION_BATCH = 64
 """Images per batch when the accuracy is measured."""
+
+MEMORY_FORMAT = torch.channels_last
+"""The order of values in memory: on a CPU, small networks train a third faster with channels last."""
+
+
+class Competition(NamedTuple):
+    """What has a learning rate of its own: an initialisation on some images of a data set."""
+
+    dataset: str
+    images_per_class: int
+    initialisation: str
 
 
 @dataclass(frozen=True)
@@ -48,56 +58,27 @@ class FinetuneRun:
     """One training run: `architecture` is an index in split test, `seed` counts from 0."""
 
     dataset: str
+    images_per_class: int
     architecture: int
     initialisation: str
     learning_rate: float
     seed: int
 
-
-class FinetuneResult(TypedDict):
-    """The result of a run, as JSON.
-
-    `curve` has pairs of a step and the test accuracy then. `held_out` is the last accuracy on held-out images.
-    """
-
-    curve: list[tuple[int, float]]
-    held_out: float
+    @property
+    def competition(self) -> Competition:
+        """What the run's learning rate was chosen for."""
+        return Competition(self.dataset, self.images_per_class, self.initialisation)
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A data set to transfer to.
-
-    `shots` are the training images of each seed, `held_out` those that choose the learning rate. `images` has the test
-    part; its train part is empty.
-    """
-
-    images: Images
-    shots: tuple[ImageSubset, ...]
-    held_out: ImageSubset
+Curve = list[tuple[int, float]]
+"""Pairs of a step and the test accuracy then."""
 
 
-def target_of(images: Images, images_per_class: int, seeds: int, seed: int) -> Target:
-    """Return the data set with `images_per_class` training images sampled for each of the seeds, in memory.
+class Finetuned(NamedTuple):
+    """The results of all runs: `curves` of those with the chosen learning rates, and `rates`, all that were tried."""
 
-    Raises:
-        UserError: a class has no training image left to hold out.
-    """
-    labels, counts = np.unique(images.train.labels, return_counts=True)
-    if counts.min() <= images_per_class:
-        smallest = images.classes[labels[counts.argmin()]]
-        raise UserError(
-            f"finetune.images_per_class = {images_per_class}: must be less than {counts.min()}, because some "
-            f"are held out,\nand class {smallest} of {images.name} has {counts.min()} training images"
-        )
-    shots = [few_shot(images.train.labels, images_per_class, seed_of(seed, "shots", s)) for s in range(seeds)]
-    others = np.setdiff1d(np.arange(len(images.train)), shots[0])
-    order = np.random.default_rng(seed_of(seed, "held out")).permutation(len(others))
-    return Target(
-        images=without_train_part(images),
-        shots=tuple(in_memory(images.train, chosen) for chosen in shots),
-        held_out=in_memory(images.train, np.sort(others[order[:HELD_OUT_IMAGES]])),
-    )
+    curves: DataFrame[FinetuningCurves]
+    rates: DataFrame[LearningRates]
 
 
 def train_all(
@@ -108,24 +89,38 @@ def train_all(
     settings: FinetuneSettings,
     seed: int,
     folder: str,
-) -> DataFrame[FinetuningCurves]:
-    """Return the test accuracy during training with the chosen learning rates: a row for each run and step.
+) -> Finetuned:
+    """Choose a learning rate for each competition, train all runs with it, and return their results.
 
     Runs that an interrupted stage has left in `folder` are read from there. The others are trained on the cluster, to
     which this process must be connected.
 
     Args:
+        networks: those that are trained; the first ones choose the learning rates.
+        initialisations: by name.
+        ghn: the hypernetwork, which may be for another number of classes.
         targets: by the name of their data set.
+        settings: those of the stage.
         seed: of the pipeline; the seeds of the runs are functions of it.
         folder: where finished runs keep their results.
     """
     shared_ghn = ray.put(ghn.cpu())
     shared_targets = {name: ray.put(target) for name, target in targets.items()}
-    digests = {name: digest(target.images, target.held_out, *target.shots) for name, target in targets.items()}
-    finished: dict[str, FinetuneResult] = read_task_cache(folder)
+    digests = {name: digests_of(target) for name, target in targets.items()}
+    finished = read_task_cache(folder)
 
-    def finish(runs: Sequence[FinetuneRun], description: str) -> dict[FinetuneRun, FinetuneResult]:
-        names = {run: name_of(run, networks[run.architecture], digests[run.dataset], settings, seed) for run in runs}
+    def finish(function: Callable[..., Any], runs: Sequence[FinetuneRun], description: str) -> dict[FinetuneRun, Any]:
+        names = {
+            run: name_of(
+                function,
+                run,
+                networks[run.architecture],
+                digests[run.dataset][run.images_per_class, run.seed],
+                settings,
+                seed,
+            )
+            for run in runs
+        }
         tasks = {
             name: (
                 run,
@@ -141,48 +136,100 @@ def train_all(
         }
         gpus = GPU_SHARE if capacity()["GPU"] else 0
         for name, result in run_cached_tasks(
-            fine_tune, tasks, folder, description=description, unit="run", num_gpus=gpus
+            function, tasks, folder, description=description, unit="run", num_gpus=gpus
         ):
             finished[name] = result
         return {run: finished[name] for run, name in names.items()}
 
-    starts = list(product(targets, range(len(networks)), initialisations))
-    tuning = [FinetuneRun(*start, rate, 0) for start in starts for rate in settings.learning_rates]
-    tuned = finish(tuning, "finetune: learning rates")
-    rates = chosen_rates({run: result["held_out"] for run, result in tuned.items()})
+    def measure(pairs: Sequence[tuple[Competition, float]]) -> dict[tuple[Competition, float], float]:
+        runs = {pair: tuning_runs(*pair, min(settings.tuning_architectures, len(networks))) for pair in pairs}
+        every_run = [run for of_pair in runs.values() for run in of_pair]
+        accuracies = finish(held_out_accuracy, every_run, "finetune: learning rates")
+        return {pair: float(np.mean([accuracies[run] for run in of_pair])) for pair, of_pair in runs.items()}
+
+    competitions = [
+        Competition(dataset, number, initialisation)
+        for dataset, target in targets.items()
+        for number in target.shots
+        for initialisation in initialisations
+    ]
+    tried = search_rates(competitions, settings.learning_rates, settings.learning_rate_limits, measure)
+    chosen = {competition: best_rate(accuracies) for competition, accuracies in tried.items()}
     runs = [
-        FinetuneRun(dataset, architecture, initialisation, rates[dataset, initialisation], repetition)
-        for dataset, architecture, initialisation in starts
+        FinetuneRun(dataset, number, architecture, initialisation, rate.learning_rate, repetition)
+        for (dataset, number, initialisation), rate in chosen.items()
+        for architecture in range(len(networks))
         for repetition in range(settings.seeds)
     ]
-    trained = finish(runs, "finetune: all seeds")
-    return curves_table({run: trained[run]["curve"] for run in runs})
+    return Finetuned(curves_table(finish(fine_tune, runs, "finetune: all seeds"), chosen), rates_table(tried))
 
 
-def chosen_rates(held_out: Mapping[FinetuneRun, float]) -> dict[tuple[str, str], float]:
-    """Return the learning rate of each (dataset, initialisation): the best on average over the runs given.
+def tuning_runs(competition: Competition, learning_rate: float, architectures: int) -> list[FinetuneRun]:
+    """Return the runs whose mean accuracy on held-out images is that of a learning rate."""
+    dataset, number, initialisation = competition
+    return [
+        FinetuneRun(dataset, number, architecture, initialisation, learning_rate, 0)
+        for architecture in range(architectures)
+    ]
 
-    Of two rates that are equally good it is the smaller one.
-    """
-    table = pd.DataFrame([{**asdict(run), "held_out": accuracy} for run, accuracy in held_out.items()])
-    means = table.groupby(["dataset", "initialisation", "learning_rate"])["held_out"].mean()
-    return {key: float(rates.idxmax()[-1]) for key, rates in means.groupby(["dataset", "initialisation"])}
+
+# Tables
 
 
-def curves_table(curves: Mapping[FinetuneRun, Sequence[tuple[int, float]]]) -> DataFrame[FinetuningCurves]:
+def curves_table(
+    curves: Mapping[FinetuneRun, Curve], chosen: Mapping[Competition, ChosenRate]
+) -> DataFrame[FinetuningCurves]:
     """Return a row for each run and step, in this order."""
-    rows = [{**asdict(run), "step": step, "test_top1": top1} for run, curve in curves.items() for step, top1 in curve]
-    columns = ["dataset", "architecture", "initialisation", "seed", "learning_rate", "step", "test_top1"]
-    return FinetuningCurves.validate(pd.DataFrame(rows)[columns])
+    rows = [
+        {**asdict(run), "rate_is_inside": chosen[run.competition].is_inside, "step": step, "test_top1": top1}
+        for run, curve in curves.items()
+        for step, top1 in curve
+    ]
+    return FinetuningCurves.validate(pd.DataFrame(rows))
 
 
-def name_of(run: FinetuneRun, network: Network, target_digest: str, settings: FinetuneSettings, seed: int) -> str:
-    """Return a name that changes with every input of a run beside the checkpoint.
+def rates_table(tried: Mapping[Competition, Mapping[float, float]]) -> DataFrame[LearningRates]:
+    """Return a row for each competition and learning rate that was tried, rates in increasing order."""
+    rows = [
+        {
+            **competition._asdict(),
+            "learning_rate": rate,
+            "held_out_top1": accuracies[rate],
+            "is_chosen": rate == best_rate(accuracies).learning_rate,
+        }
+        for competition, accuracies in tried.items()
+        for rate in sorted(accuracies)
+    ]
+    return LearningRates.validate(pd.DataFrame(rows))
+
+
+# One run
+
+
+def digests_of(target: Target) -> dict[tuple[int, int], str]:
+    """Return a digest of the images of a run, by its number of images per class and its seed."""
+    measured_on = digest(target.images, target.held_out)
+    return {
+        (number, repetition): settings_hash([measured_on, digest(replace(target.images, test=shots))], 24)
+        for number, of_seeds in target.shots.items()
+        for repetition, shots in enumerate(of_seeds)
+    }
+
+
+def name_of(
+    function: Callable[..., Any],
+    run: FinetuneRun,
+    network: Network,
+    images_digest: str,
+    settings: FinetuneSettings,
+    seed: int,
+) -> str:
+    """Return a name of a task that changes with every input of it beside the checkpoint.
 
     Learning rates, seeds and data sets of other runs leave it as it is.
     """
     budget = (settings.steps, settings.batch, settings.evaluate_every)
-    return settings_hash([asdict(run), network.to_dict(), target_digest, budget, seed], 24)
+    return settings_hash([function.__name__, asdict(run), network.to_dict(), images_digest, budget, seed], 24)
 
 
 def fine_tune(
@@ -193,38 +240,94 @@ def fine_tune(
     target: Target,
     settings: FinetuneSettings,
     seed: int,
-) -> FinetuneResult:
-    """Train a network from an initialisation by SGD and return its test accuracy on the way.
+) -> Curve:
+    """Train a network from an initialisation and return its test accuracy at the measured steps."""
+    steps = measured_steps(settings.steps, settings.evaluate_every)
+    curve: Curve = []
+
+    def measure(step: int, module: nn.Module) -> None:
+        if step in steps:
+            curve.append((step, accuracy(module, target.images.test, target)))
+
+    _train(run, network, initialisation, ghn, target, settings, seed, measure)
+    return curve
+
+
+def held_out_accuracy(
+    run: FinetuneRun,
+    network: Network,
+    initialisation: Initialisation,
+    ghn: Hypernetwork,
+    target: Target,
+    settings: FinetuneSettings,
+    seed: int,
+) -> float:
+    """Train a network from an initialisation and return its accuracy on held-out images at the end.
+
+    A learning rate at which training diverges has the accuracy of wrong answers.
+
+    Raises:
+        ValueError: the run is not of the first seed, and so it may train on held-out images.
+    """
+    if run.seed != 0:
+        raise ValueError(f"seed = {run.seed}: must be 0, because other seeds may train on held-out images")
+    module = _train(run, network, initialisation, ghn, target, settings, seed, lambda step, module: None)
+    return accuracy(module, target.held_out, target)
+
+
+def measured_steps(steps: int, every: int) -> set[int]:
+    """Return the steps at which test accuracy is measured: before the first one, regularly, and at each budget."""
+    return {0, *range(every, steps + 1, every), *steps_at_budgets(steps)}
+
+
+def _train(
+    run: FinetuneRun,
+    network: Network,
+    initialisation: Initialisation,
+    ghn: Hypernetwork,
+    target: Target,
+    settings: FinetuneSettings,
+    seed: int,
+    measure: Callable[[int, nn.Module], None],
+) -> nn.Module:
+    """Train a network by SGD, call `measure(step, module)` before the first step and after each one, and return it.
 
     Every random number is a function of (seed, run.seed, run.architecture). So all initialisations start with the same
     classification layer and have the same images and dropout masks.
     """
-    images = replace(target.images, train=target.shots[run.seed])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = replace(target.images, train=target.shots[run.images_per_class][run.seed])
+    device = _device()
     key = seed_of(seed, "finetune", run.seed, run.architecture)
     size = images.test.side
     module = fresh_module(network, size, len(images.classes), key)
     # For as many classes as the hypernetwork was trained with: the classification layer is not loaded.
     load_body(module, initialisation, network, InitialisationContext(ghn.cpu(), size, ghn.config.num_classes, key))
-    module.to(device)
-    optimizer = SGD(module.parameters(), run.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    module.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # only some overloads have it
+    # Fused, because small networks have many small tensors, whose updates one by one take a fifth of the time.
+    optimizer = SGD(module.parameters(), run.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = CosineAnnealingLR(optimizer, T_max=settings.steps)
     batch = min(settings.batch, len(images.train))
-    curve = [(0, accuracy(module, images.test, images, device))]
+    measure(0, module)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key)  # of dropout, whose masks are sampled on the CPU
         for step in range(settings.steps):
             x_BCSS, labels_B = training_batch(images, key, step, batch, Augmentation())
-            loss = F.cross_entropy(module.train()(x_BCSS.to(device)), labels_B.to(device))
+            logits_BK = module.train()(x_BCSS.to(device, memory_format=MEMORY_FORMAT))
+            loss = F.cross_entropy(logits_BK, labels_B.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
-                curve.append((step + 1, accuracy(module, images.test, images, device)))
-    return FinetuneResult(curve=curve, held_out=accuracy(module, target.held_out, images, device))
+            measure(step + 1, module)
+    return module
 
 
-def accuracy(module: nn.Module, subset: ImageSubset, images: Images, device: torch.device) -> float:
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def accuracy(module: nn.Module, subset: ImageSubset, target: Target) -> float:
     """Return the share of a subset's images that the module classifies correctly."""
-    return score(module.eval(), evaluation_batches(subset, images, EVALUATION_BATCH), device).top1
+    module.eval()
+    batches = evaluation_batches(subset, target.images, EVALUATION_BATCH)
+    return score(lambda x_BCSS: module(x_BCSS.to(memory_format=MEMORY_FORMAT)), batches, _device()).top1

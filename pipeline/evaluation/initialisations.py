@@ -1,8 +1,9 @@
 """How a network gets the parameters that it starts with, by name.
 
 An initialisation is a function from a network to tensors by parameter name. The parameters that it does not return
-stay in PyTorch's default initialisation. Stages evaluate and finetune measure every entry of `INITIALISATIONS`; a new
-entry appears in their tables, in the report and in MLflow without another change.
+stay in PyTorch's default initialisation. Stage finetune measures every entry of `INITIALISATIONS`, and stage evaluate
+every one that is not for training alone. A new entry appears in their tables, in the report and in MLflow without
+another change.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
+from pipeline.evaluation import post_processing
 from pipeline.evaluation.networks import fresh_module
 
 
@@ -38,10 +40,12 @@ class Initialisation:
 
     `label` names it in sentences and legends. `tensors` returns the tensors of a network by parameter name, all of
     them or some; they may lie on any device. Ray sends it to processes that have not registered anything.
+    `is_evaluated` says whether stage evaluate measures it too, without any training of the networks.
     """
 
     label: str
     tensors: Callable[[Network, InitialisationContext], Mapping[str, Tensor]]
+    is_evaluated: bool = True
 
 
 def predicted_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
@@ -58,17 +62,45 @@ def no_tensors(network: Network, context: InitialisationContext) -> Mapping[str,
     return {}
 
 
+def noisy_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
+    """Return predicted parameters with noise: see `post_processing.with_noise`."""
+    return post_processing.with_noise(predicted_tensors(network, context))
+
+
+def orthogonalised_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
+    """Return predicted parameters with orthogonal rows: see `post_processing.orthogonalised`."""
+    return post_processing.orthogonalised(predicted_tensors(network, context))
+
+
+def rescaled_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
+    """Return predicted parameters, each with the norm that PyTorch's default initialisation gives it.
+
+    A learning rate is relative to the norms of weights, so that both initialisations train at the same speed.
+    """
+    module = fresh_module(network, context.image_size, context.classes, context.seed)
+    return post_processing.rescaled(predicted_tensors(network, context), dict(module.named_parameters()))
+
+
 INITIALISATIONS: dict[str, Initialisation] = {
     "predicted": Initialisation("predicted parameters", predicted_tensors),
     "random": Initialisation("random initialisation", no_tensors),
+    "predicted_noise": Initialisation("predicted + noise", noisy_tensors, is_evaluated=False),
+    "predicted_orthogonal": Initialisation("predicted, orthogonalised", orthogonalised_tensors, is_evaluated=False),
+    "predicted_rescaled": Initialisation("predicted, rescaled", rescaled_tensors, is_evaluated=False),
 }
 """The initialisations that are measured, in the order of tables and legends. Names become parts of column names."""
+
 
 HEADLINE = "predicted"
 """The initialisation whose figures head the report and the list of runs."""
 
 BASELINE = "random"
 """The initialisation that all others are compared with."""
+
+
+def evaluated_initialisations() -> dict[str, Initialisation]:
+    """Return the registered initialisations that stage evaluate measures."""
+    return {name: initialisation for name, initialisation in INITIALISATIONS.items() if initialisation.is_evaluated}
 
 
 @torch.no_grad()

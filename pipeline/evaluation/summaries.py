@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 from pandera.typing import DataFrame
@@ -41,32 +42,50 @@ def initialisations_of(summary: DataFrame[SplitSummary]) -> list[str]:
 
 
 def summarise_curves(curves: DataFrame[FinetuningCurves], classes: Mapping[str, int]) -> DataFrame[FinetuningSummary]:
-    """Return a row for each (dataset, initialisation), over all architectures and seeds.
+    """Return a row for each (dataset, images_per_class, initialisation), over all architectures and seeds.
 
     Args:
+        curves: a row for each run and step.
         classes: the number of classes of each data set.
     """
     rows = []
-    for (dataset, initialisation), own in curves.groupby(["dataset", "initialisation"], sort=False):
-        baseline = mean_curve(curves[(curves["dataset"] == dataset) & (curves["initialisation"] == BASELINE)])
-        reached = mean_curve(own)[mean_curve(own) >= baseline.iloc[-1]]
-        final = own[own["step"] == own["step"].max()]["test_top1"]
-        rows.append(
-            {
-                "dataset": dataset,
-                "initialisation": initialisation,
-                "classes": classes[dataset],
-                "learning_rate": own["learning_rate"].iloc[0],
-                "runs": len(final),
-                "test_top1": final.mean(),
-                "test_top1_error": final.sem(),
-                "steps_to_target": reached.index[0] if len(reached) else None,
-                "target_top1": baseline.iloc[-1],
-            }
-        )
+    for (dataset, number), on_same_images in curves.groupby(["dataset", "images_per_class"], sort=False):
+        steps = on_same_images["step"].max()
+        target = mean_curve(on_same_images[on_same_images["initialisation"] == BASELINE]).iloc[-1]
+        for initialisation, own in on_same_images.groupby("initialisation", sort=False):
+            means = mean_curve(own)
+            reached = means[means >= target]
+            final = own[own["step"] == steps]["test_top1"]
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "images_per_class": number,
+                    "initialisation": initialisation,
+                    "classes": classes[str(dataset)],
+                    "steps": steps,
+                    "learning_rate": own["learning_rate"].iloc[0],
+                    "rate_is_inside": own["rate_is_inside"].iloc[0],
+                    "runs": len(final),
+                    "test_top1": final.mean(),
+                    "test_top1_error": final.sem(),
+                    "steps_to_target": reached.index[0] if len(reached) else None,
+                    "share_to_target": reached.index[0] / steps if len(reached) else None,
+                    "target_top1": target,
+                }
+            )
     return FinetuningSummary.validate(pd.DataFrame(rows))
 
 
 def mean_curve(curves: pd.DataFrame) -> pd.Series:
     """Return the mean test accuracy over runs, by step in increasing order."""
     return curves.groupby("step")["test_top1"].mean()
+
+
+def final_accuracies(summary: DataFrame[FinetuningSummary]) -> dict[str, float]:
+    """Return the mean final accuracies by the names that MLflow knows them by, such as `digits_10_random_top1`."""
+    return {f"{prefix_of(row)}_top1": row["test_top1"] for row in summary.to_dict("records")}
+
+
+def prefix_of(row: Mapping[Hashable, Any]) -> str:
+    """Return what the names of a row's figures begin with in MLflow, such as `digits_10_random`."""
+    return f"{row['dataset']}_{row['images_per_class']}_{row['initialisation']}"

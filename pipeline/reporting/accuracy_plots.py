@@ -28,8 +28,6 @@ from pipeline.reporting.plots import (
     chance_line,
     dot_handle,
     logarithmic_ticks,
-    panel_columns,
-    panel_grid,
     print_right,
 )
 from pipeline.reporting.theme import INK, MUTED, SERIES_COLORS
@@ -145,29 +143,43 @@ def accuracy_by_size(
 def finetuning_curves(
     curves: pd.DataFrame, series: Sequence[Series], chances: Mapping[str, float], width: float = WIDE
 ) -> Figure:
-    """Plot test top-1 over the steps of fine-tuning, a panel a data set: mean and standard error over runs.
+    """Plot test top-1 over the steps of fine-tuning: mean and standard error over runs.
+
+    A row of panels is a data set, a panel a number of training images per class.
 
     Args:
-        curves: a row a measurement: dataset, architecture, initialisation, seed, step, test_top1.
+        curves: a row a measurement: dataset, images_per_class, architecture, initialisation, seed, step, test_top1.
         series: the initialisations; the curve of the first one lies above the others.
         chances: the chance level of each data set.
         width: inches.
     """
-    datasets = list(dict.fromkeys(curves["dataset"]))
-    figure, panels = panel_grid(len(datasets), width, height=2.3)
-    for axes, dataset in zip(panels, datasets, strict=True):
-        of_dataset = curves[curves["dataset"] == dataset]
-        for one in reversed(series):
-            _mean_curve(axes, of_dataset[of_dataset["initialisation"] == one.name], one.color)
-        means = of_dataset.groupby(["initialisation", "step"])["test_top1"].mean()
-        accuracy_axis(axes.yaxis, axes.set_ylim, max(means.max(), chances[dataset]))
-        chance_line(axes.axhline, chances[dataset])
-        axes.set_title(dataset)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.margins(x=0.02)
-    for axes in panels[:: panel_columns(len(panels), width)]:
-        axes.set_ylabel("top-1, %")
+    shots = {str(name): list(own["images_per_class"].unique()) for name, own in curves.groupby("dataset", sort=False)}
+    most = max(map(len, shots.values()))
+    columns = min(most, 3) if width > 5 else min(most, 2)
+    rows = sum(math.ceil(len(numbers) / columns) for numbers in shots.values())
+    figure = Figure(figsize=(width, 0.6 + 1.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    row = 0
+    for dataset, numbers in shots.items():
+        own_rows = math.ceil(len(numbers) / columns)
+        panels = grid[row : row + own_rows].flat
+        row += own_rows
+        largest = chances[dataset]
+        for axes, number in zip(panels, numbers, strict=False):
+            own = curves[(curves["dataset"] == dataset) & (curves["images_per_class"] == number)]
+            for one in reversed(series):
+                _mean_curve(axes, own[own["initialisation"] == one.name], one.color)
+            largest = max(largest, own.groupby(["initialisation", "step"])["test_top1"].mean().max())
+            axes.set_title(f"{dataset}, {number:,} per class")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.margins(x=0.02)
+        for axes in panels[: len(numbers)]:
+            accuracy_axis(axes.yaxis, axes.set_ylim, largest)
+            chance_line(axes.axhline, chances[dataset])
+        for axes in panels[len(numbers) :]:
+            axes.set_visible(False)
+    figure.supxlabel("step", fontsize=8.5, color=MUTED)
+    figure.supylabel("top-1, %", fontsize=8.5, color=MUTED)
     add_legend(figure, [*map(_curve_handle, series), chance_handle(None)])
     return figure
 
@@ -175,8 +187,8 @@ def finetuning_curves(
 def _mean_curve(axes: Axes, runs: pd.DataFrame, color: str) -> None:
     means = runs.groupby("step")["test_top1"].mean()
     errors = runs.groupby("step")["test_top1"].sem().fillna(0)  # a single run has none
-    axes.fill_between(means.index, means - errors, means + errors, color=color, alpha=0.2, linewidth=0)
-    axes.plot(means.index, means, color=color, linewidth=1.6, marker="o", markersize=2.8)
+    axes.fill_between(means.index, means - errors, means + errors, color=color, alpha=0.14, linewidth=0)
+    axes.plot(means.index, means, color=color, linewidth=1.4, marker="o", markersize=2.4)
 
 
 def _distribution(axes: Axes, values: np.ndarray, y: float, color: str) -> None:

@@ -24,7 +24,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE, INITIALISATIONS
 from pipeline.evaluation.networks import trained_ghn
 from pipeline.evaluation.summaries import summarise_architectures
-from pipeline.evaluation.tables import ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
+from pipeline.evaluation.tables import (
+    ArchitectureScores,
+    FinetuningBudgets,
+    FinetuningCurves,
+    FinetuningSummary,
+    SplitSummary,
+)
 from pipeline.params import SPLITS
 from pipeline.training.tables import VALIDATION_COLUMNS, DroppedArchitectures, TrainingMetrics, history_model
 
@@ -58,7 +64,8 @@ class Results:
         architectures: a row for each (split, index, initialisation), ordered by split.
         accuracy: a row for each split, in the same order.
         curves: a row for each measurement of fine-tuning.
-        finetuning: a row for each (dataset, initialisation).
+        finetuning: a row for each (dataset, images_per_class, initialisation).
+        budgets: a row for each of these and each budget.
     """
 
     config: GHNConfig
@@ -71,6 +78,7 @@ class Results:
     accuracy: pd.DataFrame
     curves: pd.DataFrame
     finetuning: pd.DataFrame
+    budgets: pd.DataFrame
 
     @property
     def chance(self) -> float:
@@ -124,6 +132,7 @@ def read_results(folder: Path) -> Results:
         accuracy=_in_split_order(accuracy),
         curves=curves,
         finetuning=finetuning,
+        budgets=_read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
     )
 
 

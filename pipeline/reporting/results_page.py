@@ -23,6 +23,7 @@ from pipeline.params import (
     flat_settings,
 )
 from pipeline.reporting import accuracy_plots, training_plots
+from pipeline.reporting.finetuning_tables import budgets_table, finetuning_findings, finetuning_table
 from pipeline.reporting.numbers import count, short_seconds
 from pipeline.reporting.page import HeadlineNumber, PageFigure, Plot, Table, render_page, write_figures
 from pipeline.reporting.read_results import Results
@@ -30,14 +31,13 @@ from pipeline.reporting.results_tables import (
     PAPER_TABLE,
     accuracy_table,
     extremes,
-    finetuning_table,
     name_of,
     splits_table,
     training_table,
 )
 from pipeline.storage.files import write_bytes
 
-MARKDOWN_TABLES = ("accuracy", "finetuning", "training")
+MARKDOWN_TABLES = ("accuracy", "finetuning", "budgets", "training")
 """Tables that are also written as Markdown files."""
 
 
@@ -99,6 +99,7 @@ def render_report(
         figures=figures,
         tables=tables,
         extremes=extremes(results.architectures, results.evaluated),
+        findings=finetuning_findings(results.budgets, results.labels),
         origin=origin.items(),
         settings=flat_settings(settings.model_dump()).items(),
         dataset=settings.dataset,
@@ -158,7 +159,8 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
     """Return the tables by name."""
     return {
         "accuracy": accuracy_table(results.accuracy, results.evaluated),
-        "finetuning": finetuning_table(results.finetuning),
+        "finetuning": finetuning_table(results.finetuning, results.budgets),
+        "budgets": budgets_table(results.budgets),
         "training": training_table(results, settings.images_in_words, settings.meta_batch, settings.train),
         "splits": splits_table(results.stored.rows, results.accuracy),
         "published": PAPER_TABLE,
@@ -187,7 +189,8 @@ def report_plots(results: Results, settings: TrainSettings) -> dict[str, Plot]:
         "time": _time_plot(results),
         "finetuning": Plot(
             "Test top-1 while fine-tuning on few images of other data sets, mean and standard error over "
-            f"up to {results.finetuning['runs'].max()} runs, each initialisation with its own best learning rate.",
+            f"up to {results.finetuning['runs'].max()} runs, each initialisation with its own best learning rate. "
+            "Dashed: chance.",
             partial(
                 accuracy_plots.finetuning_curves, results.curves, finetuned, finetuning_chances(results.finetuning)
             ),

@@ -1,4 +1,4 @@
-"""Tables of the page about all results; those of accuracy, fine-tuning and training are also Markdown files."""
+"""Tables of the page about all results, beside those of fine-tuning; accuracy and training are also Markdown files."""
 
 from __future__ import annotations
 
@@ -75,32 +75,6 @@ def accuracy_table(accuracy: pd.DataFrame, initialisations: Mapping[str, str]) -
             columns.append("not finite" if name == HEADLINE else f"{name}: not finite")
             cells.append([f"{number:,}" for number in nonfinite])
     return Table(tuple(columns), list(zip(*cells, strict=True)))
-
-
-def finetuning_table(finetuning: pd.DataFrame) -> Table:
-    """Return a row for each data set and initialisation."""
-    columns = (
-        "data set",
-        "initialisation",
-        "learning rate",
-        "runs",
-        "top-1, %",
-        "steps to target",
-        "target, %",
-    )
-    rows = [
-        (
-            row["dataset"],
-            row["initialisation"],
-            f"{row['learning_rate']:g}",
-            f"{row['runs']:,}",
-            percent(row["test_top1"], row["test_top1_error"]),
-            "not reached" if pd.isna(row["steps_to_target"]) else f"{row['steps_to_target']:,.0f}",
-            percent(row["target_top1"]),
-        )
-        for row in finetuning.to_dict("records")
-    ]
-    return Table(columns, rows, words=2)
 
 
 def training_table(results: Results, images: str, meta_batch: int, settings: TrainSettings) -> Table:

@@ -17,7 +17,7 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
-from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
+from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, evaluated_initialisations
 from pipeline.evaluation.measurement import Measurement, measure_all
 from pipeline.evaluation.networks import candidates_of, require_fit, trained_ghn
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures
@@ -38,7 +38,7 @@ EVALUATION_FORMAT = 2  # part of the settings hash: raise it whenever the same i
 
 
 def evaluate(params: Params) -> None:
-    """Measure all architectures of `EVALUATED_SPLITS` in each initialisation and write `results/evaluate/`.
+    """Measure all architectures of `EVALUATED_SPLITS` in each evaluated initialisation and write `results/evaluate/`.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or made for other images.
@@ -56,9 +56,10 @@ def evaluate(params: Params) -> None:
             for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
         ]
         settings = [EVALUATION_FORMAT, checkpoint, digest(images), params.evaluate.model_dump(), params.seed]
-        folder = task_cache_folder(params.storage, "evaluations", [*settings, list(INITIALISATIONS)])
+        initialisations = evaluated_initialisations()
+        folder = task_cache_folder(params.storage, "evaluations", [*settings, list(initialisations)])
         with ray_cluster(params.cluster.address, params.cluster.cpus):
-            measured = measure_all(candidates, INITIALISATIONS, ghn, images, params.evaluate.batch, params.seed, folder)
+            measured = measure_all(candidates, initialisations, ghn, images, params.evaluate.batch, params.seed, folder)
         architectures = architectures_table(measured)
         summary = summarise_architectures(architectures)
 

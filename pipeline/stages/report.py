@@ -6,6 +6,7 @@ It computes nothing that the other stages have not measured.
 from __future__ import annotations
 
 from pipeline.evaluation.initialisations import HEADLINE
+from pipeline.evaluation.summaries import final_accuracies
 from pipeline.params import Params
 from pipeline.reporting.numbers import count
 from pipeline.reporting.page import provenance
@@ -47,6 +48,7 @@ def origin_of(results: Results, settings: ReportSettings) -> dict[str, str]:
 def _log_results(run: StageRun, results: Results) -> None:
     """Log the results of all stages, because a stage that DVC skipped has logged nothing to this pipeline's run."""
     run.summary({f"{row['split']}_top1": row[f"{HEADLINE}_top1"] for row in results.accuracy.to_dict("records")})
-    run.summary({f"{r.dataset}_{r.initialisation}_top1": r.test_top1 for r in results.finetuning.itertuples()})
+    run.summary(final_accuracies(results.finetuning))
     run.log_table(results.accuracy, "tables/accuracy")
     run.log_table(results.finetuning, "tables/finetuning")
+    run.log_table(results.budgets, "tables/finetuning_budgets")

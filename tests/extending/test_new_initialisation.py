@@ -62,13 +62,13 @@ def test_tables_report_and_mlflow_show_a_new_initialisation(
     summary = pd.read_csv("results/evaluate/summary.csv")
     assert summary["he_top1"].between(0, 1).all()
     assert summary["he_nonfinite"].ge(0).all()
-    assert pd.read_csv("results/finetune/summary.csv")["initialisation"].tolist() == ["predicted", "random", "he"]
+    assert pd.read_csv("results/finetune/summary.csv")["initialisation"].tolist() == list(INITIALISATIONS)
 
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name(params.tracking.experiment)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert runs["evaluate"].data.metrics["test_he_top1"] == pytest.approx(summary["he_top1"][0])
-    assert "faces_he_top1" in runs["finetune"].data.metrics
+    assert "faces_2_he_top1" in runs["finetune"].data.metrics
     table = client.download_artifacts(runs["evaluate"].info.run_id, "architectures.csv")
     assert set(pd.read_csv(table)["initialisation"]) == {"predicted", "random", "he"}
 

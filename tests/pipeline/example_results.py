@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ghn import GHN, GHNConfig
-from pipeline.evaluation.summaries import summarise_architectures
+from pipeline.evaluation.budgets import compare_budgets
+from pipeline.evaluation.finetuning import measured_steps
+from pipeline.evaluation.summaries import summarise_architectures, summarise_curves
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.training.tables import TIME_PARTS
 
@@ -155,31 +158,40 @@ def _architectures(
 
 
 def _make_finetune(folder: Path, rng: np.random.Generator, others: Sequence[str]) -> None:
-    curves, summary = [], []
-    for dataset, chance, best in (("digits", 0.1, 0.86), ("faces", 0.5, 0.88)):
-        for initialisation, speed, rate in (
-            ("predicted", 18, 0.01),
-            ("random", 40, 0.03),
-            *((name, 25 + 8 * position, 0.1) for position, name in enumerate(others)),
-        ):
+    speeds = {"predicted": (9, 0.1), "random": (20, 0.033)}  # steps of a decay by e, learning rate
+    speeds |= {name: (12 + 4 * position, 0.1) for position, name in enumerate(others)}
+    bests = {("digits", 1): 0.4, ("digits", 10): 0.75, ("digits", 100): 0.9, ("faces", 1): 0.6, ("faces", 10): 0.9}
+    rows = []
+    for (dataset, number), best in bests.items():
+        chance = 0.1 if dataset == "digits" else 0.5
+        for initialisation, (speed, rate) in speeds.items():
             own_rng = np.random.default_rng(list(initialisation.encode())) if initialisation in others else rng
-            ends = []
-            for architecture in range(4):
-                for seed in range(3):
-                    level = best + own_rng.normal(0, 0.03)
-                    for step in range(0, 61, 10):
-                        mean = chance + (level - chance) * (1 - np.exp(-step / speed))
-                        top1 = float(np.clip(mean + own_rng.normal(0, 0.015), 0, 1))
-                        curves.append([dataset, architecture, initialisation, seed, rate, step, top1])
-                    ends.append(top1)
-            error = float(np.std(ends, ddof=1) / len(ends) ** 0.5)
-            steps = 30.0 if initialisation == "predicted" else None
-            summary.append([dataset, initialisation, round(1 / chance), rate, 12, np.mean(ends), error, steps, 0.75])
-    columns = ["dataset", "architecture", "initialisation", "seed", "learning_rate", "step", "test_top1"]
-    write_parquet(folder / "curves.parquet", pd.DataFrame(curves, columns=columns))
-    columns = ["dataset", "initialisation", "classes", "learning_rate", "runs", "test_top1", "test_top1_error"]
-    columns += ["steps_to_target", "target_top1"]
-    write_csv(folder / "summary.csv", pd.DataFrame(summary, columns=columns))
+            for architecture, seed in product(range(4), range(3)):
+                level = best + own_rng.normal(0, 0.03)
+                for step in sorted(measured_steps(60, 20)):
+                    mean = chance + (level - chance) * (1 - np.exp(-step / speed))
+                    top1 = float(np.clip(mean + own_rng.normal(0, 0.015), 0, 1))
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "images_per_class": number,
+                            "architecture": architecture,
+                            "initialisation": initialisation,
+                            "learning_rate": rate,
+                            "seed": seed,
+                            "rate_is_inside": initialisation != "random",
+                            "step": step,
+                            "test_top1": top1,
+                        }
+                    )
+    write_curves(folder, pd.DataFrame(rows))
+
+
+def write_curves(folder: Path, curves: pd.DataFrame) -> None:
+    """Write what stage finetune makes of its curves."""
+    write_parquet(folder / "curves.parquet", curves)
+    write_csv(folder / "summary.csv", summarise_curves(curves, {"digits": 10, "faces": 2}))
+    write_csv(folder / "budgets.csv", compare_budgets(curves))
 
 
 def edit_scores(results: Path, initialisation: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:

@@ -7,9 +7,18 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 
-from pipeline.evaluation.finetuning import FinetuneRun, curves_table
+from pipeline.evaluation.budgets import compare_budgets
+from pipeline.evaluation.finetuning import FinetuneRun, curves_table, rates_table
+from pipeline.evaluation.learning_rates import ChosenRate
 from pipeline.evaluation.summaries import summarise_architectures, summarise_curves
-from pipeline.evaluation.tables import ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
+from pipeline.evaluation.tables import (
+    ArchitectureScores,
+    FinetuningBudgets,
+    FinetuningCurves,
+    FinetuningSummary,
+    LearningRates,
+    SplitSummary,
+)
 
 SCORES = pd.DataFrame(
     {
@@ -28,9 +37,12 @@ SCORES = pd.DataFrame(
     for split, index in (("test", 0), ("test", 1), ("deep", 0))
     for initialisation in ("predicted", "random")
 )
+RUNS = [FinetuneRun("digits", 10, 0, name, 0.1, 0) for name in ("predicted", "random")]
 CURVES = curves_table(
-    {FinetuneRun("digits", 0, name, 0.1, 0): [(0, 0.1), (5, 0.2)] for name in ("predicted", "random")}
+    {run: [(0, 0.1), (1, 0.1), (2, 0.15), (5, 0.2)] for run in RUNS},
+    {run.competition: ChosenRate(0.1, is_inside=True) for run in RUNS},
 )
+RATES = rates_table({run.competition: {0.03: 0.1, 0.1: 0.2} for run in RUNS})
 
 
 def refusal(model: type[pa.DataFrameModel], table: pd.DataFrame) -> tuple[str, str, str]:
@@ -76,10 +88,14 @@ def test_a_row_that_is_there_twice_is_refused() -> None:
         ArchitectureScores.validate(table, lazy=True)
 
 
-@pytest.mark.parametrize("model", [ArchitectureScores, SplitSummary, FinetuningCurves, FinetuningSummary])
+@pytest.mark.parametrize(
+    "model",
+    [ArchitectureScores, SplitSummary, FinetuningCurves, FinetuningSummary, FinetuningBudgets, LearningRates],
+)
 def test_a_table_without_rows_is_refused(model: type[pa.DataFrameModel]) -> None:
     summaries = {SplitSummary: summarise_architectures(SCORES), FinetuningCurves: CURVES}
     summaries |= {ArchitectureScores: SCORES, FinetuningSummary: summarise_curves(CURVES, {"digits": 10})}
+    summaries |= {FinetuningBudgets: compare_budgets(CURVES), LearningRates: RATES}
     assert refusal(model, summaries[model][:0])[1] == "a table with rows"
 
 
@@ -102,3 +118,12 @@ def test_a_target_that_is_never_reached_is_missing_also_when_read_from_csv() -> 
     read = FinetuningSummary.validate(pd.read_csv(StringIO(summary.to_csv(index=False))))
     pd.testing.assert_frame_equal(read, summary)
     assert refusal(FinetuningSummary, summary.assign(learning_rate=0.0))[1] == "finite and above 0"
+
+
+def test_a_single_run_has_no_error_and_no_p_value_also_when_read_from_csv() -> None:
+    budgets = compare_budgets(CURVES)
+    assert budgets[["test_top1_error", "difference_error", "p_value", "corrected_p_value"]].isna().all(axis=None)
+    assert budgets["difference"].isna().tolist() == [False] * 5 + [True] * 5
+    read = FinetuningBudgets.validate(pd.read_csv(StringIO(budgets.to_csv(index=False))))
+    pd.testing.assert_frame_equal(read, budgets)
+    assert refusal(FinetuningBudgets, budgets.assign(p_value=1.5))[1] == "a share, 0 to 1"

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from ghn import GHN
-from pipeline.evaluation.initialisations import INITIALISATIONS
+from pipeline.evaluation.initialisations import evaluated_initialisations
 from pipeline.evaluation.measurement import Measurement, group_by_cost, measure
 from pipeline.evaluation.networks import Candidate
 from pipeline.images.dataset import Images
 
 
 def measured(candidate: Candidate, ghn: GHN, images: Images, seed: int) -> dict[str, Measurement]:
-    rows = measure(candidate, INITIALISATIONS, ghn, images, 64, seed)
+    rows = measure(candidate, evaluated_initialisations(), ghn, images, 64, seed)
     return {row["initialisation"]: row for row in rows}
 
 

@@ -8,7 +8,13 @@ import pytest
 
 from pipeline.evaluation import finetuning
 from pipeline.evaluation.finetuning import FinetuneRun
-from pipeline.evaluation.summaries import initialisations_of, summarise_architectures, summarise_curves
+from pipeline.evaluation.learning_rates import ChosenRate
+from pipeline.evaluation.summaries import (
+    final_accuracies,
+    initialisations_of,
+    summarise_architectures,
+    summarise_curves,
+)
 from pipeline.stages import evaluate, finetune
 
 
@@ -67,26 +73,34 @@ def test_the_initialisations_of_a_summary_are_read_off_its_columns() -> None:
 
 def test_the_summary_counts_the_steps_to_the_final_accuracy_of_random_initialisation() -> None:
     curves = {
-        FinetuneRun("digits", 0, "predicted", 0.01, 0): [(0, 0.1), (10, 0.6), (20, 0.9)],
-        FinetuneRun("digits", 0, "predicted", 0.01, 1): [(0, 0.1), (10, 0.5), (20, 0.7)],
-        FinetuneRun("digits", 0, "random", 0.1, 0): [(0, 0.1), (10, 0.2), (20, 0.4)],
-        FinetuneRun("digits", 0, "random", 0.1, 1): [(0, 0.1), (10, 0.4), (20, 0.6)],
-        FinetuneRun("faces", 0, "predicted", 0.01, 0): [(0, 0.5), (10, 0.5), (20, 0.6)],
-        FinetuneRun("faces", 0, "random", 0.01, 0): [(0, 0.5), (10, 0.6), (20, 0.7)],
+        FinetuneRun("digits", 10, 0, "predicted", 0.01, 0): [(0, 0.1), (10, 0.6), (20, 0.9)],
+        FinetuneRun("digits", 10, 0, "predicted", 0.01, 1): [(0, 0.1), (10, 0.5), (20, 0.7)],
+        FinetuneRun("digits", 10, 0, "random", 0.1, 0): [(0, 0.1), (10, 0.2), (20, 0.4)],
+        FinetuneRun("digits", 10, 0, "random", 0.1, 1): [(0, 0.1), (10, 0.4), (20, 0.6)],
+        FinetuneRun("digits", 1, 0, "predicted", 0.1, 0): [(0, 0.1), (10, 0.1), (20, 0.2)],
+        FinetuneRun("digits", 1, 0, "random", 0.1, 0): [(0, 0.1), (10, 0.2), (20, 0.2)],
+        FinetuneRun("faces", 10, 0, "predicted", 0.01, 0): [(0, 0.5), (10, 0.5), (20, 0.6)],
+        FinetuneRun("faces", 10, 0, "random", 0.01, 0): [(0, 0.5), (10, 0.6), (20, 0.7)],
     }
-    summary = summarise_curves(finetuning.curves_table(curves), {"digits": 10, "faces": 2})
-    assert list(zip(summary["dataset"], summary["initialisation"], strict=True)) == [
-        ("digits", "predicted"),
-        ("digits", "random"),
-        ("faces", "predicted"),
-        ("faces", "random"),
+    chosen = {run.competition: ChosenRate(run.learning_rate, run.learning_rate > 0.01) for run in curves}
+    summary = summarise_curves(finetuning.curves_table(curves, chosen), {"digits": 10, "faces": 2})
+    assert list(zip(summary["dataset"], summary["images_per_class"], summary["initialisation"], strict=True)) == [
+        ("digits", 10, "predicted"),
+        ("digits", 10, "random"),
+        ("digits", 1, "predicted"),
+        ("digits", 1, "random"),
+        ("faces", 10, "predicted"),
+        ("faces", 10, "random"),
     ]
-    assert summary["test_top1"].tolist() == pytest.approx([0.8, 0.5, 0.6, 0.7])
+    assert summary["test_top1"].tolist() == pytest.approx([0.8, 0.5, 0.2, 0.2, 0.6, 0.7])
     assert summary["test_top1_error"].tolist()[:2] == pytest.approx([0.1, 0.1])
-    assert summary["target_top1"].tolist() == pytest.approx([0.5, 0.5, 0.7, 0.7])
-    assert summary["steps_to_target"].tolist() == [10, 20, pd.NA, 20]
-    assert summary["runs"].tolist() == [2, 2, 1, 1]
-    assert summary["classes"].tolist() == [10, 10, 2, 2]
+    assert summary["target_top1"].tolist() == pytest.approx([0.5, 0.5, 0.2, 0.2, 0.7, 0.7])
+    assert summary["steps_to_target"].tolist() == [10, 20, 20, 10, pd.NA, 20]
+    assert summary["share_to_target"].fillna(-1).tolist() == [0.5, 1, 1, 0.5, -1, 1]
+    assert summary["rate_is_inside"].tolist() == [False, True, True, True, False, False]
+    assert summary["runs"].tolist() == [2, 2, 1, 1, 1, 1]
+    assert summary["classes"].tolist() == [10, 10, 10, 10, 2, 2]
     metrics = finetune.metrics_of(summary)
-    assert metrics["faces"] == {"predicted_top1": 0.6, "random_top1": 0.7}
+    assert metrics["faces"]["10_images"] == {"predicted_top1": 0.6, "random_top1": 0.7, "random_share_to_target": 1}
     json.dumps(metrics, allow_nan=False)
+    assert final_accuracies(summary)["digits_1_random_top1"] == 0.2

@@ -89,9 +89,25 @@ def distance(a: str, b: str) -> float:
 
 def test_a_single_run_of_fine_tuning_can_be_plotted(results_of_a_run: Path) -> None:
     results = read_results(results_of_a_run)
-    one_run = results.curves.query("architecture == 0 and seed == 0 and dataset == 'digits'")
+    one_run = results.curves.query("architecture == 0 and seed == 0 and dataset == 'digits' and images_per_class == 10")
     (axes,) = accuracy_plots.finetuning_curves(one_run, series_of(results.labels), {"digits": 0.1}).axes
-    assert axes.get_title(loc="left") == "digits"
+    assert axes.get_title(loc="left") == "digits, 10 per class"
+
+
+@pytest.mark.parametrize(("width", "columns"), [(plots.WIDE, 3), (plots.NARROW, 2)])
+def test_each_data_set_and_number_of_images_has_a_panel_and_data_sets_begin_a_row(
+    results_of_a_run: Path, width: float, columns: int
+) -> None:
+    results = read_results(results_of_a_run)
+    chances = {"digits": 0.1, "faces": 0.5}
+    figure = accuracy_plots.finetuning_curves(results.curves, series_of(results.labels), chances, width)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        *(f"digits, {number} per class" for number in (1, 10, 100)),
+        *(f"faces, {number} per class" for number in (1, 10)),
+    ]
+    assert panels[3].get_subplotspec().colspan.start == 0
+    assert figure.axes[0].get_gridspec().ncols == columns
 
 
 def test_an_svg_takes_its_colours_from_the_page_and_has_identifiers_of_its_own(results_of_a_run: Path) -> None:

@@ -33,6 +33,7 @@ def refusal(results: Path) -> str:
         ("evaluate/summary.csv", "evaluate"),
         ("finetune/curves.parquet", "finetune"),
         ("finetune/summary.csv", "finetune"),
+        ("finetune/budgets.csv", "finetune"),
     ],
 )
 def test_a_missing_input_is_refused_with_its_name_and_the_stage_to_run(results: Path, file: str, stage: str) -> None:
@@ -58,6 +59,7 @@ def test_a_missing_input_is_refused_with_its_name_and_the_stage_to_run(results: 
         ("evaluate/summary.csv", "random_top1_max"),
         ("finetune/curves.parquet", "test_top1"),
         ("finetune/summary.csv", "target_top1"),
+        ("finetune/budgets.csv", "test_top1"),
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -249,7 +251,7 @@ def test_a_row_that_is_there_twice_is_refused(results: Path) -> None:
 
 def test_text_in_a_column_of_numbers_is_refused(results: Path) -> None:
     path = results / "finetune" / "summary.csv"
-    edit(path, lambda table: table.assign(test_top1=["0.5", "good", "0.5", "0.5"]))
+    edit(path, lambda table: table.assign(test_top1=["0.5", "good", *["0.5"] * (len(table) - 2)]))
     assert f"test_top1 = good in row 2 of {path}: must be a number" in refusal(results)
 
 

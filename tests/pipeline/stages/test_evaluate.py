@@ -19,7 +19,7 @@ from small_settings import ROOT
 from ghn import GHN
 from pipeline.architectures.shards import row, table_of, write_shard
 from pipeline.architectures.store import write_manifest
-from pipeline.evaluation.initialisations import INITIALISATIONS
+from pipeline.evaluation.initialisations import evaluated_initialisations
 from pipeline.evaluation.measurement import Measurement, measure, measure_all
 from pipeline.evaluation.networks import Candidate
 from pipeline.evaluation.summaries import summarise_architectures
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(candidates: Sequence[Candidate], ghn: GHN, images: Images, folder: Path) -> list[Measurement]:
-    return measure_all(candidates, INITIALISATIONS, ghn, images, 64, 0, str(folder))
+    return measure_all(candidates, evaluated_initialisations(), ghn, images, 64, 0, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def test_the_cluster_measures_what_one_process_does(
     ray_on_this_machine: None, candidates: list[Candidate], ghn: GHN, images: Images, tmp_path: Path
 ) -> None:
     rows = measured(candidates, ghn, images, tmp_path)
-    alone = [row for candidate in candidates for row in measure(candidate, INITIALISATIONS, ghn, images, 64, 0)]
+    initialisations = evaluated_initialisations()
+    alone = [row for candidate in candidates for row in measure(candidate, initialisations, ghn, images, 64, 0)]
     exact = ("split", "index", "name", "identity", "parameters", "nodes", "initialisation")
     assert [[row[key] for key in exact] for row in rows] == [[row[key] for key in exact] for row in alone]
     assert [row["initialisation"] for row in rows] == ["predicted", "random"] * len(candidates)

@@ -14,8 +14,9 @@ from ghn import GHN
 from pipeline.architectures.shards import row, table_of, write_shard
 from pipeline.architectures.store import write_manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.finetuning import FinetuneRun, Target, chosen_rates, target_of, train_all
+from pipeline.evaluation.finetuning import Finetuned, train_all
 from pipeline.evaluation.initialisations import INITIALISATIONS
+from pipeline.evaluation.targets import Target, target_of
 from pipeline.params import FinetuneSettings, load_params
 from pipeline.results import CHECKPOINT, MANIFEST
 from pipeline.stages.finetune import finetune
@@ -23,11 +24,13 @@ from pipeline.stages.finetune import finetune
 SETTINGS = FinetuneSettings(
     datasets=["digits"],
     architectures=1,
-    images_per_class=10,
+    images_per_class=[10],
     seeds=2,
     steps=4,
     batch=16,
     learning_rates=[0.01, 0.1],
+    learning_rate_limits=[0.01, 0.1],
+    tuning_architectures=1,
     evaluate_every=3,
 )
 NETWORK = architecture("conv_3x3", "skip_connect", C=16, fc_layers=2, fc_dim=16)
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return target_of(digits(tmp_path_factory.mktemp("images")), images_per_class=10, seeds=2, seed=0)
+    return target_of(digits(tmp_path_factory.mktemp("images")), images_per_class=[10], seeds=2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -47,41 +50,54 @@ def ghn() -> GHN:
     return make_ghn(0, num_classes=7)
 
 
-def test_the_learning_rate_is_the_best_on_average_for_each_initialisation() -> None:
-    accuracies = {
-        ("predicted", 0.01): (0.5, 0.9),
-        ("predicted", 0.1): (0.6, 0.7),
-        ("random", 0.01): (0.1, 0.1),
-    }
-    accuracies[("random", 0.1)] = (0.2, 0.1)
-    held_out = {
-        FinetuneRun("digits", architecture, initialisation, rate, 0): value
-        for (initialisation, rate), values in accuracies.items()
-        for architecture, value in enumerate(values)
-    }
-    assert chosen_rates(held_out) == {("digits", "predicted"): 0.01, ("digits", "random"): 0.1}
-    tie = {FinetuneRun("digits", 0, "random", rate, 0): 0.5 for rate in (0.1, 0.01)}
-    assert chosen_rates(tie) == {("digits", "random"): 0.01}
+TWO = {name: INITIALISATIONS[name] for name in ("predicted", "random")}
+
+
+def train(ghn: GHN, target: Target, folder: Path, **changes: object) -> Finetuned:
+    settings = SETTINGS.model_copy(update=changes)
+    return train_all([NETWORK], TWO, ghn, {"digits": target}, settings, 0, str(folder))
 
 
 def test_runs_that_are_finished_are_not_trained_again(
     ray_on_this_machine: None, target: Target, ghn: GHN, tmp_path: Path
 ) -> None:
-    def train(**settings: object) -> pd.DataFrame:
-        changed = SETTINGS.model_copy(update=settings)
-        return train_all([NETWORK], INITIALISATIONS, ghn, {"digits": target}, changed, 0, str(tmp_path))
-
-    few = train(seeds=1)
+    few = train(ghn, target, tmp_path, seeds=1).curves
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
-    assert len(kept) == 4  # two initialisations, two learning rates
-    more = train(seeds=2)
+    assert len(kept) == 6  # two learning rates and a seed of two initialisations
+    more = train(ghn, target, tmp_path, seeds=2).curves
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert len(list(tmp_path.glob("*.json"))) == 6
+    assert len(list(tmp_path.glob("*.json"))) == 8
     pd.testing.assert_frame_equal(more[more["seed"] == 0].reset_index(drop=True), few)
-    assert len(more) == len(INITIALISATIONS) * 2 * 3  # seeds, measurements
+    assert len(more) == 2 * 2 * 5  # initialisations, seeds, measurements
 
-    train(seeds=1, batch=8)
-    assert len(list(tmp_path.glob("*.json"))) == 10  # another budget shares nothing
+    train(ghn, target, tmp_path, seeds=1, batch=8)
+    assert len(list(tmp_path.glob("*.json"))) == 14  # another budget shares nothing
+
+
+def test_the_search_for_a_learning_rate_ends_inside_or_at_a_limit_and_goes_on_when_it_was_interrupted(
+    ray_on_this_machine: None, target: Target, ghn: GHN, tmp_path: Path
+) -> None:
+    search = {"learning_rates": [1e-5, 1e-4], "learning_rate_limits": [1e-5, 1e3], "seeds": 1, "steps": 8}
+    whole = train(ghn, target, tmp_path / "whole", **search)
+    rates = whole.rates
+    assert rates.groupby("initialisation")["is_chosen"].sum().tolist() == [1, 1]
+    for name, own in rates.groupby("initialisation"):
+        accuracies = own.set_index("learning_rate")["held_out_top1"]
+        curves = whole.curves[whole.curves["initialisation"] == name]
+        chosen = own.loc[own["is_chosen"], "learning_rate"].item()
+        assert set(curves["learning_rate"]) == {chosen}
+        assert accuracies[chosen] == accuracies.max()
+        inside = accuracies.index.min() < chosen < accuracies.index.max()
+        assert curves["rate_is_inside"].tolist() == [inside] * len(curves)
+        assert inside or chosen in (1e-5, 1e3)
+    assert len(rates) > 4
+
+    train(ghn, target, tmp_path / "parts", **search | {"learning_rate_limits": [1e-5, 1e-3]})
+    for file in list((tmp_path / "parts").glob("*.json"))[::2]:
+        file.unlink()
+    resumed = train(ghn, target, tmp_path / "parts", **search)
+    pd.testing.assert_frame_equal(resumed.rates, rates)
+    pd.testing.assert_frame_equal(resumed.curves, whole.curves)
 
 
 @pytest.mark.slow
@@ -93,7 +109,14 @@ def test_the_stage_writes_curves_and_summary(
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["images"]["size"] = 8
     values["evaluate"] |= {"width": 8, "head_width": 16}
-    values["finetune"] |= {"architectures": 2, "seeds": 2, "steps": 4, "evaluate_every": 2}
+    values["finetune"] |= {
+        "architectures": 2,
+        "seeds": 2,
+        "steps": 4,
+        "evaluate_every": 2,
+        "images_per_class": [1, 100],
+    }
+    values["finetune"] |= {"learning_rates": [0.1], "tuning_architectures": 1}
     Path("params.yaml").write_text(yaml.safe_dump(values))
     params = load_params()
     networks = [NETWORK, replace(NETWORK, norm=None)]
@@ -103,11 +126,20 @@ def test_the_stage_writes_curves_and_summary(
     finetune(params)
 
     curves = pd.read_parquet("results/finetune/curves.parquet")
-    assert len(curves) == 2 * 2 * 2 * 2 * 3  # data sets, architectures, initialisations, seeds, measurements
+    cases = 3  # digits with 1 and 100 images per class, faces with 1, because it has too few images for 100
+    assert len(curves) == cases * len(INITIALISATIONS) * 2 * 2 * 4  # architectures, seeds, measurements
     assert curves["test_top1"].between(0, 1).all()
     summary = pd.read_csv("results/finetune/summary.csv")
-    assert summary["runs"].tolist() == [4] * 4
-    assert set(json.loads(Path("results/finetune/metrics.json").read_text())) == {"digits", "faces"}
+    assert summary["runs"].tolist() == [4] * cases * len(INITIALISATIONS)
+    budgets = pd.read_csv("results/finetune/budgets.csv")
+    assert len(budgets) == 5 * len(summary)
+    assert budgets["corrected_p_value"].notna().sum() == 5 * cases * (len(INITIALISATIONS) - 1)
+    assert pd.read_csv("results/finetune/learning_rates.csv")["is_chosen"].all()
+    metrics = json.loads(Path("results/finetune/metrics.json").read_text())
+    assert {name: set(of_images) for name, of_images in metrics.items()} == {
+        "digits": {"1_images", "100_images"},
+        "faces": {"1_images"},
+    }
 
     too_many = params.model_copy(update={"finetune": params.finetune.model_copy(update={"architectures": 3})})
     with pytest.raises(UserError, match=r"finetune.architectures = 3: must be at most 2"):

@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.params import load_params
 from pipeline.reporting import plots
+from pipeline.reporting.finetuning_tables import finetuning_table
 from pipeline.reporting.numbers import duration, short_count
 from pipeline.reporting.page import PageFigure, Table, git_state
 from pipeline.reporting.read_results import Results, read_results
@@ -33,7 +34,7 @@ from pipeline.reporting.results_page import (
     report_tables,
     write_report,
 )
-from pipeline.reporting.results_tables import accuracy_table, extremes, finetuning_table, name_of
+from pipeline.reporting.results_tables import accuracy_table, extremes, name_of
 from pipeline.stages.report import origin_of, report
 from pipeline.storage.tables import write_csv
 
@@ -96,8 +97,9 @@ def test_a_split_of_one_architecture_has_no_standard_error(results: Path) -> Non
 
 
 def test_a_target_that_was_never_reached_is_said_so(results_of_a_run: Path) -> None:
-    rows = finetuning_table(read_results(results_of_a_run).finetuning).rows
-    assert [row[5] for row in rows] == ["30", "not reached", "30", "not reached"]
+    read = read_results(results_of_a_run)
+    rows = finetuning_table(read.finetuning.assign(share_to_target=[0.5, np.nan] * 5), read.budgets).rows
+    assert [row[8] for row in rows] == ["50%", "never"] * 5
 
 
 def test_best_and_worst_are_ranked_and_small_splits_are_listed_whole(results_of_a_run: Path) -> None:
@@ -260,7 +262,7 @@ def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
 def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
     figures = {f"{name}.png" for name in ("accuracy", "size", "training", "gradients", "time", "finetuning")}
-    assert names == {"index.html", "accuracy.md", "finetuning.md", "training.md", *figures}
+    assert names == {"index.html", "accuracy.md", "finetuning.md", "budgets.md", "training.md", *figures}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
 
@@ -307,7 +309,7 @@ def test_a_third_initialisation_is_in_every_table_and_among_the_numbers_on_top(t
     assert tables["accuracy"].columns[8:] == ("sgd: top-1, %", "best", "top-5, %")
     (row,) = [row for row in tables["accuracy"].rows if row[0] == "test"]
     assert row[8].startswith(f"{100 * read.headline['sgd_top1']:.1f} ± ")
-    assert [row[:2] for row in tables["finetuning"].rows][2] == ("digits", "sgd")
+    assert [row[:3] for row in tables["finetuning"].rows][2] == ("digits", "1", "sgd")
     assert extremes(read.architectures, read.evaluated)["test"].columns[-1] == "sgd, %"
     names = [number.name for number in headline_numbers(read)]
     assert names == ["predicted parameters", "random initialisation", "sgd", "chance"]
@@ -319,8 +321,8 @@ def test_the_order_and_text_of_two_initialisations_do_not_change_with_a_third(
 ) -> None:
     two, three = (report_tables(read_results(path), SETTINGS) for path in (results_of_a_run, three_initialisations))
     assert [row[:8] for row in three["accuracy"].rows] == list(two["accuracy"].rows)
-    kept = [row for row in three["finetuning"].rows if row[1] != "sgd"]
-    assert [row[:2] for row in kept] == [row[:2] for row in two["finetuning"].rows]
+    kept = [row for row in three["finetuning"].rows if row[2] != "sgd"]
+    assert [row[:4] for row in kept] == [row[:4] for row in two["finetuning"].rows]
 
 
 @pytest.mark.slow

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluation_examples import ARCHITECTURES, make_ghn
+
+from pipeline.evaluation.initialisations import INITIALISATIONS, InitialisationContext, initial_tensors
+from pipeline.evaluation.networks import fresh_module
+from pipeline.evaluation.post_processing import orthogonalised, rescaled, with_noise
+
+CONTEXT = InitialisationContext(make_ghn(0), image_size=8, classes=10, seed=3)
+VARIANTS = ("predicted_noise", "predicted_orthogonal", "predicted_rescaled")
+
+
+def test_noise_is_a_share_of_the_deviation_of_each_weight_and_leaves_vectors_alone() -> None:
+    torch.manual_seed(0)
+    tensors = {"conv": 3 * torch.randn(64, 32, 3, 3), "dense": 0.01 * torch.randn(200, 100), "bias": torch.randn(50)}
+    noisy = with_noise(tensors, share=0.2)
+    assert torch.equal(noisy["bias"], tensors["bias"])
+    for name in ("conv", "dense"):
+        added = noisy[name] - tensors[name]
+        assert float(added.std() / tensors[name].std()) == pytest.approx(0.2, rel=0.05)
+        assert abs(float(added.mean())) < 0.01 * float(tensors[name].std())
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (8, 4, 3, 3), (64, 4, 1, 1)])
+def test_rows_become_orthogonal_or_columns_where_there_are_more_rows(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64)
+    matrix = orthogonalised({"weight": weight})["weight"].reshape(shape[0], -1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(len(gram), dtype=torch.float64))
+    torch.testing.assert_close(matrix.norm(), weight.norm())
+
+
+def test_a_weight_that_is_orthogonal_stays() -> None:
+    weight = 3 * torch.nn.init.orthogonal_(torch.empty(6, 10, dtype=torch.float64))
+    torch.testing.assert_close(orthogonalised({"weight": weight})["weight"], weight)
+
+
+def test_alike_rows_become_different() -> None:
+    torch.manual_seed(0)
+    alike = torch.randn(1, 20) + 0.01 * torch.randn(5, 20)
+    rows = torch.nn.functional.normalize(orthogonalised({"weight": alike})["weight"], dim=1)
+    assert float((rows @ rows.T - torch.eye(5)).abs().max()) < 1e-4
+
+
+def test_depthwise_convolutions_position_embeddings_and_vectors_are_not_orthogonalised() -> None:
+    tensors = {"depthwise": torch.randn(8, 1, 3, 3), "position": torch.randn(1, 8, 4, 4), "bias": torch.randn(8)}
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in orthogonalised(tensors).items())
+
+
+def test_each_tensor_gets_the_norm_of_its_reference_and_zeros_stay() -> None:
+    tensors = {"weight": torch.randn(4, 4), "zeros": torch.zeros(3), "bias": torch.randn(3)}
+    references = {"weight": torch.ones(4, 4), "zeros": torch.ones(3), "bias": torch.zeros(3)}
+    scaled = rescaled(tensors, references)
+    assert [float(scaled[name].norm()) for name in tensors] == pytest.approx([4, 0, 0])
+    torch.testing.assert_close(scaled["weight"], tensors["weight"] * (4 / tensors["weight"].norm()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("network", ARCHITECTURES)
+def test_variants_change_predictions_and_are_functions_of_the_seed(name: str, network) -> None:
+    predicted, first = (initial_tensors(INITIALISATIONS[each], network, CONTEXT) for each in ("predicted", name))
+    torch.rand(5)
+    again = initial_tensors(INITIALISATIONS[name], network, CONTEXT)
+    assert first.keys() == predicted.keys()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
+    assert all(tensor.isfinite().all() and tensor.shape == predicted[key].shape for key, tensor in first.items())
+    assert any(not torch.equal(tensor, predicted[key]) for key, tensor in first.items())
+
+
+def test_rescaled_predictions_have_the_norms_of_random_initialisation() -> None:
+    tensors = initial_tensors(INITIALISATIONS["predicted_rescaled"], ARCHITECTURES[1], CONTEXT)
+    for name, parameter in fresh_module(ARCHITECTURES[1], 8, 10, seed=3).named_parameters():
+        assert float(tensors[name].norm()) == pytest.approx(float(parameter.detach().norm()), rel=1e-4, abs=1e-6)
