@@ -104,56 +104,26 @@ def train_all(
         seed: of the pipeline; the seeds of the runs are functions of it.
         folder: where finished runs keep their results.
     """
-    shared_ghn = ray.put(ghn.cpu())
-    shared_targets = {name: ray.put(target) for name, target in targets.items()}
-    digests = {name: digests_of(target) for name, target in targets.items()}
-    finished = read_task_cache(folder)
-
-    def finish(function: Callable[..., Any], runs: Sequence[FinetuneRun], description: str) -> dict[FinetuneRun, Any]:
-        names = {
-            run: name_of(
-                function,
-                run,
-                networks[run.architecture],
-                digests[run.dataset][run.images_per_class, run.seed],
-                settings,
-                seed,
-            )
-            for run in runs
-        }
-        tasks = {
-            name: (
-                run,
-                networks[run.architecture],
-                initialisations[run.initialisation],
-                shared_ghn,
-                shared_targets[run.dataset],
-                settings,
-                seed,
-            )
-            for run, name in names.items()
-            if name not in finished
-        }
-        gpus = GPU_SHARE if capacity()["GPU"] else 0
-        for name, result in run_cached_tasks(
-            function, tasks, folder, description=description, unit="run", num_gpus=gpus
-        ):
-            finished[name] = result
-        return {run: finished[name] for run, name in names.items()}
-
-    def measure(pairs: Sequence[tuple[Competition, float]]) -> dict[tuple[Competition, float], float]:
-        runs = {pair: tuning_runs(*pair, min(settings.tuning_architectures, len(networks))) for pair in pairs}
-        every_run = [run for of_pair in runs.values() for run in of_pair]
-        accuracies = finish(held_out_accuracy, every_run, "finetune: learning rates")
-        return {pair: float(np.mean([accuracies[run] for run in of_pair])) for pair, of_pair in runs.items()}
-
+    tasks = _RunTasks(
+        networks=networks,
+        initialisations=initialisations,
+        shared_ghn=ray.put(ghn.cpu()),
+        shared_targets={name: ray.put(target) for name, target in targets.items()},
+        digests={name: digests_of(target) for name, target in targets.items()},
+        settings=settings,
+        seed=seed,
+        folder=folder,
+        finished=read_task_cache(folder),
+    )
     competitions = [
         Competition(dataset, number, initialisation)
         for dataset, target in targets.items()
         for number in target.shots
         for initialisation in initialisations
     ]
-    tried = search_rates(competitions, settings.learning_rates, settings.learning_rate_limits, measure)
+    tried = search_rates(
+        competitions, settings.learning_rates, settings.learning_rate_limits, tasks.held_out_accuracies
+    )
     chosen = {competition: best_rate(accuracies) for competition, accuracies in tried.items()}
     runs = [
         FinetuneRun(dataset, number, architecture, initialisation, rate.learning_rate, repetition)
@@ -161,7 +131,55 @@ def train_all(
         for architecture in range(len(networks))
         for repetition in range(settings.seeds)
     ]
-    return Finetuned(curves_table(finish(fine_tune, runs, "finetune: all seeds"), chosen), rates_table(tried))
+    curves = tasks.results(fine_tune, runs, "finetune: all seeds")
+    return Finetuned(curves_table(curves, chosen), rates_table(tried))
+
+
+@dataclass(frozen=True, eq=False)
+class _RunTasks:
+    """Training runs as tasks on the cluster. `finished` has the results of those that are finished, by name."""
+
+    networks: Sequence[Network]
+    initialisations: Mapping[str, Initialisation]
+    shared_ghn: ray.ObjectRef
+    shared_targets: Mapping[str, ray.ObjectRef]
+    digests: Mapping[str, Mapping[tuple[int, int], str]]
+    settings: FinetuneSettings
+    seed: int
+    folder: str
+    finished: dict[str, Any]
+
+    def results(self, function: Callable[..., Any], runs: Sequence[FinetuneRun], title: str) -> dict[FinetuneRun, Any]:
+        """Return what `fine_tune` or `held_out_accuracy` returns for each run; `title` is that of the progress bar."""
+        names = {run: self._name(function, run) for run in runs}
+        todo = {name: self._arguments(run) for run, name in names.items() if name not in self.finished}
+        gpus = GPU_SHARE if capacity()["GPU"] else 0
+        for name, result in run_cached_tasks(function, todo, self.folder, description=title, unit="run", num_gpus=gpus):
+            self.finished[name] = result
+        return {run: self.finished[name] for run, name in names.items()}
+
+    def held_out_accuracies(self, pairs: Sequence[tuple[Competition, float]]) -> dict[tuple[Competition, float], float]:
+        """Return the mean accuracy on held-out images of each (competition, learning rate)."""
+        architectures = min(self.settings.tuning_architectures, len(self.networks))
+        runs = {pair: tuning_runs(*pair, architectures) for pair in pairs}
+        every_run = [run for of_pair in runs.values() for run in of_pair]
+        accuracies = self.results(held_out_accuracy, every_run, "finetune: learning rates")
+        return {pair: float(np.mean([accuracies[run] for run in of_pair])) for pair, of_pair in runs.items()}
+
+    def _name(self, function: Callable[..., Any], run: FinetuneRun) -> str:
+        images_digest = self.digests[run.dataset][run.images_per_class, run.seed]
+        return name_of(function, run, self.networks[run.architecture], images_digest, self.settings, self.seed)
+
+    def _arguments(self, run: FinetuneRun) -> tuple[Any, ...]:
+        return (
+            run,
+            self.networks[run.architecture],
+            self.initialisations[run.initialisation],
+            self.shared_ghn,
+            self.shared_targets[run.dataset],
+            self.settings,
+            self.seed,
+        )
 
 
 def tuning_runs(competition: Competition, learning_rate: float, architectures: int) -> list[FinetuneRun]:
