@@ -126,15 +126,12 @@ def _log_summary(run: StageRun, summary: DataFrame[FinetuningSummary], budgets: 
 def _print_summary(summary: DataFrame[FinetuningSummary]) -> None:
     rows = [
         {
-            "data set": row.dataset,
-            "images a class": str(row.images_per_class),
+            "images": f"{row.dataset} × {row.images_per_class}",
             "start": row.initialisation,
             "rate": f"{row.learning_rate:g}",
-            "runs": str(row.runs),
             "top-1": percent(row.test_top1, row.test_top1_error),
-            "steps to target": "never" if pd.isna(row.steps_to_target) else f"{row.share_to_target:.0%}",
-            "target": percent(row.target_top1),
+            "steps to target": "never" if pd.isna(row.share_to_target) else f"{row.share_to_target:.0%}",
         }
         for row in summary.itertuples()
     ]
-    print_table("Test accuracy in % after training on few images", rows)
+    print_table("Test accuracy in % after training on images of a data set × images a class", rows)
