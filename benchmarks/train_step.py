@@ -53,6 +53,7 @@ def training_set() -> TrainingSet:
     return TrainingSet(
         nodes=np.array([sample.summary.nodes for sample in sampled]),
         parameters=np.array([sample.summary.num_parameters for sample in sampled]),
+        norm_free=np.array([sample.architecture.norm is None for sample in sampled]),
         read=lambda index: sampled[index].architecture,
     )
 

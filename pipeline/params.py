@@ -152,8 +152,9 @@ class HypernetworkSettings(_HypernetworkFields):
 
 
 class OptimizerSettings(Section):
-    """Settings of Adam."""
+    """What turns gradients into steps."""
 
+    name: Literal["adam", "muon"]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
 
@@ -191,6 +192,7 @@ class TrainSettings(Section):
     ema: Share | None
     widths: Annotated[list[Width], Field(min_length=1)]
     head_widths: Annotated[list[Count], Field(min_length=1)]
+    norm_free: Share | None
     max_nodes: Count
     micro_batches: Count
     precision: Literal["auto", "fp32", "bf16", "fp64"]

@@ -22,6 +22,7 @@ SMALL = {
         "batch": 8,
         "widths": [8, 16],
         "head_widths": [16],
+        "norm_free": None,
         "ema": 0.9,
         "schedule": {"name": "cosine", "warmup": 2},
         "validation": {"every": 3, "architectures": 2},

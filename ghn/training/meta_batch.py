@@ -26,11 +26,13 @@ MAX_ATTEMPTS = 100
 class TrainingSet:
     """The training architectures: their graph nodes (A,), their numbers of parameters (A,) and a reader by index.
 
-    The numbers of parameters are those at width 32, for 32×32 images and 10 classes.
+    The numbers of parameters are those at width 32, for 32×32 images and 10 classes. `norm_free` says which of them are
+    without norm (A,).
     """
 
     nodes: NDArray[np.integer]
     parameters: NDArray[np.integer]
+    norm_free: NDArray[np.bool_]
     read: Callable[[int], Architecture]
 
 
@@ -40,13 +42,15 @@ class MetaBatchSettings:
 
     `size` is the number of architectures. `widths` are the values that C may have and `head_widths` those of fc_dim,
     smallest first. `max_nodes` limits the graph nodes of a whole meta-batch of up to 8 architectures; the limit of a
-    larger one grows in proportion.
+    larger one grows in proportion. `norm_free` is the probability that an architecture is one without norm; None: all
+    architectures of the training set are equally likely, as published.
     """
 
     size: int
     widths: Sequence[int]
     head_widths: Sequence[int]
     max_nodes: int
+    norm_free: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,38 @@ def sample_indices(
     Indices whose graphs have too many nodes in all are sampled again.
 
     Raises:
-        ValueError: a hundred meta-batches in a row had too many nodes.
+        ValueError: a hundred meta-batches in a row had too many nodes, or no architecture is of a wanted kind.
     """
-    count, size = len(training_set.nodes), settings.size
+    size = settings.size
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(
             np.random.Philox(np.random.SeedSequence(seed, spawn_key=(ARCHITECTURE_STREAM, step, attempt)))
         )
-        indices_M = rng.choice(count, size, replace=size > count)
+        indices_M = _sample_indices(rng, training_set, settings)
         if training_set.nodes[indices_M].sum() <= settings.max_nodes * max(1, size / 8):
             return indices_M, rng.random((size, 2))
     raise ValueError(f"max_nodes = {settings.max_nodes}: too few for {size} architectures a step")
+
+
+def _sample_indices(
+    rng: np.random.Generator, training_set: TrainingSet, settings: MetaBatchSettings
+) -> NDArray[np.int64]:
+    """Return the indices (M,) of a meta-batch of any number of nodes: each at most once, if there are enough.
+
+    Raises:
+        ValueError: no architecture is of a wanted kind.
+    """
+    if settings.norm_free is None:
+        return _choose(rng, np.arange(len(training_set.nodes)), settings.size)
+    norm_free = int(rng.binomial(settings.size, settings.norm_free))
+    numbers = {"without": norm_free, "with": settings.size - norm_free}
+    kinds = {"without": np.flatnonzero(training_set.norm_free), "with": np.flatnonzero(~training_set.norm_free)}
+    for kind, number in numbers.items():
+        if number and not len(kinds[kind]):
+            raise ValueError(f"norm_free = {settings.norm_free}: no architecture of split train is {kind} norm")
+    chosen = [_choose(rng, kinds[kind], number) for kind, number in numbers.items() if number]
+    return rng.permutation(np.concatenate(chosen))
+
+
+def _choose(rng: np.random.Generator, among: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    return among[rng.choice(len(among), number, replace=number > len(among))]

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ghn.models.checkpoints import CheckpointError
 from ghn.models.hypernetwork import Hypernetwork
+from ghn.training.optimizers import optimizers_of
 from pipeline.training.history import DroppedArchitecture, Row
 from pipeline.training.job import RunSettings
 
@@ -35,7 +36,7 @@ class TrainingState:
 
     Attributes:
         ghn: the hypernetwork that is trained.
-        optimizer: that of its weights.
+        optimizers: those of its weights; each weight has one of them.
         ema: largest decay of the moving average; None if there is none.
         step: optimisation steps taken.
         precision: that of target networks; None before the workers have chosen it.
@@ -48,8 +49,8 @@ class TrainingState:
         dropped_architectures: every architecture that a step dropped.
     """
 
-    def __init__(self, ghn: Hypernetwork, optimizer: torch.optim.Optimizer, ema: float | None = None):
-        self.ghn, self.optimizer, self.ema = ghn, optimizer, ema
+    def __init__(self, ghn: Hypernetwork, optimizers: Sequence[torch.optim.Optimizer], ema: float | None = None):
+        self.ghn, self.optimizers, self.ema = ghn, list(optimizers), ema
         self.average = None if ema is None else copy.deepcopy(ghn)
         self.best: Hypernetwork | None = None
         self.best_row: Row = {}
@@ -66,8 +67,8 @@ class TrainingState:
         torch.manual_seed(settings.seed)
         config = settings.hypernetwork.config(num_classes, settings.images.size)
         ghn = Hypernetwork(config).to(device, dtype)
-        optimizer = torch.optim.Adam(ghn.parameters(), weight_decay=settings.train.optimizer.weight_decay)
-        return cls(ghn, optimizer, settings.train.ema)
+        optimizer = settings.train.optimizer
+        return cls(ghn, optimizers_of(ghn, optimizer.name, optimizer.weight_decay), settings.train.ema)
 
     @property
     def eval_model(self) -> Hypernetwork:
@@ -88,9 +89,10 @@ class TrainingState:
         norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), clip)
         if not norm.isfinite():
             return math.nan
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         self._update_average()
         return norm.item()
 
@@ -145,8 +147,9 @@ class TrainingState:
             if ghn is not None:
                 ghn.save(folder / name)
         moments = {
-            f"{index}.{name}": value.detach().cpu()
-            for index, values in self.optimizer.state_dict()["state"].items()
+            f"{number}.{index}.{name}": value.detach().cpu()
+            for number, optimizer in enumerate(self.optimizers)
+            for index, values in optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
         save_file(moments, folder / "optimizer.safetensors")
@@ -178,11 +181,12 @@ class TrainingState:
             if ghn is not None:
                 ghn.load_weights(folder / name)
         self.ghn.train()
-        contents = self.optimizer.state_dict()
+        contents = [optimizer.state_dict() for optimizer in self.optimizers]
         for key, value in moments.items():
-            index, name = key.split(".")
-            contents["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(contents)
+            number, index, name = key.split(".")
+            contents[int(number)]["state"].setdefault(int(index), {})[name] = value
+        for optimizer, content in zip(self.optimizers, contents, strict=True):
+            optimizer.load_state_dict(content)
 
 
 def _read(path: Path, read: Callable[[Path], Content]) -> Content:

@@ -126,12 +126,13 @@ class StepLoader:
 def meta_batch_settings(settings: RunSettings) -> MetaBatchSettings:
     """Return the settings by which the meta-batches of a run are sampled."""
     train = settings.train
-    return MetaBatchSettings(settings.meta_batch, train.widths, train.head_widths, train.max_nodes)
+    return MetaBatchSettings(settings.meta_batch, train.widths, train.head_widths, train.max_nodes, train.norm_free)
 
 
 def training_set_of(split: Split) -> TrainingSet:
     """Return a split as the set of architectures that meta-batches are sampled from."""
-    return TrainingSet(**split.columns("nodes", "parameters"), read=split.read)
+    norm_free = split.table("norm")["norm"].is_null().to_numpy()
+    return TrainingSet(**split.columns("nodes", "parameters"), norm_free=norm_free, read=split.read)
 
 
 def prefetch(prepare: Callable[[int], Prepared], steps: Sequence[int]) -> Iterator[tuple[Prepared, float]]:
@@ -157,7 +158,7 @@ def require_first_step(settings: RunSettings, store: ArchitectureStore) -> None:
     """Read all training architectures and sample the first meta-batch, before any worker starts.
 
     Raises:
-        UserError: a shard is missing or damaged, or no meta-batch is small enough.
+        UserError: a shard is missing or damaged, or no meta-batch can be sampled as the settings say.
     """
     try:
         sample_indices(training_set_of(store["train"]), meta_batch_settings(settings), settings.seed, 0)

@@ -34,6 +34,7 @@ def training_set(count: int) -> TrainingSet:
     return TrainingSet(
         nodes=np.array([len(program.graph.nodes) for program in programs]),
         parameters=np.array([program.num_parameters for program in programs]),
+        norm_free=np.array([architecture.norm is None for architecture in several]),
         read=several.__getitem__,
     )
 
@@ -248,3 +249,20 @@ def test_costs_are_assigned_evenly(costs: list[float], workers: int) -> None:
     of_workers = [sum(costs[position] for position in positions) for positions in assigned]
     assert max(of_workers) - min(of_workers) <= max(costs) * ROUNDING
     assert max(of_workers) <= (sum(costs) / workers + max(costs)) * ROUNDING
+
+
+def test_norm_free_architectures_come_as_often_as_asked_for() -> None:
+    among = replace(TRAINING_SET, norm_free=np.arange(12) < 3)
+    settings = MetaBatchSettings(4, widths=(8,), head_widths=(16,), max_nodes=10_000, norm_free=0.5)
+    steps = [sample_indices(among, settings, 0, step)[0] for step in range(200)]
+    assert all(len(set(indices)) == 4 for indices in steps if (indices < 3).sum() <= 3)
+    assert 0.4 < np.mean([indices < 3 for indices in steps]) < 0.6
+    assert set(np.concatenate(steps)) == set(range(12))
+    assert [a.tolist() for a in steps] == [sample_indices(among, settings, 0, step)[0].tolist() for step in range(200)]
+
+
+def test_a_kind_that_the_training_set_lacks_is_named() -> None:
+    among = replace(TRAINING_SET, norm_free=np.zeros(12, dtype=bool))
+    settings = MetaBatchSettings(4, widths=(8,), head_widths=(16,), max_nodes=10_000, norm_free=0.999)
+    with pytest.raises(ValueError, match=r"norm_free = 0.999: no architecture of split train is without norm"):
+        sample_indices(among, settings, 0, 0)

@@ -37,6 +37,7 @@ def training_set() -> TrainingSet:
     return TrainingSet(
         np.array([len(program.graph.nodes) for program in programs]),
         np.array([program.num_parameters for program in programs]),
+        np.array([architecture.norm is None for architecture in several]),
         several.__getitem__,
     )
 
