@@ -6,8 +6,9 @@ and these keep their meaning from layer to layer and from network to network. So
 "DiracNets: Training Very Deep Neural Networks Without Skip-Connections", 2017, eq. 4, for the weights of one network.
 
 Where no norm follows, features would grow with each sum of the network, and with the weights as these are learned.
-There the rows of D + P get the norm of D's, and a gain that makes up for the growth that the graph implies
-(`signal_path`).
+There the rows of D + P are standardised: they get mean zero, so that they do not answer to what all features have in
+common, and the norm of D's (Brock et al., "Characterizing signal propagation to close the performance gap in
+unnormalized ResNets", ICLR 2021, eq. 2). A gain makes up for the growth that the graph implies (`signal_path`).
 
 Dimensions: N nodes, M nodes of a group, O/I out/in channels, Y×X kernel positions.
 """
@@ -118,15 +119,26 @@ def with_dirac_part(
         out, inputs, height, width = weights_MOIYX.shape[1:]
         dirac_OIYX = dirac_part((out, inputs, height, width)).to(weights_MOIYX)
         weights_MOIYX = weights_MOIYX + dirac_OIYX
-        if not path.has_norm[members].all():
-            factors_MO = _row_norms(dirac_OIYX[None]) / _row_norms(weights_MOIYX).clamp(min=SMALLEST_NORM)
-            has_norm_M1 = torch.from_numpy(path.has_norm[members])[:, None].to(weights_MOIYX.device)
-            factors_MO = factors_MO.masked_fill(has_norm_M1, 1.0)
-            weights_MOIYX = weights_MOIYX * factors_MO[..., None, None, None]
+        weights_MOIYX = _standardised(weights_MOIYX, dirac_OIYX, path.has_norm[members])
     gains_M = path.gains[members]
     if (gains_M == 1).all():
         return weights_MOIYX
     return weights_MOIYX * torch.from_numpy(gains_M).to(weights_MOIYX)[:, None, None, None, None]
+
+
+def _standardised(weights_MOIYX: Tensor, dirac_OIYX: Tensor, has_norm_M: NDArray[np.bool_]) -> Tensor:
+    """Return the weights with the rows of those without norm standardised: mean 0 and the norm of the Dirac part's.
+
+    Depthwise convolutions keep their mean, because a feature that is alone in its row would lose its low frequencies.
+    """
+    if has_norm_M.all():
+        return weights_MOIYX
+    has_norm_M1 = torch.from_numpy(has_norm_M)[:, None].to(weights_MOIYX.device)
+    if weights_MOIYX.shape[2] > 1:
+        means_MO = weights_MOIYX.mean((2, 3, 4)).masked_fill(has_norm_M1, 0.0)
+        weights_MOIYX = weights_MOIYX - means_MO[..., None, None, None]
+    factors_MO = _row_norms(dirac_OIYX[None]) / _row_norms(weights_MOIYX).clamp(min=SMALLEST_NORM)
+    return weights_MOIYX * factors_MO.masked_fill(has_norm_M1, 1.0)[..., None, None, None]
 
 
 def _row_norms(weights_MOIYX: Tensor) -> Tensor:

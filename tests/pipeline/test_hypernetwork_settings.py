@@ -29,7 +29,7 @@ def test_every_field_of_the_configuration_is_a_setting_but_the_sizes_of_the_task
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_settings_of_a_variant_give_its_configuration(variant: str) -> None:
-    config = settings(variant=variant).config(num_classes=10, image_size=14)
+    config = settings(variant=variant, dirac=None).config(num_classes=10, image_size=14)
     assert config == GHNConfig(10, 14, variant) and config.composition == VARIANTS[variant]
 
 

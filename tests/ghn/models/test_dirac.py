@@ -111,3 +111,23 @@ def test_gains_of_several_graphs_are_those_of_each() -> None:
         (alone,) = ghn.predict_parameters([network])
         for name, tensor in parameters.items():
             torch.testing.assert_close(tensor, alone[name])
+
+
+def test_rows_without_norm_are_standardised_and_others_are_not() -> None:
+    ghn = fresh(dirac=True)
+    with torch.no_grad():
+        for weight in ghn.decoder.weights.parameters():
+            weight.mul_(2)
+    (parameters,) = ghn.predict_parameters([architecture := sample("bn_free", 0)])
+    convolutions = [
+        parameters[p.name]
+        for operation in architecture.program(IMAGE_SIZE, CLASSES).operations
+        if operation.kind == "conv"
+        for p in operation.parameters
+        if p.shape[1] > 3
+    ]
+    assert convolutions
+    for weight in convolutions:
+        rows = weight.flatten(1)
+        torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rows.norm(dim=1), rows.norm(dim=1)[:1].expand(len(rows)))
