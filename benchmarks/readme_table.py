@@ -92,6 +92,11 @@ ROWS = (
         lambda r: f"at most {r['peak_rss_bytes'] / 2**30:.1f} GiB of memory, as with 8",
     ),
     TableRow(
+        "depthwise",
+        lambda r: "depthwise convolutions of a target network, forward and backward, at 14×14",
+        lambda r: f"PyTorch's own backward pass would make them {r['ratio']['all']:.0f} times as slow",
+    ),
+    TableRow(
         "scaling",
         lambda r: f"{r['workers']} workers of one thread",
         lambda r: (

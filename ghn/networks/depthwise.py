@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STRIDES, DILATIONS = (1, 2), (1, 2)
-"""The strides and dilations whose gradients are written out here."""
+KERNELS, STRIDES, DILATIONS = (3, 5), (1, 2), (1, 2)
+"""Sides of the kernels, strides and dilations of the convolutions that are covered here: those of DeepNets-1M."""
 
 
 def depthwise_conv(x_BCYX: Tensor, weight_C1kk: Tensor, stride: int, dilation: int) -> Tensor:
@@ -56,7 +56,7 @@ def is_covered(weight: Tensor, settings: tuple[int, ...]) -> bool:
         and inputs == 1
         and channels == groups
         and kh == kw
-        and kh in (3, 5)
+        and kh in KERNELS
         and sh == sw
         and sh in STRIDES
         and dilation in DILATIONS
