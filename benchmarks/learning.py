@@ -95,17 +95,23 @@ def run_seed(project: Path, settings: Mapping[str, Any]) -> Row:
     history = pd.read_csv(project / "results/train/history.csv")
     summary = pd.read_csv(project / "results/evaluate/summary.csv").set_index("split")
     networks = pd.read_parquet(project / "results/evaluate/architectures.parquet")
-    minutes = history["step_seconds"].cumsum() / 60
+    steps = history["step"].diff().fillna(history["step"])  # of each row
+    minutes = (steps * history["step_seconds"]).cumsum() / 60
     reached = {t: minutes[history["val_top1"] >= t / 100] for t in TARGETS}
+    validated = history["val_top1"].notna()
     predicted = networks[networks["initialisation"] == "predicted"].set_index("name")["top1"]
     return {
         "seed": settings["seed"],
-        "steps": len(history),
+        "steps": int(history["step"].iloc[-1]),
         "minutes": round(float(minutes.iloc[-1]), 2),
-        "seconds_per_step": round(float(history["step_seconds"].mean()), 4),
-        "minutes_to": {t: round(float(times.iloc[0]), 2) if len(times) else None for t, times in reached.items()},
+        "seconds_per_step": round(60 * float(minutes.iloc[-1]) / int(history["step"].iloc[-1]), 4),
+        "minutes_to": {str(t): round(float(times.iloc[0]), 2) if len(times) else None for t, times in reached.items()},
         "top1": {split: round(100 * float(summary.loc[split, "predicted_top1"]), 2) for split in SPLITS},
         NETWORK: round(100 * float(predicted[NETWORK]), 2),
+        "curve": [
+            [round(float(at), 3), round(100 * float(top1), 2)]
+            for at, top1 in zip(minutes[validated], history["val_top1"][validated], strict=True)
+        ],
     }
 
 
