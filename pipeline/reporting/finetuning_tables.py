@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 
 from pipeline.console import percent
 from pipeline.evaluation.budgets import BUDGETS, EARLY_BUDGET, SIGNIFICANT
 from pipeline.evaluation.initialisations import BASELINE
-from pipeline.reporting.numbers import MINUS_SIGN, difference
+from pipeline.reporting.numbers import MINUS_SIGN, difference, listing
 from pipeline.reporting.page import Table
 
 KEY = ["dataset", "images_per_class", "initialisation"]
@@ -114,11 +114,6 @@ def _cases(rows: pd.DataFrame) -> str:
     """Return data sets with their numbers of images per class: digits (10 and 100 images per class) and faces (1)."""
     cases: list[str] = []
     for dataset, own in rows.groupby("dataset", sort=False):
-        numbers = _and(f"{number:,}" for number in own["images_per_class"])
+        numbers = listing(f"{number:,}" for number in own["images_per_class"])
         cases.append(f"{dataset} ({numbers}{'' if cases else ' per class'})")
-    return _and(cases)
-
-
-def _and(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
+    return listing(cases)

@@ -1,8 +1,9 @@
-"""Words for numbers: counts, times, means. Why no library gives them: docs/decisions/0005-formatters-and-plots.md."""
+"""Words for numbers, and listings. Why no library gives them: docs/decisions/0005-formatters-and-plots.md."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 EN_DASH, MINUS_SIGN = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -54,3 +55,9 @@ def difference(value: float, error: float) -> str:
 def number_range(low: float, high: float) -> str:
     """Return two counts with a dash between them, or one if they are equal."""
     return f"{low:,.0f}" if low == high else f"{low:,.0f}{EN_DASH}{high:,.0f}"
+
+
+def listing(words: Iterable[str]) -> str:
+    """Return words with commas and an "and" between them: a, b and c."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
