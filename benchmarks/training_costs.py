@@ -3,7 +3,7 @@
     python benchmarks/training_costs.py [--architectures 60] [--dtype fp32]
 
 Measures the forward and backward pass of training architectures, 64 images, one thread, at 32×32 pixels (widths 32 to
-128) and at 14×14 (widths 16 to 32), compares `ghn.training.cost_model.training_seconds` with that, and fits its prices
+128) and at 14×14 (widths 16 to 64), compares `ghn.training.cost_model.training_seconds` with that, and fits its prices
 again. It also shows how evenly two and three workers would share meta-batches of eight. The last line is JSON: for each
 image size `relative_error` (standard deviation of predicted / measured, which has mean 1), and `imbalance` of two
 workers (slowest / mean, by measured seconds).
@@ -29,7 +29,7 @@ from ghn.training.step import StepSettings, target_gradient
 
 BATCH = 64
 META_BATCH = 8
-SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32), (64, 128))}
+SIZES = {32: (range(32, 129, 16), range(64, 513, 64)), 14: ((16, 24, 32, 64), (64, 128))}
 """Image sizes, and the widths and head widths that are sampled for them."""
 
 

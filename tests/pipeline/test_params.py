@@ -216,9 +216,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_number_may_have_an_exponent(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.005", "learning_rate: 5e-3")
+    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 3e-3")
     (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml").train.optimizer.learning_rate == 0.005
+    assert load_params(tmp_path / "params.yaml").train.optimizer.learning_rate == 0.003
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
