@@ -24,6 +24,7 @@ from pipeline.params import (
 )
 from pipeline.reporting import accuracy_plots, training_plots
 from pipeline.reporting.finetuning_tables import budgets_table, finetuning_findings, finetuning_table
+from pipeline.reporting.leaderboard import LeaderboardRow
 from pipeline.reporting.numbers import count, short_seconds
 from pipeline.reporting.page import HeadlineNumber, PageFigure, Plot, Table, render_page, write_figures
 from pipeline.reporting.read_results import Results
@@ -35,6 +36,7 @@ from pipeline.reporting.results_tables import (
     splits_table,
     training_table,
 )
+from pipeline.reporting.seeds_section import seeds_section
 from pipeline.storage.files import write_bytes
 
 MARKDOWN_TABLES = ("accuracy", "finetuning", "budgets", "training")
@@ -65,7 +67,13 @@ class ReportSettings(Section):
         return f"{self.dataset} at {self.images.size}×{self.images.size}"
 
 
-def write_report(results: Results, settings: ReportSettings, origin: Mapping[str, str], folder: Path) -> Path:
+def write_report(
+    results: Results,
+    settings: ReportSettings,
+    origin: Mapping[str, str],
+    folder: Path,
+    seeds: LeaderboardRow | None = None,
+) -> Path:
     """Write plots, Markdown tables and the page to `folder`, and return the path of the page.
 
     Args:
@@ -73,12 +81,13 @@ def write_report(results: Results, settings: ReportSettings, origin: Mapping[str
         settings: those that the results depend on.
         origin: where the page comes from, by name.
         folder: exists.
+        seeds: the row of the leaderboard that is shown, or None.
     """
     tables = report_tables(results, settings)
     for name in MARKDOWN_TABLES:
         write_bytes(folder / f"{name}.md", tables[name].markdown().encode())
     figures = write_figures(report_plots(results, settings.train), folder)
-    write_bytes(folder / "index.html", render_report(results, settings, origin, tables, figures).encode())
+    write_bytes(folder / "index.html", render_report(results, settings, origin, tables, figures, seeds).encode())
     return folder / "index.html"
 
 
@@ -88,18 +97,21 @@ def render_report(
     origin: Mapping[str, str],
     tables: Mapping[str, Table],
     figures: Mapping[str, PageFigure],
+    seeds: LeaderboardRow | None = None,
 ) -> str:
-    """Return the page with the given tables and figures."""
+    """Return the page with the given tables and figures, and with a row of the leaderboard if there is one."""
+    accuracy, architectures, budgets = results.accuracy, results.architectures, results.budgets
     return render_page(
         "report.html.jinja",
         title=f"{name_of(results.config)} on {settings.dataset}",
         headline=headline(results),
         numbers=headline_numbers(results),
-        warning=nonfinite_warning(results.accuracy, results.evaluated),
+        warning=nonfinite_warning(accuracy, results.evaluated),
         figures=figures,
         tables=tables,
-        extremes=extremes(results.architectures, results.evaluated),
-        findings=finetuning_findings(results.budgets, results.labels),
+        seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
+        extremes=extremes(architectures, results.evaluated),
+        findings=finetuning_findings(budgets, results.labels),
         origin=origin.items(),
         settings=flat_settings(settings.model_dump()).items(),
         dataset=settings.dataset,

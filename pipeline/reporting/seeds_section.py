@@ -157,9 +157,11 @@ def lost_comparisons(budgets: pd.DataFrame) -> list[str]:
     """
     at_end = budgets[(budgets["budget"] == 1) & (budgets["initialisation"] != BASELINE)]
     behind = at_end[(at_end["corrected_p_value"] < SIGNIFICANT) & (at_end["difference"] < 0)]
+    where = f"{len(behind)} of {count(len(at_end), 'comparison')}; the section on fine-tuning says where"
+    if behind.empty:
+        where = f"none of {count(len(at_end), 'comparison')}"
     return [
-        f"As a start for fine-tuning, they and their variants end significantly below random initialisation in "
-        f"{len(behind)} of {count(len(at_end), 'comparison')}; the section on fine-tuning says where."
+        f"As a start for fine-tuning, they and their variants end significantly below random initialisation in {where}."
     ]
 
 
@@ -169,12 +171,12 @@ def _beside_test(row: LeaderboardRow, split: str) -> str:
     distance = MeanAndError(abs(gap.mean), gap.error).words()
     side = "below" if gap.mean >= 0 else "above"
     norm_free = "without norm layers, " if split == NORM_FREE else ""
-    return f"{split} ({norm_free}{row.top1(split).words()} %, {distance} points {side} test)"
+    return f"{split} ({norm_free}{row.top1(split).words()}%, {distance} points {side} test)"
 
 
 def _time_to(row: LeaderboardRow, target: int) -> str:
     times = [minutes for seed in row.seeds if (minutes := seed.minutes_to[str(target)]) is not None]
     if not times:
-        return f"{target} % never"
+        return f"{target}% never"
     some = f" in {len(times)} of {len(row.seeds)} seeds" if len(times) < len(row.seeds) else ""
-    return f"{target} % after {mean_and_error(times).words()} minutes{some}"
+    return f"{target}% after {mean_and_error(times).words()} minutes{some}"

@@ -1,6 +1,6 @@
 """Stage `report`: one HTML page about all results, with the tables and plots that the README shows.
 
-It computes nothing that the other stages have not measured.
+It computes nothing that the other stages and `benchmarks/learning.py` have not measured.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.evaluation.summaries import final_accuracies
 from pipeline.params import Params
+from pipeline.reporting.leaderboard import LeaderboardRow, read_leaderboard, shown_row
 from pipeline.reporting.numbers import count
 from pipeline.reporting.page import provenance
 from pipeline.reporting.read_results import Results, read_results
 from pipeline.reporting.results_page import ReportSettings, headline, write_report
+from pipeline.reporting.seeds_section import seeds_metrics
 from pipeline.results import RESULTS, results_folder
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
 
@@ -20,14 +22,15 @@ def report(params: Params) -> None:
     """Write `results/report` (index.html, *.png, *.md), and log it and the tables to MLflow.
 
     Raises:
-        UserError: a stage has not written its results, or they cannot be trusted.
+        UserError: a stage has not written its results, or they or the leaderboard cannot be trusted.
     """
     results, settings = read_results(RESULTS), ReportSettings.of(params)
+    seeds = shown_row(read_leaderboard(), params.dataset)
     with stage_run("report", params.model_dump(), experiment=params.tracking.experiment, last=True) as run:
         folder = results_folder("report")
-        page = write_report(results, settings, origin_of(results, settings), folder)
+        page = write_report(results, settings, origin_of(results, settings), folder, seeds)
         run.log_artifact(folder)
-        _log_results(run, results)
+        _log_results(run, results, seeds)
     print(f"{headline(results)}\n{page}")
 
 
@@ -45,10 +48,12 @@ def origin_of(results: Results, settings: ReportSettings) -> dict[str, str]:
     )
 
 
-def _log_results(run: StageRun, results: Results) -> None:
+def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) -> None:
     """Log the results of all stages, because a stage that DVC skipped has logged nothing to this pipeline's run."""
     run.summary({f"{row['split']}_top1": row[f"{HEADLINE}_top1"] for row in results.accuracy.to_dict("records")})
     run.summary(final_accuracies(results.finetuning))
+    if seeds is not None:
+        run.summary(seeds_metrics(seeds))
     run.log_table(results.accuracy, "tables/accuracy")
     run.log_table(results.finetuning, "tables/finetuning")
     run.log_table(results.budgets, "tables/finetuning_budgets")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from browser import CHROMIUM, look_at
 from example_results import drop, edit, edit_scores, make_results, without_validation
+from leaderboard_examples import a_row
 from PIL import Image
 from small_settings import ROOT
 
@@ -21,6 +22,7 @@ from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.params import load_params
 from pipeline.reporting import plots
 from pipeline.reporting.finetuning_tables import finetuning_table
+from pipeline.reporting.leaderboard import LEADERBOARD, leaderboard_json
 from pipeline.reporting.numbers import duration, short_count
 from pipeline.reporting.page import PageFigure, Table, git_state
 from pipeline.reporting.read_results import Results, read_results
@@ -36,6 +38,7 @@ from pipeline.reporting.results_page import (
 )
 from pipeline.reporting.results_tables import accuracy_table, extremes, name_of
 from pipeline.stages.report import origin_of, report
+from pipeline.storage.files import write_bytes
 from pipeline.storage.tables import write_csv
 
 PARAMS = load_params(ROOT / "params.yaml")
@@ -295,6 +298,16 @@ def test_names_of_data_sets_are_escaped(results_of_a_run: Path) -> None:
     assert "<i>" not in html
 
 
+def test_several_seeds_have_a_section_only_if_the_leaderboard_has_them(results_of_a_run: Path) -> None:
+    results = read_results(results_of_a_run)
+    figures = dict.fromkeys(report_plots(results, SETTINGS.train), PageFigure("", "", ""))
+    parts = results, SETTINGS, {}, report_tables(results, SETTINGS), figures
+    assert "seeds</h2>" not in render_report(*parts)
+    html = render_report(*parts, a_row(command="python benchmarks/learning.py <name>"))
+    assert "<h2>Three seeds</h2>" in html
+    assert "python benchmarks/learning.py &lt;name&gt;" in html
+
+
 # Any number of initialisations
 
 
@@ -363,6 +376,7 @@ def test_the_stage_logs_the_page_and_its_tables_and_ends_the_pipeline_run(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    write_bytes(LEADERBOARD, leaderboard_json([a_row(dataset=PARAMS.dataset)]).encode())
     report(PARAMS)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(PARAMS.tracking.experiment)
@@ -372,9 +386,10 @@ def test_the_stage_logs_the_page_and_its_tables_and_ends_the_pipeline_run(
     (pipeline,) = [run for run in runs if run is not stage]
     for column in ("test_top1", "bn_free_top1", "digits_predicted_top1", "faces_random_top1"):
         assert 0 < pipeline.data.metrics[column] < 1
+    assert (pipeline.data.metrics["seeds"], pipeline.data.metrics["seeds_test_top1"]) == (3, 0.7)
     logged = {file.path for file in client.list_artifacts(stage.info.run_id)}  # folders
     assert logged == {"report", "tables"}
-    assert (tmp_path / "results" / "report" / "index.html").is_file()
+    assert "Three seeds" in (tmp_path / "results" / "report" / "index.html").read_text()
 
 
 def test_the_stage_refuses_bad_inputs_before_it_starts_a_run(
