@@ -152,9 +152,8 @@ class HypernetworkSettings(_HypernetworkFields):
 
 
 class OptimizerSettings(Section):
-    """What turns gradients into steps."""
+    """Settings of Adam."""
 
-    name: Literal["adam", "muon"]
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
 

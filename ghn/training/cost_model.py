@@ -1,7 +1,7 @@
 """Predicted seconds of a step's parts, computed from programs, by which a meta-batch is divided evenly among workers.
 
 Networks of one meta-batch differ a hundredfold. The number of floating-point operations alone predicts their times
-badly. On a CPU, each operation of a dilated depthwise convolution takes ten times as long as one of a plain depthwise
+badly. On a CPU, each operation of a dilated depthwise convolution takes four times as long as one of a plain depthwise
 convolution. Norms and activations have hardly any operations and take a third of the time. Attention spends its time on
 softmax rather than on its products, and a small network on starting operations. So each kind of work has its own
 seconds per unit.
@@ -34,18 +34,18 @@ class Work(StrEnum):
 
 
 # All seconds are those of the CPU core on which they were measured. Only their ratios matter.
-SECONDS_PER_OPERATION = 9.0e-5
+SECONDS_PER_OPERATION = 1.3e-4
 """Seconds per operation of a program, to start it, forward and backward."""
 
-SECONDS_PER_ACTIVATION = 8.1e-10
+SECONDS_PER_ACTIVATION = 7.9e-10
 """Seconds per element of any intermediate result: norms, activations and sums, forward and backward."""
 
 SECONDS_PER_UNIT = {
-    Work.DENSE: 1.0e-11,
-    Work.POINTWISE: 2.3e-11,
-    Work.DEPTHWISE: 2.7e-11,
-    Work.DILATED_DEPTHWISE: 4.6e-10,
-    Work.ATTENTION: 4.9e-9,
+    Work.DENSE: 1.1e-11,
+    Work.POINTWISE: 3.1e-11,
+    Work.DEPTHWISE: 6.5e-11,
+    Work.DILATED_DEPTHWISE: 2.6e-10,
+    Work.ATTENTION: 5.0e-9,
 }
 """Seconds per unit of each kind of work, forward and backward."""
 

@@ -18,7 +18,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ghn.models.checkpoints import CheckpointError
 from ghn.models.hypernetwork import Hypernetwork
-from ghn.training.optimizers import optimizers_of
 from pipeline.training.history import DroppedArchitecture, Row
 from pipeline.training.job import RunSettings
 
@@ -36,7 +35,7 @@ class TrainingState:
 
     Attributes:
         ghn: the hypernetwork that is trained.
-        optimizers: those of its weights; each weight has one of them.
+        optimizer: that of its weights.
         ema: largest decay of the moving average; None if there is none.
         step: optimisation steps taken.
         precision: that of target networks; None before the workers have chosen it.
@@ -49,8 +48,8 @@ class TrainingState:
         dropped_architectures: every architecture that a step dropped.
     """
 
-    def __init__(self, ghn: Hypernetwork, optimizers: Sequence[torch.optim.Optimizer], ema: float | None = None):
-        self.ghn, self.optimizers, self.ema = ghn, list(optimizers), ema
+    def __init__(self, ghn: Hypernetwork, optimizer: torch.optim.Optimizer, ema: float | None = None):
+        self.ghn, self.optimizer, self.ema = ghn, optimizer, ema
         self.average = None if ema is None else copy.deepcopy(ghn)
         self.best: Hypernetwork | None = None
         self.best_row: Row = {}
@@ -67,8 +66,8 @@ class TrainingState:
         torch.manual_seed(settings.seed)
         config = settings.hypernetwork.config(num_classes, settings.images.size)
         ghn = Hypernetwork(config).to(device, dtype)
-        optimizer = settings.train.optimizer
-        return cls(ghn, optimizers_of(ghn, optimizer.name, optimizer.weight_decay), settings.train.ema)
+        optimizer = torch.optim.Adam(ghn.parameters(), weight_decay=settings.train.optimizer.weight_decay)
+        return cls(ghn, optimizer, settings.train.ema)
 
     @property
     def eval_model(self) -> Hypernetwork:
@@ -89,10 +88,9 @@ class TrainingState:
         norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), clip)
         if not norm.isfinite():
             return math.nan
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
         self._update_average()
         return norm.item()
 
@@ -147,9 +145,8 @@ class TrainingState:
             if ghn is not None:
                 ghn.save(folder / name)
         moments = {
-            f"{number}.{index}.{name}": value.detach().cpu()
-            for number, optimizer in enumerate(self.optimizers)
-            for index, values in optimizer.state_dict()["state"].items()
+            f"{index}.{name}": value.detach().cpu()
+            for index, values in self.optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
         save_file(moments, folder / "optimizer.safetensors")
@@ -181,12 +178,11 @@ class TrainingState:
             if ghn is not None:
                 ghn.load_weights(folder / name)
         self.ghn.train()
-        contents = [optimizer.state_dict() for optimizer in self.optimizers]
+        contents = self.optimizer.state_dict()
         for key, value in moments.items():
-            number, index, name = key.split(".")
-            contents[int(number)]["state"].setdefault(int(index), {})[name] = value
-        for optimizer, content in zip(self.optimizers, contents, strict=True):
-            optimizer.load_state_dict(content)
+            index, name = key.split(".")
+            contents["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(contents)
 
 
 def _read(path: Path, read: Callable[[Path], Content]) -> Content:

@@ -68,7 +68,7 @@ def content(state: TrainingState) -> dict[str, Any]:
     ghns = {"ghn": state.ghn, "average": state.average, "best": state.best}
     return {
         "weights": {name: ghn and dict(ghn.state_dict()) for name, ghn in ghns.items()},
-        "optimizers": {n: optimizer.state_dict()["state"] for n, optimizer in enumerate(state.optimizers)},
+        "optimizer": state.optimizer.state_dict()["state"],
         "progress": (state.step, state.history, state.unlogged_rows, list(state.dropped), state.dropped_architectures),
         "best": state.best_row,
     }
@@ -209,7 +209,7 @@ def with_gradients(state: TrainingState, value: float) -> TrainingState:
 
 def test_an_update_takes_a_step_of_the_given_rate_and_clips_the_gradient() -> None:
     state = new_state()
-    state.optimizers = [torch.optim.SGD(state.ghn.parameters(), lr=1.0)]  # whose steps are easy to tell
+    state.optimizer = torch.optim.SGD(state.ghn.parameters(), lr=1.0)  # whose steps are easy to tell
     before = copy.deepcopy(state.ghn.state_dict())
     count = sum(weight.numel() for weight in state.ghn.parameters())
     assert with_gradients(state, 2.0).update(0.5, clip=1e9) == pytest.approx(2 * math.sqrt(count))
@@ -232,12 +232,12 @@ def test_a_gradient_that_is_not_finite_counts_as_a_step_that_changes_nothing(val
     assert state.step == 3
     after = content(state)
     assert_equal(after["weights"], before["weights"])
-    assert_equal(after["optimizers"], before["optimizers"])
+    assert_equal(after["optimizer"], before["optimizer"])
 
 
 def test_the_moving_average_follows_its_formula() -> None:
     state = new_state(ema=0.15)
-    state.optimizers = [torch.optim.SGD(state.ghn.parameters(), lr=1.0)]
+    state.optimizer = torch.optim.SGD(state.ghn.parameters(), lr=1.0)
     with torch.no_grad():
         for ghn in (state.ghn, state.average):
             for weight in ghn.parameters():
