@@ -161,7 +161,8 @@ def lost_comparisons(budgets: pd.DataFrame) -> list[str]:
     if behind.empty:
         where = f"none of {count(len(at_end), 'comparison')}"
     return [
-        f"As a start for fine-tuning, they and their variants end significantly below random initialisation in {where}."
+        "As a start for fine-tuning in this run, they and their variants end significantly below random initialisation "
+        f"in {where}."
     ]
 
 

@@ -384,7 +384,7 @@ def test_the_stage_logs_the_page_and_its_tables_and_ends_the_pipeline_run(
     assert {run.info.status for run in runs} == {"FINISHED"}
     (stage,) = [run for run in runs if run.info.run_name == "report"]
     (pipeline,) = [run for run in runs if run is not stage]
-    for column in ("test_top1", "bn_free_top1", "digits_predicted_top1", "faces_random_top1"):
+    for column in ("test_top1", "bn_free_top1", "digits_10_predicted_top1", "faces_1_random_top1"):
         assert 0 < pipeline.data.metrics[column] < 1
     assert (pipeline.data.metrics["seeds"], pipeline.data.metrics["seeds_test_top1"]) == (3, 0.7)
     logged = {file.path for file in client.list_artifacts(stage.info.run_id)}  # folders
