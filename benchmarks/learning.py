@@ -105,7 +105,8 @@ def run_stages(project: Path, settings: Mapping[str, Any], stages: Iterable[str]
     environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{ROOT / 'mlflow.db'}")
     for stage in stages:
         command = [sys.executable, "-m", "pipeline.cli", stage]
-        subprocess.run(command, cwd=project, env=environment, check=True)
+        if subprocess.run(command, cwd=project, env=environment).returncode != 0:
+            raise SystemExit(f"stage {stage} failed in {project}: the same command goes on from there")
 
 
 def steps_within(minutes: float, settings: Mapping[str, Any], project: Path) -> int:
