@@ -5,10 +5,10 @@ channels of the same number. So a network of any depth passes the features of it
 and these keep their meaning from layer to layer and from network to network. Source: Zagoruyko and Komodakis,
 "DiracNets: Training Very Deep Neural Networks Without Skip-Connections", 2017, eq. 4, for the weights of one network.
 
-Where no norm follows, features would grow with each sum of the network, and with the weights as these are learned.
-There the rows of D + P are standardised: they get mean zero, so that they do not answer to what all features have in
-common, and the norm of D's (Brock et al., "Characterizing signal propagation to close the performance gap in
-unnormalized ResNets", ICLR 2021, eq. 2). A gain makes up for the growth that the graph implies (`signal_path`).
+Where features are not normalised next, they would grow with each sum of the network, and with the weights as these are
+learned. There the rows of D + P are standardised: they get mean zero, so that they do not answer to what all features
+have in common, and the length of D's (Brock et al., "Characterizing signal propagation to close the performance gap in
+unnormalized ResNets", ICLR 2021, eq. 2). A gain makes up for the growth that the graph implies (`signals_of`).
 
 Dimensions: N nodes, M nodes of a group, O/I out/in channels, Y×X kernel positions.
 """
@@ -25,18 +25,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghn.networks.graph import Node
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.operations import Parameter
 from ghn.networks.parameter_axes import Shape
 
-IMAGE_CHANNELS = 3
-"""In channels of a stem, whose Dirac part is a bank of filters instead, because an image has too few features."""
-
 STEM_FREQUENCIES = 8
 """Number of different filters in a stem's bank; further channels repeat them."""
 
-CONVOLUTIONS = ("conv", "sep_conv", "dil_conv")
-"""Primitives whose weights are convolutions or linear layers."""
+PRODUCTS = ("conv", "sep_conv", "dil_conv")
+"""Primitives whose weights are those of convolutions or linear layers."""
+
+NORMS = ("bn", "ln")
+"""Primitives after which features have unit variance, whatever the weights before; a scale alone is none of them."""
+
+PASSED_OVER = ("bias", "concat", "max_pool", "avg_pool")
+"""Primitives that leave a normalised result normalised, or hand it on as it is."""
 
 OPEN = 1.0
 """What is added to the bias of a gate."""
@@ -44,45 +48,64 @@ OPEN = 1.0
 OPEN_GATE = 2 / 3
 """What a gate with that bias multiplies features by: its Hardswish."""
 
-SMALLEST_NORM = 1e-6
-"""Stands for the norm of rows that are almost zero."""
+LONGEST_GATE = 12
+"""Most nodes of a gate's branch; that of squeeze and excitation has four."""
 
-NORMS = ("bn", "ln")
-"""Primitives after which features have unit variance, whatever the weights before."""
+SMALLEST_LENGTH = 1e-6
+"""Stands for the length of rows that are almost zero."""
+
+
+class Signals(NamedTuple):
+    """What the graph implies for the parameters of each node, so that features keep their size."""
+
+    gains: NDArray[np.float64]
+    """The factor (N,) of a node's weight: 1 where the result is normalised."""
+    is_normalised: NDArray[np.bool_]
+    """Whether nothing but norms reads the node's result (N,), so that the size of its weight makes no difference."""
+    reads_image: NDArray[np.bool_]
+    """Whether the node (N,) is a convolution of the image: a stem."""
+    in_gate: NDArray[np.bool_]
+    """Whether the node (N,) lies on the branch that computes a gate, as in squeeze and excitation."""
+    opens_gate: NDArray[np.bool_]
+    """Whether the node (N,) is the bias of a gate, which then begins open (`OPEN`)."""
 
 
 def has_dirac_part(parameter: Parameter) -> bool:
-    """Return whether a parameter is the weight of a convolution with two kernel axes."""
-    return parameter.role == "weight" and len(parameter.shape) == 4 and parameter.axis_order in ("plain", "transposed")
+    """Return whether a parameter is the weight of a convolution with two kernel axes that is not transposed."""
+    return parameter.role == "weight" and len(parameter.shape) == 4 and parameter.axis_order == "plain"
 
 
 @lru_cache(maxsize=4096)
-def dirac_part(shape: Shape) -> Tensor:
-    """Return the Dirac part (O, I, Y, X) of a convolution's weight.
+def dirac_part(shape: Shape, reads_image: bool = False) -> Tensor:
+    """Return the Dirac part (O, I, Y, X) of a convolution's weight, on the CPU; it must not be changed.
 
     Each out channel reads the in channel of the same number. Where there are more out channels than in channels, the
     in channels are repeated. Where there are more in channels, such as after a concatenation, an out channel reads the
-    mean of those whose numbers differ by a multiple of O.
+    mean of those whose numbers differ by a multiple of O. In groups, I and the numbers are those within a group.
+
+    Args:
+        reads_image: whether it is a stem, which has filters instead, because an image has too few channels.
     """
-    out, inputs, height, width = shape
-    if inputs == IMAGE_CHANNELS:
+    if reads_image:
         return _stem_filters(shape)
+    out, inputs, height, width = shape
     features = min(out, inputs)
-    same_OI = torch.arange(out)[:, None] % features == torch.arange(inputs) % features
-    part_OIYX = torch.zeros(shape)
+    numbers_O, numbers_I = torch.arange(out, device="cpu"), torch.arange(inputs, device="cpu")
+    same_OI = numbers_O[:, None] % features == numbers_I % features
+    part_OIYX = torch.zeros(shape, device="cpu")
     part_OIYX[:, :, height // 2, width // 2] = same_OI / same_OI.sum(1, keepdim=True)
     return part_OIYX
 
 
 def _stem_filters(shape: Shape) -> Tensor:
-    """Return filters (O, I, Y, X) of unit norm, in pairs of opposite sign, which ReLU turns into separate features.
+    """Return filters (O, I, Y, X) of unit length, in pairs of opposite sign, which ReLU turns into separate features.
 
     They are the lowest frequencies of the discrete cosine transform, the same for all colours.
     """
     out, inputs, height, width = shape
     frequencies = sorted(((y, x) for y in range(height) for x in range(width)), key=lambda pair: (sum(pair), pair))
     frequencies = frequencies[:STEM_FREQUENCIES]
-    filters_OYX = torch.zeros(out, height, width)
+    filters_OYX = torch.zeros(out, height, width, device="cpu")
     for channel in range(out):
         y, x = frequencies[channel // 2 % len(frequencies)]
         filter_YX = torch.outer(_cosine(y, height), _cosine(x, width))
@@ -91,24 +114,13 @@ def _stem_filters(shape: Shape) -> Tensor:
 
 
 def _cosine(frequency: int, length: int) -> Tensor:
-    return torch.cos(math.pi * frequency * (torch.arange(length) + 0.5) / length)
+    return torch.cos(math.pi * frequency * (torch.arange(length, device="cpu") + 0.5) / length)
 
 
-class SignalPath(NamedTuple):
-    """What the graph implies for the parameters of each node, so that features keep their size."""
-
-    gains: NDArray[np.float64]
-    """The factor (N,) of each node's weight: 1 where a norm follows."""
-    has_norm: NDArray[np.bool_]
-    """Whether a norm follows (N,), so that the size of the node's weight makes no difference."""
-    opens_gate: NDArray[np.bool_]
-    """Whether a node (N,) is the bias of a gate, as in squeeze and excitation, which then begins open (`OPEN`)."""
-
-
-def with_dirac_part(
-    weights_MOIYX: Tensor, parameter: Parameter, is_class_layer: bool, path: SignalPath, members: Sequence[int]
+def parametrised(
+    weights_MOIYX: Tensor, parameter: Parameter, is_class_layer: bool, signals: Signals, members: Sequence[int]
 ) -> Tensor:
-    """Return the weights of several nodes, with their Dirac part and their gains.
+    """Return the weights of several nodes, convolutions with their Dirac part, and all with their gains.
 
     Args:
         weights_MOIYX: what is predicted for the nodes, in their shape.
@@ -117,78 +129,135 @@ def with_dirac_part(
     """
     if has_dirac_part(parameter) and not is_class_layer:
         out, inputs, height, width = weights_MOIYX.shape[1:]
-        dirac_OIYX = dirac_part((out, inputs, height, width)).to(weights_MOIYX)
-        weights_MOIYX = weights_MOIYX + dirac_OIYX
-        weights_MOIYX = _standardised(weights_MOIYX, dirac_OIYX, path.has_norm[members])
-    gains_M = path.gains[members]
+        reads_image_M, in_gate_M = signals.reads_image[members], signals.in_gate[members]
+        dirac_MOIYX = torch.stack([dirac_part((out, inputs, height, width), reads) for reads in reads_image_M.tolist()])
+        dirac_MOIYX = dirac_MOIYX.to(weights_MOIYX) * _column(~in_gate_M, weights_MOIYX)
+        weights_MOIYX = weights_MOIYX + dirac_MOIYX
+        is_standardised_M = ~signals.is_normalised[members] & ~in_gate_M
+        if is_standardised_M.any():
+            keeps_mean_M = reads_image_M | (inputs == 1)
+            standardised_MOIYX = _standardised(weights_MOIYX, dirac_MOIYX, keeps_mean_M)
+            weights_MOIYX = torch.where(
+                _column(is_standardised_M, weights_MOIYX).bool(), standardised_MOIYX, weights_MOIYX
+            )
+    gains_M = signals.gains[members]
     if (gains_M == 1).all():
         return weights_MOIYX
-    return weights_MOIYX * torch.from_numpy(gains_M).to(weights_MOIYX)[:, None, None, None, None]
+    return weights_MOIYX * _column(gains_M, weights_MOIYX)
 
 
-def _standardised(weights_MOIYX: Tensor, dirac_OIYX: Tensor, has_norm_M: NDArray[np.bool_]) -> Tensor:
-    """Return the weights with the rows of those without norm standardised: mean 0 and the norm of the Dirac part's.
+def _standardised(weights_MOIYX: Tensor, dirac_MOIYX: Tensor, keeps_mean_M: NDArray[np.bool_]) -> Tensor:
+    """Return the weights with rows of mean zero and of the length of the Dirac part's.
 
-    Depthwise convolutions keep their mean, because a feature that is alone in its row would lose its low frequencies.
+    Stems and depthwise convolutions keep the mean of their rows, which is all that their lowest frequency is.
     """
-    if has_norm_M.all():
-        return weights_MOIYX
-    has_norm_M1 = torch.from_numpy(has_norm_M)[:, None].to(weights_MOIYX.device)
-    if weights_MOIYX.shape[2] > 1:
-        means_MO = weights_MOIYX.mean((2, 3, 4)).masked_fill(has_norm_M1, 0.0)
-        weights_MOIYX = weights_MOIYX - means_MO[..., None, None, None]
-    factors_MO = _row_norms(dirac_OIYX[None]) / _row_norms(weights_MOIYX).clamp(min=SMALLEST_NORM)
-    return weights_MOIYX * factors_MO.masked_fill(has_norm_M1, 1.0)[..., None, None, None]
+    means_MO111 = weights_MOIYX.mean((2, 3, 4), keepdim=True) * _column(~keeps_mean_M, weights_MOIYX)
+    weights_MOIYX = weights_MOIYX - means_MO111
+    return weights_MOIYX * (_row_lengths(dirac_MOIYX) / _row_lengths(weights_MOIYX).clamp(min=SMALLEST_LENGTH))
 
 
-def _row_norms(weights_MOIYX: Tensor) -> Tensor:
-    """Return the norm (M, O) of each out channel's weights."""
-    norms_MO: Tensor = weights_MOIYX.flatten(2).norm(dim=2)
-    return norms_MO
+def _row_lengths(weights_MOIYX: Tensor) -> Tensor:
+    """Return the length (M, O, 1, 1, 1) of each out channel's weights."""
+    lengths_MO: Tensor = weights_MOIYX.flatten(2).norm(dim=2)
+    return lengths_MO[..., None, None, None]
 
 
-def signal_path(batch: GraphBatch) -> SignalPath:
+def _column(values_M: NDArray[np.generic], like: Tensor) -> Tensor:
+    """Return values (M, 1, 1, 1, 1) in the precision and on the device of a tensor."""
+    return torch.from_numpy(values_M).to(like)[:, None, None, None, None]
+
+
+def signals_of(batch: GraphBatch) -> Signals:
     """Return what the graphs of a batch imply for their parameters.
 
-    The gains are such that features have unit size at the input, after norms, and in every sum, if convolutions pass
-    their inputs on.
+    The gains are such that features have unit size at the input and after norms, and that the summands which come from
+    convolutions share unit size in every sum, if convolutions pass their inputs on.
     """
-    sources, targets = _neighbours(batch)
-    primitives = [node.primitive for node in batch.nodes]
-    sizes, gains = [1.0] * batch.num_nodes, np.ones(batch.num_nodes)
-    has_norm, opens_gate = np.zeros(batch.num_nodes, dtype=bool), np.zeros(batch.num_nodes, dtype=bool)
-    for node, primitive in enumerate(primitives):  # in topological order
-        incoming = [sizes[source] for source in sources[node] if primitive != "cse" or primitives[source] != "bias"]
-        if primitive in NORMS or not incoming:
-            continue
-        sizes[node] = sum(incoming) / (1 if primitive == "sum" else len(incoming))
-        if primitive == "cse":
-            sizes[node] *= OPEN_GATE
-        opens_gate[node] = primitive == "bias" and any(primitives[target] == "cse" for target in targets[node])
-        if primitive not in CONVOLUTIONS:
-            continue
-        following = _after_bias(node, targets, primitives)
-        has_norm[node] = any(primitives[target] in NORMS for target in following)
-        if not has_norm[node]:
-            wanted = 1.0 / max((len(sources[target]) for target in following if primitives[target] == "sum"), default=1)
-            gains[node], sizes[node] = wanted / sizes[node], wanted
-    return SignalPath(gains, has_norm, opens_gate)
+    return _SignalReader(batch).read()
 
 
-def _after_bias(node: int, targets: Sequence[Sequence[int]], primitives: Sequence[str]) -> Sequence[int]:
-    """Return the nodes that read a node's result; the bias that is added to it is passed over."""
-    following = targets[node]
-    while len(following) == 1 and primitives[following[0]] == "bias":
-        following = targets[following[0]]
-    return following
+class _SignalReader:
+    """A pass over the nodes of a batch, in topological order, that follows the size of the features."""
+
+    def __init__(self, batch: GraphBatch):
+        self.nodes = batch.nodes
+        self.sources: list[list[int]] = [[] for _ in batch.nodes]
+        self.targets: list[list[int]] = [[] for _ in batch.nodes]
+        direct = batch.distances == 1
+        for source, target in zip(batch.sources[direct].tolist(), batch.targets[direct].tolist(), strict=True):
+            self.sources[target].append(source)
+            self.targets[source].append(target)
+        self.sizes = [1.0] * len(batch.nodes)
+        self.gains = np.ones(len(batch.nodes))
+        self.is_normalised, self.reads_image, self.in_gate, self.opens_gate = np.zeros(
+            (4, len(batch.nodes)), dtype=bool
+        )
+
+    def read(self) -> Signals:
+        """Return the signals of all nodes."""
+        gates = {
+            node: gate for node, kind in enumerate(self.nodes) if kind.primitive == "cse" if (gate := self._gate(node))
+        }
+        for node, kind in enumerate(self.nodes):
+            if _is_norm(kind) or not self.sources[node]:
+                continue
+            incoming = [self.sizes[source] for source in self.sources[node] if source not in gates.get(node, ())]
+            self.sizes[node] = sum(incoming) / (1 if kind.primitive == "sum" else len(incoming))
+            if node in gates:
+                self.sizes[node] *= OPEN_GATE
+            if kind.primitive in PRODUCTS:
+                self._read_product(node)
+        return Signals(self.gains, self.is_normalised, self.reads_image, self.in_gate, self.opens_gate)
+
+    def _read_product(self, node: int) -> None:
+        self.reads_image[node] = any(self.nodes[source].primitive == "input" for source in self.sources[node])
+        readers = self._readers(node)
+        self.is_normalised[node] = bool(readers) and all(_is_norm(self.nodes[reader]) for reader in readers)
+        if self.is_normalised[node]:
+            return
+        summands = [len(self.sources[reader]) for reader in readers if self.nodes[reader].primitive == "sum"]
+        wanted = 1.0 / max(summands, default=1)
+        self.gains[node], self.sizes[node] = wanted / self.sizes[node], wanted
+
+    def _readers(self, node: int) -> list[int]:
+        """Return the nodes that read a node's result, seen through those that hand it on."""
+        readers, pending = [], list(self.targets[node])
+        while pending:
+            target = pending.pop()
+            kind = self.nodes[target]
+            if kind.primitive in PASSED_OVER or _is_scale(kind):
+                pending += self.targets[target]
+            else:
+                readers.append(target)
+        return readers
+
+    def _gate(self, product: int) -> set[int]:
+        """Return the nodes of the branch that computes the gate of a product; none if it has no gate with a bias.
+
+        The gate is computed from the very features that it multiplies, so its branch begins at the other source.
+        """
+        feature, *others = sorted(self.sources[product])
+        if len(others) != 1 or self.nodes[others[0]].primitive != "bias":
+            return set()
+        branch: set[int] = set()
+        pending = [others[0]]
+        while pending:
+            node = pending.pop()
+            if node == feature or node in branch:
+                continue
+            if not self.sources[node] or len(branch) == LONGEST_GATE:
+                return set()
+            branch.add(node)
+            pending += self.sources[node]
+        self.opens_gate[others[0]] = True
+        self.in_gate[list(branch)] = True
+        return branch
 
 
-def _neighbours(batch: GraphBatch) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the direct sources and the direct targets of each node."""
-    sources: list[list[int]] = [[] for _ in batch.nodes]
-    targets: list[list[int]] = [[] for _ in batch.nodes]
-    direct = batch.distances == 1
-    for source, target in zip(batch.sources[direct].tolist(), batch.targets[direct].tolist(), strict=True):
-        sources[target].append(source)
-        targets[source].append(target)
-    return sources, targets
+def _is_scale(node: Node) -> bool:
+    """Return whether a node scales features and neither normalises nor shifts them, such as LayerScale."""
+    return node.primitive in NORMS and [parameter.role for parameter in node.parameters] == ["scale"]
+
+
+def _is_norm(node: Node) -> bool:
+    return node.primitive in NORMS and not _is_scale(node)

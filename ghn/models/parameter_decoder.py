@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn.models.dirac import OPEN, SignalPath, signal_path, with_dirac_part
+from ghn.models.dirac import OPEN, Signals, parametrised, signals_of
 from ghn.models.vector_decoder import VectorDecoder
 from ghn.models.weight_decoder import WeightDecoder
 from ghn.networks.graph import Node
@@ -67,16 +67,16 @@ class ParameterDecoder(nn.Module):
             predicted[batch.graph_of[i]].update(dict.fromkeys(p.name for p in node.parameters))
         with_weight = [i for i, node in enumerate(batch.nodes) if _has_weight(node)]
         with_vector = [i for i, node in enumerate(batch.nodes) if node.parameters and not _has_weight(node)]
-        path = signal_path(batch) if self.dirac else None
+        signals = signals_of(batch) if self.dirac else None
         for i, parameter, tensor in (
-            *self._weights(h_NH, batch, with_weight, path),
-            *self._vectors(h_NH, batch, with_vector, path),
+            *self._weights(h_NH, batch, with_weight, signals),
+            *self._vectors(h_NH, batch, with_vector, signals),
         ):
             predicted[batch.graph_of[i]][parameter.name] = tensor
         return predicted
 
     def _weights(
-        self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], path: SignalPath | None
+        self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:
         """Yield the weights and position encodings of nodes."""
         groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
@@ -84,7 +84,7 @@ class ParameterDecoder(nn.Module):
         for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
             if is_class_layer:
                 decoded_MOIYX = self.weights.classification(decoded_MOIYX)[..., None, None]
-            yield from self._in_target_shapes(decoded_MOIYX, batch, members, path)
+            yield from self._in_target_shapes(decoded_MOIYX, batch, members, signals)
 
     def _decoded_size(self, node: Node) -> tuple[bool, Shape]:
         """Return whether a node is a class layer, and the shape that is decoded for it."""
@@ -94,7 +94,7 @@ class ParameterDecoder(nn.Module):
         return node.is_class_layer, (out, min(inputs, channels), min(height, kernel), min(width, kernel))
 
     def _in_target_shapes(
-        self, decoded_MOIYX: Tensor, batch: GraphBatch, members: list[int], path: SignalPath | None
+        self, decoded_MOIYX: Tensor, batch: GraphBatch, members: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:
         """Yield the weights of a group's members, normalised and in the shapes of the target networks."""
         targets = _group(range(len(members)), lambda row: batch.nodes[members[row]].parameters[0][1:])
@@ -105,15 +105,15 @@ class ParameterDecoder(nn.Module):
             if self.normalise and parameter.role == "weight":
                 part_MOIYX = part_MOIYX * _weight_scale(parameter, shape)
             weights_MOIYX = _to_shape(part_MOIYX, shape)
-            if path is not None and parameter.role == "weight":
+            if signals is not None and parameter.role == "weight":
                 nodes = [members[row] for row in rows]
-                weights_MOIYX = with_dirac_part(weights_MOIYX, parameter, node.is_class_layer, path, nodes)
+                weights_MOIYX = parametrised(weights_MOIYX, parameter, node.is_class_layer, signals, nodes)
             tensors = arrange(weights_MOIYX, parameter)
             for row, tensor in zip(rows, tensors.unbind(), strict=True):
                 yield _Prediction(members[row], batch.nodes[members[row]].parameters[0], tensor)
 
     def _vectors(
-        self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], path: SignalPath | None
+        self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:
         """Yield the scales and biases of nodes; those of equal shapes are decoded together."""
         groups = _group(
@@ -128,8 +128,8 @@ class ParameterDecoder(nn.Module):
                     values_MW = self.vectors.classification(rows_M2W)
                 if self.normalise:
                     values_MW = 2 * torch.sigmoid(values_MW / 2) if is_scale else torch.tanh(values_MW / 5)
-                if path is not None and path.opens_gate[members].any():
-                    values_MW = values_MW + OPEN * torch.from_numpy(path.opens_gate[members]).to(values_MW)[:, None]
+                if signals is not None and signals.opens_gate[members].any():
+                    values_MW = values_MW + OPEN * torch.from_numpy(signals.opens_gate[members]).to(values_MW)[:, None]
                 tensors = _tile(values_MW, 1, parameter.size).reshape(-1, *parameter.shape)
                 for i, tensor in zip(members, tensors.unbind(), strict=True):
                     yield _Prediction(i, batch.nodes[i].parameters[position], tensor)

@@ -29,8 +29,6 @@ KERNELS, STRIDES, DILATIONS = (3, 5), (1, 2), (1, 2)
 def depthwise_conv(x_BCYX: Tensor, weight_C1kk: Tensor, stride: int, dilation: int) -> Tensor:
     """Return the depthwise convolution (B, C, V, U), padded so that V = ⌈Y / stride⌉.
 
-    Its gradient cannot be differentiated again.
-
     Args:
         stride: 1 or 2.
         dilation: 1 or 2.
@@ -67,18 +65,23 @@ def is_covered(weight: Tensor, settings: tuple[int, ...]) -> bool:
 class _DepthwiseConv(torch.autograd.Function):
     """The convolution, with its gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x_BCYX: Tensor, weight_C1kk: Tensor, stride: int, dilation: int) -> Tensor:
+    def forward(x_BCYX: Tensor, weight_C1kk: Tensor, stride: int, dilation: int) -> Tensor:
         """Return the result (B, C, V, U)."""
-        ctx.save_for_backward(x_BCYX, weight_C1kk)
-        ctx.stride, ctx.dilation = stride, dilation
         padding = dilation * (weight_C1kk.shape[-1] // 2)
         return F.conv2d(x_BCYX, weight_C1kk, None, stride, padding, dilation, len(weight_C1kk))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+        """Keep what the gradient is computed from."""
+        x_BCYX, weight_C1kk, ctx.stride, ctx.dilation = inputs
+        ctx.save_for_backward(x_BCYX, weight_C1kk)
+
+    @staticmethod
     def backward(ctx: Any, d_BCVU: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Return the gradients at the input and at the weight."""
+        """Return the gradients at the input and at the weight, which can be differentiated again."""
         x_BCYX, weight_C1kk = ctx.saved_tensors
         d_x = d_weight = None
         if ctx.needs_input_grad[0]:

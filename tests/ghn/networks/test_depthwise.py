@@ -90,3 +90,20 @@ def test_other_convolutions_are_left_to_pytorch(
     shape: tuple[int, ...], conv_settings: tuple[int, ...], covered: bool
 ) -> None:
     assert is_covered(torch.zeros(shape), conv_settings) is covered
+
+
+def test_gradients_can_be_differentiated_again() -> None:
+    x, weight = tensors((5, 2, 2, 2, 6, 6), torch.float64)
+    assert torch.autograd.gradgradcheck(lambda a, b: depthwise_conv(a, b, 2, 2), (x, weight))
+
+
+def test_transformed_functions_are_differentiated_too() -> None:
+    x, weight = tensors((3, 1, 2, 4, 6, 6), torch.float64)
+
+    def loss(own_weight: Tensor) -> Tensor:
+        return depthwise_conv(x.detach(), own_weight, 1, 2).square().sum()
+
+    (expected,) = torch.autograd.grad(of_pytorch(x.detach(), weight, 1, 2).square().sum(), weight)
+    torch.testing.assert_close(torch.func.grad(loss)(weight.detach()), expected)
+    several = torch.stack([weight.detach(), 2 * weight.detach()])
+    torch.testing.assert_close(torch.vmap(loss)(several), torch.stack([loss(one) for one in several]))
