@@ -25,20 +25,22 @@ def assert_views_agree(architecture: Architecture) -> None:
     module = architecture.module(SIZE, CLASSES).eval()
     assert trace(module) == architecture.graph(SIZE, CLASSES)
 
-    x = images(SIZE, 2)
+    module, x = module.double(), images(SIZE, 2).double()
     own = dict(module.named_parameters())
     given = {name: parameter.detach().clone().requires_grad_() for name, parameter in own.items()}
     logits, functional = module(x), architecture.forward(given, x)
-    assert_same(logits, functional)
-    gradients = torch.autograd.grad(logits.square().sum(), list(own.values()))
-    functional_gradients = torch.autograd.grad(functional.square().sum(), list(given.values()))
-    for name, gradient, other in zip(own, gradients, functional_gradients, strict=True):
-        assert_same(gradient, other, name)
+    # Random parameters make a few results not finite, in both views alike.
+    torch.testing.assert_close(logits, functional, rtol=0, atol=0, equal_nan=True)
+    gradient, functional_gradient = gradient_of(logits, own), gradient_of(functional, given)
+    if gradient.isfinite().all():
+        # Modules have PyTorch's gradients of depthwise convolutions, which are sums in another order.
+        assert (gradient - functional_gradient).norm() <= 1e-9 * gradient.norm()
 
 
-def assert_same(one: Tensor, other: Tensor, name: str = "logits") -> None:
-    """Assert equality to the last bit. Random parameters make a few results not finite, in both views alike."""
-    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{name}: {text}")
+def gradient_of(logits: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    """Return the gradient of the sum of squares at all parameters, as one vector."""
+    gradients = torch.autograd.grad(logits.square().sum(), list(parameters.values()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @pytest.mark.slow
