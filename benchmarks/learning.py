@@ -156,13 +156,17 @@ def seed_result(results: Path, seed: int) -> SeedResult:
 
 
 def first_commit(folder: Path) -> str:
-    """Return the commit with which the runs of a folder began, and print it if the code is another one now."""
+    """Return the commit with which the runs of a folder began.
+
+    Raises:
+        UserError: the code is another one now, so that the seeds would not compare.
+    """
     now, path = commit(), folder / "commit.txt"
     if not path.exists():
         write_bytes(path, now.encode())
     begun = path.read_text()
     if begun != now:
-        print(f"these runs began with commit {begun}, now it is {now}: to begin anew, delete {folder}", flush=True)
+        raise UserError(f"these runs began with commit {begun}, now it is {now}\ngo back to it, or delete {folder}")
     return begun
 
 
@@ -188,10 +192,11 @@ def run_row(
     introduce()
     folder = folder / f"{name.replace(' ', '-')}-{settings_hash([settings, minutes])}"
     begun = first_commit(folder)
-    if not any(change.startswith("train.steps=") for change in changes):
-        steps = steps_within(minutes, settings, folder / "timing")
-        settings["train"]["steps"] = steps
-        settings["train"]["validation"]["every"] = max(1, steps // VALIDATIONS)
+    given = {change.partition("=")[0] for change in changes}
+    if "train.steps" not in given:
+        settings["train"]["steps"] = steps_within(minutes, settings, folder / "timing")
+    if "train.validation.every" not in given:
+        settings["train"]["validation"]["every"] = max(1, settings["train"]["steps"] // VALIDATIONS)
     row = LeaderboardRow(
         name=name,
         dataset=settings["dataset"],

@@ -122,12 +122,12 @@ def _sample_indices(
     """
     if settings.norm_free is None:
         return _choose(rng, np.arange(len(training_set.nodes)), settings.size)
+    kinds = {"without": np.flatnonzero(training_set.norm_free), "with": np.flatnonzero(~training_set.norm_free)}
+    for kind, indices in kinds.items():
+        if not len(indices):  # even if this step asks for none of them, a later one will
+            raise ValueError(f"norm_free = {settings.norm_free}: no architecture of split train is {kind} norm")
     norm_free = int(rng.binomial(settings.size, settings.norm_free))
     numbers = {"without": norm_free, "with": settings.size - norm_free}
-    kinds = {"without": np.flatnonzero(training_set.norm_free), "with": np.flatnonzero(~training_set.norm_free)}
-    for kind, number in numbers.items():
-        if number and not len(kinds[kind]):
-            raise ValueError(f"norm_free = {settings.norm_free}: no architecture of split train is {kind} norm")
     chosen = [_choose(rng, kinds[kind], number) for kind, number in numbers.items() if number]
     return rng.permutation(np.concatenate(chosen))
 

@@ -22,6 +22,9 @@ BUDGETS = (0.05, 0.1, 0.2, 0.5, 1.0)
 EARLY_BUDGET = 0.1
 """The budget that tables show beside the whole one."""
 
+FEWEST_PAIRS = 3
+"""Fewer pairs are not tested."""
+
 SIGNIFICANT = 0.05
 """Differences whose corrected p-value is below this one are called significant."""
 
@@ -66,11 +69,11 @@ def _comparison(runs: pd.DataFrame, initialisation: str) -> dict[str, float]:
 
 
 def paired_p_value(differences: np.ndarray) -> float:
-    """Return the two-sided p-value of a paired t-test; not a number for a single pair.
+    """Return the two-sided p-value of a paired t-test; not a number for fewer than three pairs.
 
     Where all differences are equal up to rounding, it is 1 if they are 0, else 0.
     """
-    if len(differences) < 2:
+    if len(differences) < FEWEST_PAIRS:
         return math.nan
     if np.allclose(differences, differences[0]):
         return float(np.allclose(differences, 0))

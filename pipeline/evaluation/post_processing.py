@@ -15,6 +15,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+IMAGE_CHANNELS = 3
+"""In channels of a stem."""
+
 NOISE = 0.1
 """Standard deviation of the noise as a share of that of the weights.
 
@@ -31,7 +34,9 @@ def with_noise(tensors: Mapping[str, Tensor], share: float = NOISE) -> dict[str,
     stay as they are. The random numbers come from PyTorch's global generator.
     """
     return {
-        name: tensor + share * tensor.std() * torch.randn(tensor.shape).to(tensor) if tensor.ndim > 1 else tensor
+        name: tensor + share * tensor.std() * torch.randn(tensor.shape).to(tensor)
+        if tensor.ndim > 1 and tensor.numel() > 1
+        else tensor
         for name, tensor in tensors.items()
     }
 
@@ -41,8 +46,8 @@ def orthogonalised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A row has the K weights of an output channel, so that a weight is a matrix (O, K). Where O > K its columns become
     orthogonal, because only K rows can be. Changed are the weights of dense layers and of convolutions over several
-    channels. Depthwise ones (O, 1, height, width) stay, because their rows see different channels; so do position
-    embeddings, biases and the parameters of norms.
+    channels. Depthwise ones (O, 1, height, width) stay, because their rows see different channels; so do stems, whose
+    filters come in pairs of opposite sign, position embeddings, biases and the parameters of norms.
     """
     return {name: _orthogonal(tensor) if _mixes_channels(tensor) else tensor for name, tensor in tensors.items()}
 
@@ -53,6 +58,8 @@ def rescaled(tensors: Mapping[str, Tensor], references: Mapping[str, Tensor]) ->
 
 
 def _mixes_channels(weight: Tensor) -> bool:
+    if weight.ndim == 4 and weight.shape[1] == IMAGE_CHANNELS:
+        return False
     return weight.ndim in (2, 4) and min(weight.shape[:2]) > 1  # a position embedding is (1, C, height, width)
 
 

@@ -263,6 +263,6 @@ def test_norm_free_architectures_come_as_often_as_asked_for() -> None:
 
 def test_a_kind_that_the_training_set_lacks_is_named() -> None:
     among = replace(TRAINING_SET, norm_free=np.zeros(12, dtype=bool))
-    settings = MetaBatchSettings(4, widths=(8,), head_widths=(16,), max_nodes=10_000, norm_free=0.999)
-    with pytest.raises(ValueError, match=r"norm_free = 0.999: no architecture of split train is without norm"):
+    settings = MetaBatchSettings(4, widths=(8,), head_widths=(16,), max_nodes=10_000, norm_free=0.001)
+    with pytest.raises(ValueError, match=r"norm_free = 0.001: no architecture of split train is without norm"):
         sample_indices(among, settings, 0, 0)

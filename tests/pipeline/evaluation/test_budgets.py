@@ -66,7 +66,7 @@ def test_data_sets_and_numbers_of_images_are_kept_apart() -> None:
 def test_equal_differences_need_no_test() -> None:
     assert paired_p_value(np.zeros(3)) == 1
     assert paired_p_value(np.full(3, 0.25)) == 0
-    assert np.isnan(paired_p_value(np.array([0.1])))
+    assert np.isnan(paired_p_value(np.array([0.1]))) and np.isnan(paired_p_value(np.array([0.1, 0.1])))
 
 
 def test_p_values_are_corrected_as_holm_wrote() -> None:
