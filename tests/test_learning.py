@@ -197,14 +197,12 @@ def test_a_run_without_validation_has_no_curve_and_reaches_nothing(learning: Mod
     assert (found.curve, set(found.minutes_to.values())) == ([], {None})
 
 
-def test_a_row_names_the_commit_with_which_its_runs_began(
-    learning: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_of_several_commits_make_no_row(learning: ModuleType, tmp_path: Path) -> None:
     first = learning.first_commit(tmp_path)
-    assert first == learning.commit()
+    assert first == learning.commit() == learning.first_commit(tmp_path)
     (tmp_path / "commit.txt").write_text("0123456789ab")
-    assert learning.first_commit(tmp_path) == "0123456789ab"
-    assert f"began with commit 0123456789ab, now it is {first}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"began with commit 0123456789ab, now it is {first}"):
+        learning.first_commit(tmp_path)
 
 
 def small_changes() -> list[str]:
