@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,11 @@ class TrainingSet:
     parameters: NDArray[np.integer]
     norm_free: NDArray[np.bool_]
     read: Callable[[int], Architecture]
+
+    @cached_property
+    def indices_by_norm(self) -> dict[str, NDArray[np.int64]]:
+        """The indices of the architectures `without` norm and of those `with` norm."""
+        return {"without": np.flatnonzero(self.norm_free), "with": np.flatnonzero(~self.norm_free)}
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,17 @@ def _sample_indices(
         ValueError: no architecture is of a wanted kind.
     """
     if settings.norm_free is None:
-        return _choose(rng, np.arange(len(training_set.nodes)), settings.size)
-    kinds = {"without": np.flatnonzero(training_set.norm_free), "with": np.flatnonzero(~training_set.norm_free)}
+        return _choose(rng, len(training_set.nodes), settings.size)
+    kinds = training_set.indices_by_norm
     for kind, indices in kinds.items():
         if not len(indices):  # even if this step asks for none of them, a later one will
             raise ValueError(f"norm_free = {settings.norm_free}: no architecture of split train is {kind} norm")
     norm_free = int(rng.binomial(settings.size, settings.norm_free))
     numbers = {"without": norm_free, "with": settings.size - norm_free}
-    chosen = [_choose(rng, kinds[kind], number) for kind, number in numbers.items() if number]
+    chosen = [kinds[kind][_choose(rng, len(kinds[kind]), number)] for kind, number in numbers.items() if number]
     return rng.permutation(np.concatenate(chosen))
 
 
-def _choose(rng: np.random.Generator, among: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    return among[rng.choice(len(among), number, replace=number > len(among))]
+def _choose(rng: np.random.Generator, count: int, number: int) -> NDArray[np.int64]:
+    """Return `number` of the integers below `count`, each at most once if there are enough."""
+    return rng.choice(count, number, replace=number > count)
