@@ -70,6 +70,20 @@ class FinetuneRun:
         return Competition(self.dataset, self.images_per_class, self.initialisation)
 
 
+@dataclass(frozen=True, eq=False)
+class RunInputs:
+    """What a run is trained with, beside the hypernetwork and the data set, which Ray shares between tasks.
+
+    `seed` is that of the pipeline.
+    """
+
+    run: FinetuneRun
+    network: Network
+    initialisation: Initialisation
+    settings: FinetuneSettings
+    seed: int
+
+
 Curve = list[tuple[int, float]]
 """Pairs of a step and the test accuracy then."""
 
@@ -152,7 +166,11 @@ class _RunTasks:
     def results(self, function: Callable[..., Any], runs: Sequence[FinetuneRun], title: str) -> dict[FinetuneRun, Any]:
         """Return what `fine_tune` or `held_out_accuracy` returns for each run; `title` is that of the progress bar."""
         names = {run: self._name(function, run) for run in runs}
-        todo = {name: self._arguments(run) for run, name in names.items() if name not in self.finished}
+        todo = {
+            name: (self._inputs(run), self.shared_ghn, self.shared_targets[run.dataset])
+            for run, name in names.items()
+            if name not in self.finished
+        }
         gpus = GPU_SHARE if capacity()["GPU"] else 0
         for name, result in run_cached_tasks(function, todo, self.folder, description=title, unit="run", num_gpus=gpus):
             self.finished[name] = result
@@ -167,19 +185,11 @@ class _RunTasks:
         return {pair: float(np.mean([accuracies[run] for run in of_pair])) for pair, of_pair in runs.items()}
 
     def _name(self, function: Callable[..., Any], run: FinetuneRun) -> str:
-        images_digest = self.digests[run.dataset][run.images_per_class, run.seed]
-        return name_of(function, run, self.networks[run.architecture], images_digest, self.settings, self.seed)
+        return name_of(function, self._inputs(run), self.digests[run.dataset][run.images_per_class, run.seed])
 
-    def _arguments(self, run: FinetuneRun) -> tuple[Any, ...]:
-        return (
-            run,
-            self.networks[run.architecture],
-            self.initialisations[run.initialisation],
-            self.shared_ghn,
-            self.shared_targets[run.dataset],
-            self.settings,
-            self.seed,
-        )
+    def _inputs(self, run: FinetuneRun) -> RunInputs:
+        initialisation = self.initialisations[run.initialisation]
+        return RunInputs(run, self.networks[run.architecture], initialisation, self.settings, self.seed)
 
 
 def tuning_runs(competition: Competition, learning_rate: float, architectures: int) -> list[FinetuneRun]:
@@ -234,52 +244,31 @@ def digests_of(target: Target) -> dict[tuple[int, int], str]:
     }
 
 
-def name_of(
-    function: Callable[..., Any],
-    run: FinetuneRun,
-    network: Network,
-    images_digest: str,
-    settings: FinetuneSettings,
-    seed: int,
-) -> str:
+def name_of(function: Callable[..., Any], inputs: RunInputs, images_digest: str) -> str:
     """Return a name of a task that changes with every input of it beside the checkpoint.
 
     Learning rates, seeds and data sets of other runs leave it as it is.
     """
+    settings = inputs.settings
     budget = (settings.steps, settings.batch, settings.evaluate_every)
-    return settings_hash([function.__name__, asdict(run), network.to_dict(), images_digest, budget, seed], 24)
+    network = inputs.network.to_dict()
+    return settings_hash([function.__name__, asdict(inputs.run), network, images_digest, budget, inputs.seed], 24)
 
 
-def fine_tune(
-    run: FinetuneRun,
-    network: Network,
-    initialisation: Initialisation,
-    ghn: Hypernetwork,
-    target: Target,
-    settings: FinetuneSettings,
-    seed: int,
-) -> Curve:
+def fine_tune(inputs: RunInputs, ghn: Hypernetwork, target: Target) -> Curve:
     """Train a network from an initialisation and return its test accuracy at the measured steps."""
-    steps = measured_steps(settings.steps, settings.evaluate_every)
+    steps = measured_steps(inputs.settings.steps, inputs.settings.evaluate_every)
     curve: Curve = []
 
     def measure(step: int, module: nn.Module) -> None:
         if step in steps:
             curve.append((step, accuracy(module, target.images.test, target)))
 
-    _train(run, network, initialisation, ghn, target, settings, seed, measure)
+    _train(inputs, ghn, target, measure)
     return curve
 
 
-def held_out_accuracy(
-    run: FinetuneRun,
-    network: Network,
-    initialisation: Initialisation,
-    ghn: Hypernetwork,
-    target: Target,
-    settings: FinetuneSettings,
-    seed: int,
-) -> float:
+def held_out_accuracy(inputs: RunInputs, ghn: Hypernetwork, target: Target) -> float:
     """Train a network from an initialisation and return its accuracy on held-out images at the end.
 
     A learning rate at which training diverges has the accuracy of wrong answers.
@@ -287,9 +276,9 @@ def held_out_accuracy(
     Raises:
         ValueError: the run is not of the first seed, and so it may train on held-out images.
     """
-    if run.seed != 0:
-        raise ValueError(f"seed = {run.seed}: must be 0, because other seeds may train on held-out images")
-    module = _train(run, network, initialisation, ghn, target, settings, seed, lambda step, module: None)
+    if inputs.run.seed != 0:
+        raise ValueError(f"seed = {inputs.run.seed}: must be 0, because other seeds may train on held-out images")
+    module = _train(inputs, ghn, target, lambda step, module: None)
     return accuracy(module, target.held_out, target)
 
 
@@ -299,27 +288,22 @@ def measured_steps(steps: int, every: int) -> set[int]:
 
 
 def _train(
-    run: FinetuneRun,
-    network: Network,
-    initialisation: Initialisation,
-    ghn: Hypernetwork,
-    target: Target,
-    settings: FinetuneSettings,
-    seed: int,
-    measure: Callable[[int, nn.Module], None],
+    inputs: RunInputs, ghn: Hypernetwork, target: Target, measure: Callable[[int, nn.Module], None]
 ) -> nn.Module:
     """Train a network by SGD, call `measure(step, module)` before the first step and after each one, and return it.
 
     Every random number is a function of (seed, run.seed, run.architecture). So all initialisations start with the same
     classification layer and have the same images and dropout masks.
     """
+    run, settings = inputs.run, inputs.settings
     images = replace(target.images, train=target.shots[run.images_per_class][run.seed])
     device = _device()
-    key = seed_of(seed, "finetune", run.seed, run.architecture)
+    key = seed_of(inputs.seed, "finetune", run.seed, run.architecture)
     size = images.test.side
-    module = fresh_module(network, size, len(images.classes), key)
+    module = fresh_module(inputs.network, size, len(images.classes), key)
     # For as many classes as the hypernetwork was trained with: the classification layer is not loaded.
-    load_body(module, initialisation, network, InitialisationContext(ghn.cpu(), size, ghn.config.num_classes, key))
+    context = InitialisationContext(ghn.cpu(), size, ghn.config.num_classes, key)
+    load_body(module, inputs.initialisation, inputs.network, context)
     module.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # only some overloads have it
     # Fused, because small networks have many small tensors, whose updates one by one take a fifth of the time.
     optimizer = SGD(module.parameters(), run.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)

@@ -8,7 +8,7 @@ import torch
 from evaluation_examples import architecture, make_ghn
 
 from ghn import GHN
-from pipeline.evaluation.finetuning import Curve, FinetuneRun, fine_tune, held_out_accuracy, measured_steps
+from pipeline.evaluation.finetuning import Curve, FinetuneRun, RunInputs, fine_tune, held_out_accuracy, measured_steps
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.evaluation.targets import Target, target_of
 from pipeline.images.dataset import Images
@@ -42,7 +42,7 @@ def ghn() -> GHN:
 
 def trained(run: FinetuneRun, ghn: GHN, target: Target, **changes: object) -> Curve:
     settings = SETTINGS.model_copy(update=changes)
-    return fine_tune(run, NETWORK, INITIALISATIONS[run.initialisation], ghn, target, settings, seed=0)
+    return fine_tune(RunInputs(run, NETWORK, INITIALISATIONS[run.initialisation], settings, seed=0), ghn, target)
 
 
 def test_sgd_learns_digits_from_few_images(target: Target, ghn: GHN) -> None:
@@ -51,8 +51,8 @@ def test_sgd_learns_digits_from_few_images(target: Target, ghn: GHN) -> None:
     assert [step for step, _ in curve] == [0, 2, 4, 8, 20, 40]
     assert curve[0][1] < 0.3
     assert curve[-1][1] > 0.5
-    arguments = (NETWORK, INITIALISATIONS["random"], ghn, target, SETTINGS.model_copy(update=settings))
-    assert abs(held_out_accuracy(run, *arguments, seed=0) - curve[-1][1]) < 0.15
+    inputs = RunInputs(run, NETWORK, INITIALISATIONS["random"], SETTINGS.model_copy(update=settings), seed=0)
+    assert abs(held_out_accuracy(inputs, ghn, target) - curve[-1][1]) < 0.15
 
 
 def test_more_images_of_each_class_train_another_network(target: Target, ghn: GHN) -> None:
@@ -87,7 +87,7 @@ def test_a_learning_rate_that_diverges_is_measured_as_wrong(target: Target, ghn:
     network = replace(NETWORK, norm=None)
     settings = SETTINGS.model_copy(update={"steps": 20})
     run = FinetuneRun("digits", 10, 0, "random", 1e6, 0)
-    accuracy = held_out_accuracy(run, network, INITIALISATIONS["random"], ghn, target, settings, seed=0)
+    accuracy = held_out_accuracy(RunInputs(run, network, INITIALISATIONS["random"], settings, seed=0), ghn, target)
     assert accuracy <= 0.2
     json.dumps(accuracy, allow_nan=False)
 
@@ -97,4 +97,4 @@ def test_only_the_first_seed_chooses_learning_rates_because_others_may_train_on_
 ) -> None:
     run = FinetuneRun("digits", 10, 0, "random", 0.1, 1)
     with pytest.raises(ValueError, match="seed = 1: must be 0"):
-        held_out_accuracy(run, NETWORK, INITIALISATIONS["random"], ghn, target, SETTINGS, seed=0)
+        held_out_accuracy(RunInputs(run, NETWORK, INITIALISATIONS["random"], SETTINGS, seed=0), ghn, target)
