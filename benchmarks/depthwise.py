@@ -3,7 +3,8 @@
     python benchmarks/depthwise.py [--channels 16] [--image-size 14] [--batch 64] [--dtype bf16] [--threads 1]
 
 Times every kernel, stride and dilation of DeepNets-1M on images that are channels last in memory, as in training. The
-last line is JSON: `ratio`, PyTorch's seconds divided by ours, and `seconds`, of ours, by convolution, and `all`.
+last line is JSON. `seconds` has the seconds of each convolution with its own gradients, and their sum as `all`. `ratio`
+has how many times as long PyTorch takes, by the same names.
 """
 
 from __future__ import annotations
