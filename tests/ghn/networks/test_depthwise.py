@@ -12,7 +12,7 @@ from ghn.networks.depthwise import DILATIONS, STRIDES, depthwise_conv, is_covere
 Case = tuple[int, int, int, int, int, int]
 
 cases = st.tuples(
-    st.sampled_from([3, 5]),  # kernel
+    st.sampled_from([1, 3, 5]),  # kernel
     st.sampled_from(STRIDES),
     st.sampled_from(DILATIONS),
     st.integers(1, 9),  # channels
@@ -79,6 +79,7 @@ def test_autocast_lowers_the_precision_as_it_does_for_any_convolution() -> None:
     [
         ((16, 1, 3, 3), (1, 1, 1, 1, 1, 16), True),
         ((16, 1, 5, 5), (2, 2, 4, 4, 2, 16), True),
+        ((16, 1, 1, 1), (1, 1, 0, 0, 2, 16), True),  # the centre of a larger kernel
         ((16, 1, 7, 7), (1, 1, 3, 3, 1, 16), False),  # another kernel
         ((16, 1, 3, 3), (1, 1, 0, 0, 1, 16), False),  # another padding
         ((16, 1, 3, 3), (3, 3, 1, 1, 1, 16), False),  # another stride
@@ -92,8 +93,9 @@ def test_other_convolutions_are_left_to_pytorch(
     assert is_covered(torch.zeros(shape), conv_settings) is covered
 
 
-def test_gradients_can_be_differentiated_again() -> None:
-    x, weight = tensors((5, 2, 2, 2, 6, 6), torch.float64)
+@pytest.mark.parametrize("side", [2, 6])
+def test_gradients_can_be_differentiated_again(side: int) -> None:
+    x, weight = tensors((5, 2, 2, 2, side, side), torch.float64)
     assert torch.autograd.gradgradcheck(lambda a, b: depthwise_conv(a, b, 2, 2), (x, weight))
 
 
