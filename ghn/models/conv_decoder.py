@@ -8,6 +8,7 @@ positions, P = Y·X, F features of a position, K classes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,16 +50,26 @@ class ConvDecoder(WeightDecoder):
         expand_biases = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
         channel_weights = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
         channel_biases = _Corners.apply(self.channels.bias.view(W, W), channels)
-        decoded = []
+        mixed: dict[int, list[Tensor]] = defaultdict(list)  # of the groups of each number of channels, (M·P, 4H)
         for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True):
-            kernel, channel = kernels.index((height, width)), channels.index((out, inputs))
+            kernel = kernels.index((height, width))
             weight, bias = expand_weights[kernel].view(-1, H), expand_biases[kernel].view(-1)
-            x_MPF = F.relu(F.linear(h_MH, weight, bias)).view(len(h_MH), height * width, 4 * H)
-            x_MPF = F.relu(self.mix(x_MPF))
+            mixed[channels.index((out, inputs))].append(F.relu(F.linear(h_MH, weight, bias)).view(-1, 4 * H))
+        rows = [torch.cat(mixed[channel]) for channel in range(len(channels))]
+        parts = F.relu(self.mix(torch.cat(rows))).split([len(part) for part in rows])
+        decoded = {}
+        for channel, (out, inputs) in enumerate(channels):
             weight, bias = channel_weights[channel].view(out * inputs, -1), channel_biases[channel].view(-1)
-            x_MPF = F.linear(x_MPF, weight, bias)
-            decoded.append(x_MPF.transpose(1, 2).reshape(len(h_MH), out, inputs, height, width))
-        return decoded
+            decoded[channel] = iter(
+                F.linear(parts[channel], weight, bias).split([len(part) for part in mixed[channel]])
+            )
+        return [
+            next(decoded[channels.index((out, inputs))])
+            .view(len(h_MH), height * width, out * inputs)
+            .transpose(1, 2)
+            .reshape(len(h_MH), out, inputs, height, width)
+            for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True)
+        ]
 
     def classification(self, weights_MOI11: Tensor) -> Tensor:
         """Return classification weights (M, classes, I) of decoded weights (M, W, I, 1, 1)."""
@@ -77,7 +88,7 @@ class _Corners(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Return a copy of each leading part."""
         ctx.sizes, ctx.shape = sizes, table.shape
-        return tuple(table[:a, :b].contiguous().clone() for a, b in sizes)
+        return tuple(table[:a, :b].clone(memory_format=torch.contiguous_format) for a, b in sizes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -93,7 +93,8 @@ class WeightedSums:
 class Level:
     """A contiguous range of nodes that is updated at once, and the two sums that it takes part in."""
 
-    nodes: slice
+    number: int
+    """Its place among the levels in the order of their nodes."""
     incoming: WeightedSums | None
     """Sums of the message table (R, H) that each node of the level receives; None if no node receives any."""
     outgoing: WeightedSums | None
@@ -101,15 +102,22 @@ class Level:
     node sends any."""
 
 
-def schedules(
-    batch: GraphBatch, kinds: int, dtype: torch.dtype, device: torch.device
-) -> tuple[list[Level], list[Level]]:
-    """Return the levels of the forward pass and of the backward pass, each in the order in which they are updated."""
+@dataclass(frozen=True)
+class Schedule:
+    """The levels in the order in which a pass updates them, and the number of nodes of each level by its number."""
+
+    levels: list[Level]
+    sizes: list[int]
+
+
+def schedules(batch: GraphBatch, kinds: int, dtype: torch.dtype, device: torch.device) -> tuple[Schedule, Schedule]:
+    """Return the schedules of the forward pass and of the backward pass over a batch's graphs."""
     towards = _sums(batch.sources, batch.targets, batch.distances, batch.num_nodes, kinds)
     away = _sums(batch.targets, batch.sources, batch.distances, batch.num_nodes, kinds)
-    forward = _levels(towards, batch.level_bounds, kinds, dtype, device)
-    backward = _levels(away, batch.level_bounds, kinds, dtype, device)
-    return forward, backward[::-1]
+    return (
+        _schedule(towards, batch.level_bounds, kinds, dtype, device),
+        _schedule(away, batch.level_bounds, kinds, dtype, device, is_backward=True),
+    )
 
 
 def _sums(
@@ -126,41 +134,49 @@ def _sums(
     return sparse.csr_array(sparse.coo_array(entries, shape=(N, N * kinds)))
 
 
-def _levels(
-    sums: sparse.csr_array, bounds: np.ndarray, kinds: int, dtype: torch.dtype, device: torch.device
-) -> list[Level]:
+def _schedule(
+    sums: sparse.csr_array,
+    bounds: np.ndarray,
+    kinds: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_backward: bool = False,
+) -> Schedule:
     """Return the levels between consecutive bounds, with their sums and those of the transposed matrix."""
     incoming = _cut(sums, bounds, dtype, device)
     outgoing = _cut(sums.T.tocsr(), bounds * kinds, dtype, device)
-    ranges = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-    return [Level(slice(*pair), *both) for pair, *both in zip(ranges, incoming, outgoing, strict=True)]
+    levels = [Level(number, *both) for number, both in enumerate(zip(incoming, outgoing, strict=True))]
+    return Schedule(levels[::-1] if is_backward else levels, np.diff(bounds).tolist())
 
 
 def _cut(
     sums: sparse.csr_array, bounds: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> list[WeightedSums | None]:
     """Return the rows between consecutive bounds as weighted sums; None where all rows are empty."""
-    rows_E = torch.from_numpy(sums.indices.astype(np.int64)).to(device)
-    weights_E = torch.from_numpy(sums.data).to(device, dtype)
     starts = sums.indptr[bounds].astype(np.int64)
     offsets = sums.indptr[:-1] - np.repeat(starts[:-1], np.diff(bounds))
-    offsets_N = torch.from_numpy(offsets.astype(np.int64)).to(device)
-    parts: list[WeightedSums | None] = []
-    for level, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        begin, end = int(starts[level]), int(starts[level + 1])
-        part = WeightedSums(rows_E[begin:end], offsets_N[first:last], weights_E[begin:end])
-        parts.append(part if end > begin else None)
-    return parts
+    entries = np.diff(starts).tolist()
+    parts = zip(
+        torch.from_numpy(sums.indices.astype(np.int64)).to(device).split(entries),
+        torch.from_numpy(offsets.astype(np.int64)).to(device).split(np.diff(bounds).tolist()),
+        torch.from_numpy(sums.data).to(device, dtype).split(entries),
+        strict=True,
+    )
+    return [WeightedSums(*part) if count else None for part, count in zip(parts, entries, strict=True)]
 
 
 class _Pass(torch.autograd.Function):
-    """One pass over the levels, with its gradient."""
+    """One pass over the levels, with its gradient.
+
+    Each level works in views of tensors for all nodes, which are cut once, because cutting would take longer than the
+    work itself.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         h_NH: Tensor,
-        levels: list[Level],
+        schedule: Schedule,
         w1_DH: Tensor,
         b1_D: Tensor,
         w2: Tensor,  # (K·H, D)
@@ -172,7 +188,7 @@ class _Pass(torch.autograd.Function):
     ) -> Tensor:
         """Return the updated states (N, H); weights and biases are those of the message MLPs and of the GRU."""
         N, H = h_NH.shape
-        kinds = len(w2) // H
+        kinds, sizes = len(w2) // H, schedule.sizes
         received_NH = h_NH.new_zeros(N, H)
         gates_N2H = h_NH.new_empty(N, 2 * H)  # reset and update
         candidate_NH = torch.empty_like(h_NH)
@@ -181,22 +197,26 @@ class _Pass(torch.autograd.Function):
         messages_NKH = h_NH.new_empty(N, kinds * H)
         table_RH = messages_NKH.view(N * kinds, H)
         from_state_N3H = torch.addmm(b_hh, h_NH, w_hh.t())
-        w1_t, w2_t, w_ih_t = w1_DH.t().contiguous(), w2.t().contiguous(), w_ih.t().contiguous()
-        for level in levels:
-            at = level.nodes
+        to_gates_N2H = from_state_N3H[:, : 2 * H] + b_ih[: 2 * H]
+
+        states, received, updated, inner, messages, gates, candidates = (
+            x.split(sizes) for x in (h_NH, received_NH, updated_NH, inner_ND, messages_NKH, gates_N2H, candidate_NH)
+        )
+        reset, update = gates_N2H[:, :H].split(sizes), gates_N2H[:, H:].split(sizes)
+        to_gates, to_candidate = to_gates_N2H.split(sizes), from_state_N3H[:, 2 * H :].split(sizes)
+        w1_t, w2_t, w_gates_t, w_candidate_t = (w.t().contiguous() for w in (w1_DH, w2, w_ih[: 2 * H], w_ih[2 * H :]))
+        b_candidate_H = b_ih[2 * H :]
+        for level in schedule.levels:
+            at = level.number
             if level.incoming is not None:
-                received_NH[at] = level.incoming.of(table_RH)
-            from_messages_L3H = torch.addmm(b_ih, received_NH[at], w_ih_t)
-            gates_L2H = torch.sigmoid(from_messages_L3H[:, : 2 * H] + from_state_N3H[at, : 2 * H])
-            candidate_LH = torch.addcmul(
-                from_messages_L3H[:, 2 * H :], gates_L2H[:, :H], from_state_N3H[at, 2 * H :]
-            ).tanh_()
-            updated_LH = torch.lerp(candidate_LH, h_NH[at], gates_L2H[:, H:])
-            inner_LD = torch.addmm(b1_D, updated_LH, w1_t).relu_()
-            messages_NKH[at] = torch.addmm(b2, inner_LD, w2_t).relu_()
-            gates_N2H[at], candidate_NH[at] = gates_L2H, candidate_LH
-            updated_NH[at], inner_ND[at] = updated_LH, inner_LD
-        ctx.levels = levels
+                received[at].copy_(level.incoming.of(table_RH))
+            torch.addmm(to_gates[at], received[at], w_gates_t, out=gates[at]).sigmoid_()
+            torch.addmm(b_candidate_H, received[at], w_candidate_t, out=candidates[at])
+            candidates[at].addcmul_(reset[at], to_candidate[at]).tanh_()
+            torch.lerp(candidates[at], states[at], update[at], out=updated[at])
+            torch.addmm(b1_D, updated[at], w1_t, out=inner[at]).relu_()
+            torch.addmm(b2, inner[at], w2_t, out=messages[at]).relu_()
+        ctx.schedule = schedule
         per_node = (h_NH, received_NH, gates_N2H, candidate_NH, updated_NH, inner_ND, messages_NKH, from_state_N3H)
         ctx.save_for_backward(*per_node, w1_DH, w2, w_ih, w_hh)
         return updated_NH
@@ -208,7 +228,7 @@ class _Pass(torch.autograd.Function):
         *per_node, w1_DH, w2, w_ih, w_hh = ctx.saved_tensors
         h_NH, received_NH, gates_N2H, candidate_NH, updated_NH, inner_ND, messages_NKH, from_state_N3H = per_node
         N, H = h_NH.shape
-        kinds = len(w2) // H
+        sizes = ctx.schedule.sizes
         reset_NH, update_NH = gates_N2H[:, :H], gates_N2H[:, H:]
         # The gradient of the three gates' inputs is the state's gradient times these factors.
         to_candidate_NH = (1 - update_NH) * (1 - candidate_NH**2)
@@ -218,22 +238,34 @@ class _Pass(torch.autograd.Function):
 
         d_state_NH = d_updated_NH.clone()
         d_gates_N3H = h_NH.new_empty(N, 3, H)
+        d_from_messages_N3H = d_gates_N3H.view(N, 3 * H)
         d_received_NH = h_NH.new_zeros(N, H)
         d_inner_ND = torch.zeros_like(inner_ND)
         d_messages_NKH = torch.zeros_like(messages_NKH)
-        for level in reversed(ctx.levels):
-            at = level.nodes
-            d_state_LH = d_state_NH[at]
+        is_sent, is_active = (messages_NKH > 0).split(sizes), (inner_ND > 0).split(sizes)
+
+        d_state, d_state_1, factors, d_gates, d_from_messages, d_received, d_inner, d_messages = (
+            x.split(sizes)
+            for x in (
+                d_state_NH,
+                d_state_NH.unsqueeze(1),
+                factors_N3H,
+                d_gates_N3H,
+                d_from_messages_N3H,
+                d_received_NH,
+                d_inner_ND,
+                d_messages_NKH,
+            )
+        )
+        for level in reversed(ctx.schedule.levels):
+            at = level.number
             if level.outgoing is not None:
-                d_table_LKH = level.outgoing.of(d_received_NH).view(-1, kinds * H)
-                d_messages_LKH = d_table_LKH * (messages_NKH[at] > 0)
-                d_inner_LD = (d_messages_LKH @ w2) * (inner_ND[at] > 0)
-                d_state_LH.addmm_(d_inner_LD, w1_DH)
-                d_messages_NKH[at], d_inner_ND[at] = d_messages_LKH, d_inner_LD
-            d_gates_L3H = d_state_LH.unsqueeze(1) * factors_N3H[at]
-            d_gates_N3H[at] = d_gates_L3H
-            d_received_NH[at] = d_gates_L3H.view(-1, 3 * H) @ w_ih
-        d_from_messages_N3H = d_gates_N3H.view(N, 3 * H)
+                d_table_RH = level.outgoing.of(d_received_NH)
+                torch.mul(d_table_RH.view(d_messages[at].shape), is_sent[at], out=d_messages[at])
+                torch.mm(d_messages[at], w2, out=d_inner[at]).mul_(is_active[at])
+                d_state[at].addmm_(d_inner[at], w1_DH)
+            torch.mul(d_state_1[at], factors[at], out=d_gates[at])
+            torch.mm(d_from_messages[at], w_ih, out=d_received[at])
         d_from_state_N3H = torch.cat([d_from_messages_N3H[:, : 2 * H], d_from_messages_N3H[:, 2 * H :] * reset_NH], 1)
         d_h_NH = torch.addmm(d_state_NH * update_NH, d_from_state_N3H, w_hh)
         return (
