@@ -66,7 +66,7 @@ class TrainingState:
         torch.manual_seed(settings.seed)
         config = settings.hypernetwork.config(num_classes, settings.images.size)
         ghn = Hypernetwork(config).to(device, dtype)
-        optimizer = torch.optim.Adam(ghn.parameters(), weight_decay=settings.train.optimizer.weight_decay)
+        optimizer = torch.optim.Adam(ghn.parameters(), weight_decay=settings.train.optimizer.weight_decay, fused=True)
         return cls(ghn, optimizer, settings.train.ema)
 
     @property
