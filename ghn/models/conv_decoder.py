@@ -56,12 +56,12 @@ class ConvDecoder(WeightDecoder):
             weight, bias = expand_weights[kernel].view(-1, H), expand_biases[kernel].view(-1)
             mixed[channels.index((out, inputs))].append(F.relu(F.linear(h_MH, weight, bias)).view(-1, 4 * H))
         rows = [torch.cat(mixed[channel]) for channel in range(len(channels))]
-        parts = F.relu(self.mix(torch.cat(rows))).split([len(part) for part in rows])
+        parts = F.relu(self.mix(torch.cat(rows))).split_with_sizes([len(part) for part in rows])
         decoded = {}
         for channel, (out, inputs) in enumerate(channels):
             weight, bias = channel_weights[channel].view(out * inputs, -1), channel_biases[channel].view(-1)
             decoded[channel] = iter(
-                F.linear(parts[channel], weight, bias).split([len(part) for part in mixed[channel]])
+                F.linear(parts[channel], weight, bias).split_with_sizes([len(part) for part in mixed[channel]])
             )
         return [
             next(decoded[channels.index((out, inputs))])

@@ -157,9 +157,9 @@ def _cut(
     offsets = sums.indptr[:-1] - np.repeat(starts[:-1], np.diff(bounds))
     entries = np.diff(starts).tolist()
     parts = zip(
-        torch.from_numpy(sums.indices.astype(np.int64)).to(device).split(entries),
-        torch.from_numpy(offsets.astype(np.int64)).to(device).split(np.diff(bounds).tolist()),
-        torch.from_numpy(sums.data).to(device, dtype).split(entries),
+        torch.from_numpy(sums.indices.astype(np.int64)).to(device).split_with_sizes(entries),
+        torch.from_numpy(offsets.astype(np.int64)).to(device).split_with_sizes(np.diff(bounds).tolist()),
+        torch.from_numpy(sums.data).to(device, dtype).split_with_sizes(entries),
         strict=True,
     )
     return [WeightedSums(*part) if count else None for part, count in zip(parts, entries, strict=True)]
@@ -200,10 +200,14 @@ class _Pass(torch.autograd.Function):
         to_gates_N2H = from_state_N3H[:, : 2 * H] + b_ih[: 2 * H]
 
         states, received, updated, inner, messages, gates, candidates = (
-            x.split(sizes) for x in (h_NH, received_NH, updated_NH, inner_ND, messages_NKH, gates_N2H, candidate_NH)
+            x.split_with_sizes(sizes)
+            for x in (h_NH, received_NH, updated_NH, inner_ND, messages_NKH, gates_N2H, candidate_NH)
         )
-        reset, update = gates_N2H[:, :H].split(sizes), gates_N2H[:, H:].split(sizes)
-        to_gates, to_candidate = to_gates_N2H.split(sizes), from_state_N3H[:, 2 * H :].split(sizes)
+        reset, update = gates_N2H[:, :H].split_with_sizes(sizes), gates_N2H[:, H:].split_with_sizes(sizes)
+        to_gates, to_candidate = (
+            to_gates_N2H.split_with_sizes(sizes),
+            from_state_N3H[:, 2 * H :].split_with_sizes(sizes),
+        )
         w1_t, w2_t, w_gates_t, w_candidate_t = (w.t().contiguous() for w in (w1_DH, w2, w_ih[: 2 * H], w_ih[2 * H :]))
         b_candidate_H = b_ih[2 * H :]
         for level in schedule.levels:
@@ -242,10 +246,10 @@ class _Pass(torch.autograd.Function):
         d_received_NH = h_NH.new_zeros(N, H)
         d_inner_ND = torch.zeros_like(inner_ND)
         d_messages_NKH = torch.zeros_like(messages_NKH)
-        is_sent, is_active = (messages_NKH > 0).split(sizes), (inner_ND > 0).split(sizes)
+        is_sent, is_active = (messages_NKH > 0).split_with_sizes(sizes), (inner_ND > 0).split_with_sizes(sizes)
 
         d_state, d_state_1, factors, d_gates, d_from_messages, d_received, d_inner, d_messages = (
-            x.split(sizes)
+            x.split_with_sizes(sizes)
             for x in (
                 d_state_NH,
                 d_state_NH.unsqueeze(1),
