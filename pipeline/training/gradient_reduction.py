@@ -76,11 +76,19 @@ class GradientReducer:
                 self.scores_4M[:, position] = torch.tensor(values, dtype=torch.float64)
 
     def all_reduce(
-        self, rank: int, workers: int, seconds: Mapping[str, float], busy: float, flags: Sequence[bool]
+        self,
+        rank: int,
+        workers: int,
+        seconds: Mapping[str, float],
+        busy: float,
+        flags: Sequence[bool],
+        owners: Sequence[int] | None = None,
     ) -> StepResult:
         """Add up the totals of all workers and leave the mean gradient of the architectures in `.grad`.
 
         Args:
+            owners: the worker that computed each of the exchanged gradients, which then sends it to the others; None:
+                all workers computed parts of them, which are added up.
             seconds: of this worker, by phase of the step; the row has their means over the workers.
             busy: seconds that this worker has spent on the step so far.
             flags: of this worker.
@@ -92,11 +100,11 @@ class GradientReducer:
         started = perf_counter()
         if workers > 1:
             dist.all_reduce(message)
-            dist.all_reduce(self.gradients_RP)
+            self._exchange(owners)
         scores, busy_W, seconds_T, flags_F = message.cpu().split([len(part) for part in own])
         *scores_M, is_finite_M = scores.view(4, -1)
         kept_M = is_finite_M.bool()
-        self._set_grad(self.gradients_RP.sum(0, dtype=torch.float64) / max(int(kept_M.sum()), 1))
+        self._set_grad(self.gradients_RP.sum(0, dtype=torch.float64).div_(max(int(kept_M.sum()), 1)))
         exchange = perf_counter() - started
 
         row = _summarise(*(values_M[kept_M] for values_M in scores_M))
@@ -106,6 +114,16 @@ class GradientReducer:
         row["communication_seconds"] = max(0.0, exchange - (float(busy_W.max()) - busy))
         row["imbalance"] = float(busy_W.max() / busy_W.mean())
         return StepResult(row, (~kept_M).nonzero().flatten().tolist(), tuple(int(count) for count in flags_F))
+
+    def _exchange(self, owners: Sequence[int] | None) -> None:
+        """Give all workers the gradients: those of their owners, or the sums of all workers' parts."""
+        if owners is None:
+            dist.all_reduce(self.gradients_RP)
+            return
+        pairs = zip(self.gradients_RP, owners, strict=True)
+        pending = [dist.broadcast(gradient_P, owner, async_op=True) for gradient_P, owner in pairs]
+        for broadcast in pending:
+            broadcast.wait()
 
     def _set_grad(self, gradient_P: Tensor) -> None:
         for weight, part in zip(self.weights, self._split(gradient_P), strict=True):

@@ -180,7 +180,8 @@ class Trainer:
             reducer.add(scores, number if whole else 0)
         seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds}
         busy = perf_counter() - started
-        return reducer.all_reduce(self.rank, self.workers, seconds, busy, self.driver.poll_stop())
+        owners = prepared.owners if whole else None
+        return reducer.all_reduce(self.rank, self.workers, seconds, busy, self.driver.poll_stop(), owners)
 
     def network_hash(self, index: int) -> str:
         """Return the network hash of an architecture of the training split."""

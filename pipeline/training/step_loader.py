@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.cost_model import training_seconds
-from ghn.training.load_balance import assign_meta_batch
+from ghn.training.load_balance import Assignment, assign_meta_batch
 from ghn.training.meta_batch import (
     MetaBatchSettings,
     SampledArchitecture,
@@ -42,6 +42,7 @@ class PreparedStep:
         step: the number of steps before it.
         meta_batch: all architectures of the step.
         micro_batches: those that this worker computes, by their number.
+        owners: a worker that computes each of the micro-batches of the step, by their number.
         images: (B, 3, S, S), channels last.
         labels: int64 (B,).
     """
@@ -49,6 +50,7 @@ class PreparedStep:
     step: int
     meta_batch: list[SampledArchitecture]
     micro_batches: dict[int, MicroBatch]
+    owners: list[int]
     images: Tensor
     labels: Tensor
 
@@ -95,22 +97,21 @@ class StepLoader:
             self.settings.images.size,
             len(self.images.classes),
         )
+        assignments = self._assignments(meta_batch)
+        owner_of = {part.micro_batch: rank for rank, parts in enumerate(assignments) for part in parts}
+        owners = [owner_of[number] for number in range(len(owner_of))]
+        micro_batches = {
+            part.micro_batch: MicroBatch.of(self.ghn, {at: meta_batch[at] for at in part.positions}, part.own)
+            for part in assignments[self.rank]
+        }
         images, labels = self._batch(step)
-        return PreparedStep(step, meta_batch, self._micro_batches(meta_batch), images, labels)
+        return PreparedStep(step, meta_batch, micro_batches, owners, images, labels)
 
-    def _micro_batches(self, meta_batch: Sequence[SampledArchitecture]) -> dict[int, MicroBatch]:
-        """Return the micro-batches of this worker by number, with their graphs laid out."""
+    def _assignments(self, meta_batch: Sequence[SampledArchitecture]) -> list[list[Assignment]]:
+        """Return what each worker computes of a step."""
         costs = [training_seconds(sampled.program, self.settings.train.batch) for sampled in meta_batch]
         nodes = [int(self.training_set.nodes[sampled.index]) for sampled in meta_batch]
-        assignments = assign_meta_batch(costs, nodes, self.workers, self.settings.train.micro_batches)[self.rank]
-        return {
-            assignment.micro_batch: MicroBatch.of(
-                self.ghn,
-                {position: meta_batch[position] for position in assignment.positions},
-                assignment.own,
-            )
-            for assignment in assignments
-        }
+        return assign_meta_batch(costs, nodes, self.workers, self.settings.train.micro_batches)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the images (B, 3, S, S) and labels (B,) of a step, in main memory."""

@@ -59,15 +59,15 @@ def all_reduce(
     several, scores = meta_batch(dropped)
     number_of = np.random.default_rng(seed).integers(0, MICRO_BATCHES, META_BATCH)
     random = np.random.default_rng([seed, workers])
-    worker_of = (
-        random.integers(0, workers, MICRO_BATCHES)[number_of] if whole else random.integers(0, workers, META_BATCH)
-    )
+    owners = random.integers(0, workers, MICRO_BATCHES)
+    worker_of = owners[number_of] if whole else random.integers(0, workers, META_BATCH)
     reducer = GradientReducer(weights(dtype), META_BATCH, MICRO_BATCHES if whole else 1)
     for number in range(MICRO_BATCHES):
         if micro_batch := np.flatnonzero((number_of == number) & (worker_of == rank)).tolist():
             add(reducer, micro_batch, several, scores, number if whole else 0)
     flags = (rank == 0, True, False)
-    result = reducer.all_reduce(rank, workers, {"graph": rank + 1.0, "wait": 0.5}, 1000 * 2.0**rank, flags)
+    seconds, busy = {"graph": rank + 1.0, "wait": 0.5}, 1000 * 2.0**rank
+    result = reducer.all_reduce(rank, workers, seconds, busy, flags, owners.tolist() if whole else None)
     return result, [weight.grad.numpy() for weight in reducer.weights]
 
 
