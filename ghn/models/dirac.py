@@ -10,6 +10,10 @@ learned. There the rows of D + P are standardised: they get mean zero, so that t
 have in common, and the length of D's (Brock et al., "Characterizing signal propagation to close the performance gap in
 unnormalized ResNets", ICLR 2021, eq. 2). A gain makes up for the growth that the graph implies (`signals_of`).
 
+In attention, the values and the output projection pass features on in the same way, and queries and keys are made
+smaller, so that at first every token reads nearly the mean of all. Trained attention has such identity parts: Trockman
+and Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023.
+
 Dimensions: N nodes, M nodes of a group, O/I out/in channels, Y×X kernel positions.
 """
 
@@ -48,6 +52,9 @@ OPEN = 1.0
 OPEN_GATE = 2 / 3
 """What a gate with that bias multiplies features by: its Hardswish."""
 
+ATTENTION_SCALE = 0.5
+"""What predicted weights of queries and keys are multiplied by."""
+
 LONGEST_GATE = 12
 """Most nodes of a gate's branch; that of squeeze and excitation has four."""
 
@@ -66,6 +73,10 @@ class Signals(NamedTuple):
     """Whether the node (N,) is a convolution of the image: a stem."""
     in_gate: NDArray[np.bool_]
     """Whether the node (N,) lies on the branch that computes a gate, as in squeeze and excitation."""
+    feeds_attention: NDArray[np.bool_]
+    """Whether the node (N,) is the linear layer of all queries, keys and values, in this order."""
+    reads_attention: NDArray[np.bool_]
+    """Whether the node (N,) is the linear layer that reads the result of attention."""
     opens_gate: NDArray[np.bool_]
     """Whether the node (N,) is the bias of a gate, which then begins open (`OPEN`)."""
 
@@ -120,7 +131,7 @@ def _cosine(frequency: int, length: int) -> Tensor:
 def parametrised(
     weights_MOIYX: Tensor, parameter: Parameter, is_class_layer: bool, signals: Signals, members: Sequence[int]
 ) -> Tensor:
-    """Return the weights of several nodes, convolutions with their Dirac part, and all with their gains.
+    """Return the weights of several nodes with their Dirac parts, if they have one, and with their gains.
 
     Args:
         weights_MOIYX: what is predicted for the nodes, in their shape.
@@ -140,10 +151,27 @@ def parametrised(
             weights_MOIYX = torch.where(
                 _column(is_standardised_M, weights_MOIYX).bool(), standardised_MOIYX, weights_MOIYX
             )
+    elif signals.feeds_attention[members].any() or signals.reads_attention[members].any():
+        weights_MOIYX = _attending(weights_MOIYX, signals.feeds_attention[members], signals.reads_attention[members])
     gains_M = signals.gains[members]
     if (gains_M == 1).all():
         return weights_MOIYX
     return weights_MOIYX * _column(gains_M, weights_MOIYX)
+
+
+def _attending(
+    weights_MOI11: Tensor, feeds_attention_M: NDArray[np.bool_], reads_attention_M: NDArray[np.bool_]
+) -> Tensor:
+    """Return the weights of linear layers, those around attention with the Dirac parts of values and outputs."""
+    _, out, inputs, *_ = weights_MOI11.shape
+    scale_MO = torch.ones(len(weights_MOI11), out, device="cpu")
+    part_MOI = torch.zeros(weights_MOI11.shape[:3], device="cpu")
+    part_MOI[reads_attention_M] = dirac_part((out, inputs, 1, 1))[..., 0, 0]
+    if feeds_attention_M.any():
+        scale_MO[feeds_attention_M, : 2 * inputs] = ATTENTION_SCALE
+        part_MOI[feeds_attention_M, 2 * inputs :] = torch.eye(inputs, device="cpu")
+    scale_MO, part_MOI = scale_MO.to(weights_MOI11), part_MOI.to(weights_MOI11)
+    return weights_MOI11 * scale_MO[:, :, None, None, None] + part_MOI[..., None, None]
 
 
 def _standardised(weights_MOIYX: Tensor, dirac_MOIYX: Tensor, keeps_mean_M: NDArray[np.bool_]) -> Tensor:
@@ -192,6 +220,7 @@ class _SignalReader:
         self.is_normalised, self.reads_image, self.in_gate, self.opens_gate = np.zeros(
             (4, len(batch.nodes)), dtype=bool
         )
+        self.feeds_attention, self.reads_attention = np.zeros((2, len(batch.nodes)), dtype=bool)
 
     def read(self) -> Signals:
         """Return the signals of all nodes."""
@@ -207,17 +236,36 @@ class _SignalReader:
                 self.sizes[node] *= OPEN_GATE
             if kind.primitive in PRODUCTS:
                 self._read_product(node)
-        return Signals(self.gains, self.is_normalised, self.reads_image, self.in_gate, self.opens_gate)
+        return Signals(
+            self.gains,
+            self.is_normalised,
+            self.reads_image,
+            self.in_gate,
+            self.feeds_attention,
+            self.reads_attention,
+            self.opens_gate,
+        )
 
     def _read_product(self, node: int) -> None:
         self.reads_image[node] = any(self.nodes[source].primitive == "input" for source in self.sources[node])
         readers = self._readers(node)
+        self._read_projection(node, readers)
         self.is_normalised[node] = bool(readers) and all(_is_norm(self.nodes[reader]) for reader in readers)
         if self.is_normalised[node]:
             return
         summands = [len(self.sources[reader]) for reader in readers if self.nodes[reader].primitive == "sum"]
         wanted = 1.0 / max(summands, default=1)
         self.gains[node], self.sizes[node] = wanted / self.sizes[node], wanted
+
+    def _read_projection(self, node: int, readers: Sequence[int]) -> None:
+        """Note whether a product is a linear layer around attention."""
+        kind = self.nodes[node]
+        if kind.shape is None or kind.is_class_layer or len(kind.parameters[0].shape) != 2:
+            return
+        out, inputs, *_ = kind.shape
+        is_read_by_attention = any(self.nodes[reader].primitive == "msa" for reader in readers)
+        self.feeds_attention[node] = is_read_by_attention and out == 3 * inputs
+        self.reads_attention[node] = any(self.nodes[source].primitive == "msa" for source in self.sources[node])
 
     def _readers(self, node: int) -> list[int]:
         """Return the nodes that read a node's result, seen through those that hand it on."""

@@ -122,7 +122,7 @@ class GradientReducer:
             return
         pairs = zip(self.gradients_RP, owners, strict=True)
         pending = [dist.broadcast(gradient_P, owner, async_op=True) for gradient_P, owner in pairs]
-        for broadcast in pending:
+        for broadcast in filter(None, pending):
             broadcast.wait()
 
     def _set_grad(self, gradient_P: Tensor) -> None:

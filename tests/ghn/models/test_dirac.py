@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghn import GHN, load, trace
 from ghn.deepnets1m.architecture import Architecture
-from ghn.models.dirac import dirac_part, has_dirac_part, signals_of
+from ghn.models.dirac import ATTENTION_SCALE, dirac_part, has_dirac_part, signals_of
 from ghn.networks.operations import Parameter
 
 IMAGE_SIZE = CONFIG.image_size
@@ -69,6 +69,26 @@ def test_a_stem_begins_with_filters_in_pairs_of_opposite_sign() -> None:
     assert torch.equal(filters[0::2], -filters[1::2])
     torch.testing.assert_close(filters.flatten(1).norm(dim=1), torch.ones(16))
     assert torch.linalg.matrix_rank(filters[:, 0].flatten(1)) == 8
+
+
+def test_values_and_outputs_of_attention_pass_features_on() -> None:
+    networks = (sample("train", index) for index in range(99))
+    network = next(a for a in networks if "msa" in {name for name, _ in a.genotype.normal})
+    batch = fresh(dirac=True).batch([network.graph(IMAGE_SIZE, CLASSES)])
+    signals = signals_of(batch)
+    (ours,), (published,) = (fresh(dirac).predict_parameters([network]) for dirac in (True, False))
+    layers = [(i, node.parameters[0].name) for i, node in enumerate(batch.nodes) if node.parameters]
+    fused = [(i, name) for i, name in layers if name.endswith("to_qkv.weight")]
+    outputs = [(i, name) for i, name in layers if name.endswith("to_out.0.weight")]
+    assert fused and [i for i, _ in fused] == signals.feeds_attention.nonzero()[0].tolist()
+    assert outputs and [i for i, _ in outputs] == signals.reads_attention.nonzero()[0].tolist()
+    for i, name in outputs:
+        identity = torch.eye(len(published[name]))
+        torch.testing.assert_close(ours[name], (published[name] + identity) * float(signals.gains[i]))
+    for i, name in fused:
+        queries, keys, values = published[name].chunk(3)
+        expected = torch.cat([queries * ATTENTION_SCALE, keys * ATTENTION_SCALE, values + torch.eye(len(values))])
+        torch.testing.assert_close(ours[name], expected * float(signals.gains[i]))
 
 
 @pytest.mark.parametrize(
