@@ -8,8 +8,9 @@ positions, P = Y·X, F features of a position, K classes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class ConvDecoder(WeightDecoder):
             states: the states (M, H) of each group.
             sizes: O, I, Y and X of each group, at most W, W, S and S.
         """
+        if not sizes:
+            return []
         H, S, W = self.hidden, self.max_kernel, self.max_channels
         kernels = list(dict.fromkeys((height, width) for _, _, height, width in sizes))
         channels = list(dict.fromkeys((out, inputs) for out, inputs, _, _ in sizes))
@@ -50,21 +53,26 @@ class ConvDecoder(WeightDecoder):
         expand_biases = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
         channel_weights = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
         channel_biases = _Corners.apply(self.channels.bias.view(W, W), channels)
-        mixed: dict[int, list[Tensor]] = defaultdict(list)  # of the groups of each number of channels, (M·P, 4H)
+        # Groups with the same channels share one product, because its gradient is as large as all weights.
+        expanded: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # in the order of `channels`
         for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True):
             kernel = kernels.index((height, width))
             weight, bias = expand_weights[kernel].view(-1, H), expand_biases[kernel].view(-1)
-            mixed[channels.index((out, inputs))].append(F.relu(F.linear(h_MH, weight, bias)).view(-1, 4 * H))
-        rows = [torch.cat(mixed[channel]) for channel in range(len(channels))]
-        parts = F.relu(self.mix(torch.cat(rows))).split_with_sizes([len(part) for part in rows])
-        decoded = {}
-        for channel, (out, inputs) in enumerate(channels):
-            weight, bias = channel_weights[channel].view(out * inputs, -1), channel_biases[channel].view(-1)
-            decoded[channel] = iter(
-                F.linear(parts[channel], weight, bias).split_with_sizes([len(part) for part in mixed[channel]])
-            )
+            expanded[out, inputs].append(F.relu(F.linear(h_MH, weight, bias)).view(-1, 4 * H))
+        lengths = {pair: [len(rows) for rows in parts] for pair, parts in expanded.items()}
+        mixed = F.relu(self.mix(torch.cat([rows for parts in expanded.values() for rows in parts])))
+        decoded: dict[tuple[int, int], Iterator[Tensor]] = {}
+        for pair, rows, weight, bias in zip(
+            channels,
+            mixed.split_with_sizes([sum(of_pair) for of_pair in lengths.values()]),
+            channel_weights,
+            channel_biases,
+            strict=True,
+        ):
+            products = F.linear(rows, weight.view(math.prod(pair), -1), bias.view(-1))
+            decoded[pair] = iter(products.split_with_sizes(lengths[pair]))
         return [
-            next(decoded[channels.index((out, inputs))])
+            next(decoded[out, inputs])
             .view(len(h_MH), height * width, out * inputs)
             .transpose(1, 2)
             .reshape(len(h_MH), out, inputs, height, width)

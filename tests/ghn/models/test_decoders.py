@@ -141,6 +141,12 @@ def test_decoding_only_what_is_needed_gives_the_slice_of_the_whole(normalise: bo
         torch.testing.assert_close(gradient, want, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_graphs_without_weights_are_decoded() -> None:
+    batch = GraphBatch.of([Graph((Node("input"), norm("norm", 4)), ((0, 1),))], 1)
+    (predicted,) = decoder(normalise=True)(torch.randn(2, HIDDEN).double(), batch)
+    assert list(predicted) == ["norm.weight", "norm.bias"]
+
+
 def test_nodes_of_one_group_are_told_apart() -> None:
     nodes = tuple(weight(f"conv{n}", (6, 3, 3, 3)) for n in range(3)) + tuple(norm(f"norm{n}", 6) for n in range(3))
     batch = GraphBatch.of([Graph(nodes[::2], ()), Graph(nodes[1::2], ())], 1)
