@@ -29,8 +29,9 @@ def assert_views_agree(architecture: Architecture) -> None:
     own = dict(module.named_parameters())
     given = {name: parameter.detach().clone().requires_grad_() for name, parameter in own.items()}
     logits, functional = module(x), architecture.forward(given, x)
-    # Random parameters make a few results not finite, in both views alike.
-    torch.testing.assert_close(logits, functional, rtol=0, atol=0, equal_nan=True)
+    # Random parameters make a few results not finite, in both views alike. The functional view computes only what small
+    # maps meet of a kernel, so that its sums have another order.
+    torch.testing.assert_close(logits, functional, rtol=1e-9, atol=1e-9, equal_nan=True)
     gradient, functional_gradient = gradient_of(logits, own), gradient_of(functional, given)
     if gradient.isfinite().all():
         # Modules have PyTorch's gradients of depthwise convolutions, which are sums in another order.
