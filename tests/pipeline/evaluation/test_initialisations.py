@@ -38,7 +38,7 @@ def test_random_initialisation_is_that_of_pytorch(candidates: list[Candidate]) -
 
 @torch.no_grad()
 def test_a_module_with_predicted_tensors_gives_the_logits_of_the_functional_view(ghn: GHN) -> None:
-    """To the last bit: a copy of the tensors can have another layout in memory, and then last bits differ."""
+    """To rounding: the functional view computes only what small maps meet of a kernel."""
     networks = [sample_architecture(0, "deep", index).with_width(32, fc_dim=64) for index in range(6)]
     x_BCSS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for network in networks:
