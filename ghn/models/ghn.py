@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 from ghn.models.hypernetwork import Hypernetwork
-from ghn.models.predict_module import PredictionReport, fill_module
+from ghn.models.predict_module import (
+    PredictionReport,
+    calibration_batches,
+    device_of,
+    fill_module,
+    require_memory,
+)
 from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.network import Network
-from ghn.tracing.trace import TRACED_IMAGES, trace
+from ghn.tracing.eager import uncompiled
+from ghn.tracing.trace import TRACED_IMAGES, TracingError, trace
 
 
 class GHN(Hypernetwork):
@@ -102,17 +111,36 @@ class GHN(Hypernetwork):
             TracingError: the network cannot be traced.
             ValueError: the network is on the meta device or was made in inference mode, or there are no images.
         """
-        if inputs is None and image_size is None and isinstance(calibration_images, Tensor):
-            inputs = calibration_images[:TRACED_IMAGES].to(next(model.parameters()).dtype)
-        graph = trace(model, inputs, image_size)
-        if predict_class_layers:
-            graph = self._without_other_classes(graph)
-        else:
-            graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
-        return fill_module(self, model, graph, calibration_images)
+        model = uncompiled(model)
+        require_memory(model)
+        batches = None if calibration_images is None else calibration_batches(calibration_images, model)
+        with torch.autocast(device_of(model).type, enabled=False):
+            if batches is not None:
+                first = next(batches)
+                batches = chain([first], batches)
+                own_graph = trace(model, first[:TRACED_IMAGES])
+                graph = own_graph if inputs is None and image_size is None else trace(model, inputs, image_size)
+            else:
+                graph = trace(model, inputs, image_size)
+            if predict_class_layers:
+                graph = self._without_other_classes(graph)
+            else:
+                graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
+            with torch.no_grad():
+                (predicted,) = self.predict_parameters([graph])
+            return fill_module(model, graph, predicted, batches, lambda: _runs(model, inputs, image_size))
 
     def _without_other_classes(self, graph: Graph) -> Graph:
         """Return a traced graph without the classification layers that have another number of classes."""
         classes = self.config.num_classes
         reason = f"classification layer of {{classes}} classes, this hypernetwork predicts {classes}"
         return graph.without_class_layers(reason, of_other_than=classes)
+
+
+def _runs(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None, image_size: int | None) -> bool:
+    """Return whether a network can be traced."""
+    try:
+        trace(model, inputs, image_size)
+    except TracingError:
+        return False
+    return True

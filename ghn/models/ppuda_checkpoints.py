@@ -6,6 +6,7 @@ Architectures", NeurIPS 2021 (code: ppuda). Reading one executes no code of it.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,8 @@ def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor
     """
     path = Path(path)
     contents = _load(path)
+    if _is_ghn3(contents["config"]):
+        raise CheckpointError(f"{path} is a GHN-3, which is not supported: must be one of {', '.join(PPUDA_VARIANTS)}")
     try:
         config = _config_of(contents["config"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -64,12 +67,18 @@ def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor
     return config, weights
 
 
+def _is_ghn3(config: object) -> bool:
+    """Return whether a configuration is that of a GHN-3, which has a transformer in place of the gated GNN."""
+    return isinstance(config, Mapping) and ("heads" in config or config.get("is_ghn2") is False)
+
+
 def _load(path: Path) -> dict[str, Any]:
     """Return the contents of a file: `config`, of any kind, and `state_dict`, tensors by name."""
     if not path.is_file():
         raise CheckpointError(f"{path} not found")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers store their options beside the rest
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any exception
         raise CheckpointError(
             f"{path} cannot be loaded without executing code, or is no file of torch.save, or damaged"

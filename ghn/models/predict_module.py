@@ -5,23 +5,25 @@ Dimensions: B images, C channels, S×S pixels.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.batchnorm import _NormBase as NormBase
 
-from ghn.models.hypernetwork import Hypernetwork
+from ghn.models.derived_state import StatisticsReport, assign, drop_statistics, measure_statistics
 from ghn.networks.graph import Graph
+from ghn.tracing.trace import image_dtype
 
 ESTIMATION_BATCH = 64
-"""Images per batch when running statistics are estimated from one tensor of images."""
+"""Most images of a batch when statistics are estimated from one tensor of images."""
+
+SHOWN_NAMES = 4
+"""Most names that a line of a report has."""
 
 
 @dataclass(frozen=True)
@@ -38,57 +40,157 @@ class PredictionReport:
     """Elements of all predicted parameters."""
     num_not_predicted: int
     """Elements of all other parameters."""
-    batch_statistics: tuple[str, ...]
-    """Names of the norm layers that now normalise with the statistics of each batch, in evaluation mode too."""
-    estimated_statistics: tuple[str, ...]
-    """Names of the norm layers whose running statistics were estimated from images."""
+    statistics: StatisticsReport
+    """What became of statistics that layers had of activations under the old parameters."""
+
+    @property
+    def batch_statistics(self) -> tuple[str, ...]:
+        """Names of the norm layers that now normalise with the statistics of each batch, in evaluation mode too."""
+        return self.statistics.of_batch
+
+    @property
+    def estimated_statistics(self) -> tuple[str, ...]:
+        """Names of the norm layers whose running statistics were estimated from images."""
+        return self.statistics.estimated
 
     def __str__(self) -> str:
         lines = [
             f"predicted {len(self.predicted)} parameters ({self.num_predicted:,} elements) "
             f"from a graph of {len(self.graph.nodes)} nodes"
         ]
-        for reason, count in Counter(self.not_predicted.values()).items():
+        for reason in Counter(self.not_predicted.values()):
             names = [name for name, why in self.not_predicted.items() if why == reason]
-            shown = ", ".join(names[:4]) + (f" and {count - 4} more" if count > 4 else "")
-            lines.append(f"not predicted, {reason}: {shown}")
-        if self.batch_statistics:
-            lines.append(f"{len(self.batch_statistics)} norm layers use the statistics of each batch")
-        if self.estimated_statistics:
-            lines.append(f"running statistics of {len(self.estimated_statistics)} norm layers estimated from images")
+            lines.append(f"not predicted, {reason}: {_first(names)}")
+        if not any(node.is_class_layer for node in self.graph.nodes):
+            lines.append("no classification layer was found: no layer gives an output of shape (images, classes)")
+        statistics = self.statistics
+        if statistics.of_batch:
+            lines.append(f"{len(statistics.of_batch)} norm layers use the statistics of each batch")
+        if statistics.estimated:
+            lines.append(f"running statistics of {len(statistics.estimated)} norm layers estimated from images")
+        if statistics.neutral:
+            lines.append(
+                f"{len(statistics.neutral)} norm layers cannot do without statistics and have mean 0 and variance 1, "
+                f"until calibration_images are given: {_first(statistics.neutral)}"
+            )
+        if statistics.reset:
+            lines.append(
+                f"{len(statistics.reset)} observers of quantisation-aware training find new ranges when the network "
+                f"runs: {_first(statistics.reset)}"
+            )
         return "\n".join(lines)
 
 
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a network."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def require_memory(model: nn.Module) -> None:
+    """Check that the parameters of a network can be overwritten.
+
+    Raises:
+        ValueError: the network is on the meta device or was made in inference mode.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("the network is on the meta device: give it memory first, with `model.to_empty(device=…)`")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the network was made under torch.inference_mode, and cannot be changed")
+
+
 def fill_module(
-    hypernetwork: Hypernetwork, model: nn.Module, graph: Graph, calibration_images: Tensor | Iterable[Any] | None
+    model: nn.Module,
+    graph: Graph,
+    predicted: Mapping[str, Tensor],
+    batches: Iterable[Tensor] | None,
+    runs: Callable[[], bool],
 ) -> PredictionReport:
     """Overwrite the parameters of a module that are on a node of its graph: see `GHN.predict`.
 
-    Args:
-        calibration_images: as in `estimate_statistics`; None: norm layers use the statistics of each batch.
+    The network is as it was before if an error is raised.
 
-    Raises:
-        ValueError: the module is on the meta device or was made in inference mode, or there are no images.
+    Args:
+        predicted: parameters by name.
+        batches: images (B, C, S, S) that statistics are estimated from; None: norm layers use those of each batch.
+        runs: returns whether the network runs.
     """
     parameters = dict(model.named_parameters())
-    if any(p.is_meta for p in parameters.values()):
-        raise ValueError("the network is on the meta device: give it memory first, with `model.to_empty(device=…)`")
-    if any(p.is_inference() for p in parameters.values()):
-        raise ValueError("the network was made under torch.inference_mode, and cannot be changed")
-    batches = None if calibration_images is None else _batches(calibration_images)
-    with torch.no_grad():
-        (predicted,) = hypernetwork.predict_parameters([graph])
-        for name, tensor in predicted.items():
-            parameters[name].copy_(tensor)
+    with _as_before_if_it_fails(model):
+        assign(model, predicted)
+        statistics = drop_statistics(model, runs) if batches is None else measure_statistics(model, batches)
     return PredictionReport(
         graph=graph,
         predicted=tuple(name for name in parameters if name in predicted),
         not_predicted={name: graph.not_predicted[name] for name in parameters if name not in predicted},
         num_predicted=sum(p.numel() for name, p in parameters.items() if name in predicted),
         num_not_predicted=sum(p.numel() for name, p in parameters.items() if name not in predicted),
-        batch_statistics=use_batch_statistics(model) if batches is None else (),
-        estimated_statistics=() if batches is None else estimate_statistics(model, batches),
+        statistics=statistics,
     )
+
+
+@contextmanager
+def _as_before_if_it_fails(model: nn.Module) -> Iterator[None]:
+    """Give a network its parameters and buffers back if the context raises an error."""
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    layers = [(layer, dict(layer.__dict__), dict(layer._buffers)) for layer in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for layer, attributes, buffers in layers:
+            layer.__dict__.update(attributes)
+            layer._buffers.clear()
+            layer._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, before in tensors:
+                tensor.copy_(before)
+        raise
+
+
+def calibration_batches(images: Tensor | Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
+    """Yield images without labels as a network reads them, batch by batch, at least two images each.
+
+    They are on the network's device and, if they are real numbers, in the number type of its first layer.
+
+    The batches of one tensor differ in size by at most one image. A single image joins the batch before it.
+
+    Raises:
+        ValueError: there are fewer than two images, or they are of another kind.
+    """
+    device, dtype = device_of(model), image_dtype(model)
+    if isinstance(images, Tensor):
+        images = torch.tensor_split(images, max(1, math.ceil(len(images) / ESTIMATION_BATCH))) if images.dim() else []
+    waiting: Tensor | None = None
+    for item in images:
+        batch = item if isinstance(item, Tensor) else _images_of(item)
+        batch = batch.to(device, dtype if batch.is_floating_point() else batch.dtype)
+        if waiting is None or not len(batch):
+            waiting = batch if waiting is None else waiting
+        elif len(batch) == 1 or len(waiting) == 1:
+            waiting = torch.cat([waiting, batch])
+        else:
+            yield waiting
+            waiting = batch
+    if waiting is None or len(waiting) < 2:
+        count = "no images" if waiting is None or not len(waiting) else "one image"
+        raise ValueError(f"{count} to estimate the running statistics from: at least two are needed")
+    yield waiting
+
+
+def _images_of(item: object) -> Tensor:
+    """Return the images of a batch with labels.
+
+    Raises:
+        ValueError: it is none.
+    """
+    first = item[0] if isinstance(item, Sequence) and not isinstance(item, str) and item else item
+    if not isinstance(first, Tensor):
+        raise ValueError(f"images to estimate from must be tensors, or pairs of images and labels, not {type(item)}")
+    return first
 
 
 def use_batch_statistics(model: nn.Module) -> tuple[str, ...]:
@@ -99,19 +201,11 @@ def use_batch_statistics(model: nn.Module) -> tuple[str, ...]:
     Returns:
         The names of the layers.
     """
-    layers = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, NormBase) and _has_statistics(layer)
-    }
-    for layer in layers.values():
-        layer.track_running_stats = False
-        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    return tuple(layers)
+    return drop_statistics(model).of_batch
 
 
 def estimate_statistics(model: nn.Module, images: Tensor | Iterable[Any]) -> tuple[str, ...]:
-    """Replace the running statistics of all batch norms by their means over batches of images.
-
-    Other norm layers with running statistics get new ones too.
+    """Replace the running statistics of all norm layers by their means over batches of images.
 
     Args:
         images: images (B, C, S, S), or batches of them, or batches of them with labels, as a data loader gives.
@@ -120,68 +214,7 @@ def estimate_statistics(model: nn.Module, images: Tensor | Iterable[Any]) -> tup
         The names of the layers.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are fewer than two images.
     """
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, BatchNorm) or (isinstance(layer, NormBase) and _has_statistics(layer))
-    }
-    batches = _batches(images)
-    reference = next(model.parameters())
-    with _estimating(model, list(layers.values())), torch.no_grad():
-        for batch in batches:
-            model(batch.to(reference.device, reference.dtype))
-    return tuple(layers)
-
-
-def _has_statistics(layer: NormBase) -> bool:
-    return layer.running_mean is not None
-
-
-def _batches(images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-    """Return the images without labels, batch by batch.
-
-    Raises:
-        ValueError: there are no images, or they are of another kind; raised before the first batch is read.
-    """
-    batches = iter(torch.split(images, ESTIMATION_BATCH) if isinstance(images, Tensor) else images)
-    first = next(batches, None)
-    if first is None or len(first) == 0:
-        raise ValueError("no images to estimate the running statistics from")
-    if not isinstance(first, Tensor) and not (isinstance(first, Sequence) and isinstance(first[0], Tensor)):
-        raise ValueError(f"images to estimate from must be tensors, or pairs of images and labels, not {type(first)}")
-    return (batch if isinstance(batch, Tensor) else batch[0] for batch in chain([first], batches))
-
-
-@contextmanager
-def _estimating(model: nn.Module, layers: list[NormBase]) -> Iterator[None]:
-    """Let norm layers gather statistics, with equal weight for each batch, and all else be in evaluation mode.
-
-    Afterwards modes and momenta are as they were.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        if not _has_statistics(layer):
-            _give_statistics(layer)
-        layer.reset_running_stats()
-        layer.momentum = None
-        layer.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
-def _give_statistics(layer: NormBase) -> None:
-    """Give running statistics to a norm layer that has none."""
-    reference = layer.weight if layer.weight is not None else torch.empty(0)
-    layer.track_running_stats = True
-    layer.running_mean = torch.zeros(layer.num_features, device=reference.device, dtype=reference.dtype)
-    layer.running_var = torch.ones(layer.num_features, device=reference.device, dtype=reference.dtype)
-    layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=reference.device)
+    with _as_before_if_it_fails(model):
+        return measure_statistics(model, calibration_batches(images, model)).estimated

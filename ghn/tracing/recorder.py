@@ -53,9 +53,6 @@ CONSTANT = Value()
 ToNodeShape = Callable[[Sizes], tuple[Shape, AxisOrder]]
 """Function from the shape of a weight to the shape of its node and the weight's axis order."""
 
-UNUSED = "the output does not depend on it (in evaluation mode, and as far as gradients flow)"
-"""Reason why a parameter without any effect is not predicted."""
-
 
 @dataclass
 class GraphRecorder:
@@ -93,21 +90,25 @@ class GraphRecorder:
             return self._attention(inputs)
         return self._unknown(name, inputs)
 
-    def finish(self, outputs: Sequence[Value], classifies: bool) -> Graph:
+    def finish(self, outputs: Sequence[tuple[Value, bool]], why_lost: Callable[[str], str]) -> Graph:
         """Return the graph of everything recorded.
 
         Args:
-            outputs: values of the network's outputs.
-            classifies: whether the outputs are logits.
+            outputs: the value of each of the network's outputs, and whether it may be logits.
+            why_lost: gives the reason why a parameter, by its name, is on no node.
         """
-        ends = {node for value in outputs for node in self.as_features(value).sources}
+        ends = {node: False for value, _ in outputs for node in self.as_features(value).sources}
+        for value, may_be_logits in outputs:
+            if may_be_logits:
+                ends |= dict.fromkeys(self.as_features(value).sources, True)
         for name in self.shapes:
             if name not in self._node_of and name not in self.not_predicted:
-                self.not_predicted[name] = UNUSED
-        nodes, edges, place = without_squeezes(self.nodes, self.edges, ends)
-        if classifies:
+                self.not_predicted[name] = why_lost(name)
+        nodes, edges, place = without_squeezes(self.nodes, self.edges, set(ends))
+        logits = {place[end] for end, may_be_logits in ends.items() if may_be_logits and end in place}
+        if logits:
             scales = {place[node] for node in self._scales if node in place}
-            nodes = with_class_layers(nodes, edges, {place[end] for end in ends if end in place}, scales)
+            nodes = with_class_layers(nodes, edges, logits, scales)
         return Graph(tuple(nodes), tuple(edges), self.not_predicted)
 
     # Nodes
@@ -175,6 +176,10 @@ class GraphRecorder:
 
     # Rules: each records a function of its inputs and returns the value of the function's result.
 
+    def lookup(self, function: Function, inputs: Sequence[Value]) -> Value:
+        """Record rows of a parameter that tokens or positions have chosen: features from here on."""
+        return self.as_features(_merged(inputs))
+
     def convolution(self, function: Function, inputs: Sequence[Value]) -> Value:
         """Record a convolution: of images with a weight, with computed kernels, or with a fixed filter."""
         x, weight, bias = inputs
@@ -230,8 +235,8 @@ class GraphRecorder:
         """Record a norm with its affine parameters on one node: `bn` over the batch, `ln` within each image."""
         primitive = "bn" if "BatchNorm" in function.name() else "ln"
         x, *affine = inputs
-        if not x.sources and x.parameters:  # the norm standardises a weight
-            return _merged(inputs)
+        if not x.sources and x.parameters and not (primitive == "ln" and any(v.parameters for v in affine)):
+            return _merged(inputs)  # the norm standardises a weight; one with a scale of its own is for features
         x = self.as_features(x)
         scale, bias = (*affine, CONSTANT, CONSTANT)[:2]
         if any(value.sources or len(value.parameters) > 1 for value in (scale, bias)):  # computed: an adaptive norm
@@ -290,15 +295,11 @@ class GraphRecorder:
         return self._pool("max_pool" if "Max" in function.name() else "avg_pool", kernel_size(function), inputs[0])
 
     def adaptive_pool(self, function: Function, inputs: Sequence[Value]) -> Value:
-        """Record a pool to a size: the global average pool, a pool with a kernel, or no node if nothing changes."""
-        sizes = adaptive_pool_sizes(function)
-        is_average = "Avg" in function.name()
-        if is_average and all(after == 1 for _, after in sizes):
+        """Record a pool to a size: an average is the global average pool, whatever the size, as published."""
+        if "Avg" in function.name():
             return self._global_pool(inputs[0])
-        kernel = [-(-before // after) for before, after in sizes]
-        if all(size == 1 for size in kernel):
-            return inputs[0]
-        return self._pool("avg_pool" if is_average else "max_pool", kernel, inputs[0])
+        kernel = [-(-before // after) for before, after in adaptive_pool_sizes(function)]
+        return inputs[0] if all(size == 1 for size in kernel) else self._pool("max_pool", kernel, inputs[0])
 
     def _pool(self, primitive: str, kernel: Sequence[int], x: Value) -> Value:
         """Record a pool of the last two axes of its kernel; a pool of anything but features adds no node."""
@@ -368,6 +369,8 @@ Rule = Callable[[GraphRecorder, Function, Sequence[Value]], Value]
 
 RULES: dict[str, Rule] = {
     "Convolution": GraphRecorder.convolution,
+    "Embedding": GraphRecorder.lookup,
+    "EmbeddingBag": GraphRecorder.lookup,
     "Addmm": GraphRecorder.matrix_product,
     "Baddbmm": GraphRecorder.matrix_product,
     "Bmm": GraphRecorder.matrix_product,

@@ -8,13 +8,12 @@ Tensors have any number of axes here, so their names have no dimension suffixes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 
 class Recorded(torch.autograd.Function):
@@ -128,18 +127,3 @@ SHAPE_ONLY_VERSIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.scaled_dot_product_attention: _attention,
 }
 """For each function of PyTorch the one that is called in its place."""
-
-
-class ShapeOnly(TorchFunctionMode):
-    """A context in which the functions of `SHAPE_ONLY_VERSIONS` return tensors of the right shape, not computed."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call a function of PyTorch, or the shape-only version of it."""
-        called: Callable[..., Any] = SHAPE_ONLY_VERSIONS.get(func, func)
-        return called(*args, **(kwargs or {}))

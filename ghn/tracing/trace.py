@@ -1,18 +1,17 @@
 """Tracing: the graph of any `nn.Module`, from one forward pass that computes nothing.
 
-The network runs on PyTorch's meta device, where tensors have shapes but no numbers. So a trace takes milliseconds and
-no memory, however large the network is. Autograd records the functions, and `ghn.tracing.recorder` turns them into
-primitives. A network that needs numbers to run (a branch on a value, tensors that are not registered) runs on the CPU
-instead, with the same result.
+The network runs without numbers (`ghn.tracing.without_numbers`): features and parameters have shapes alone. So a trace
+takes milliseconds and no memory, however large the network is. Autograd records the functions, and
+`ghn.tracing.recorder` turns them into primitives. A network that needs the numbers of its features (a branch on a
+value) runs on the CPU instead, with the same result. Afterwards the network is as it was before.
 
 Inputs have any number of axes here, so their names have no dimension suffixes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 
 from ghn.networks.graph import Graph
 from ghn.tracing.autograd_functions import Function, call_order, inputs_of, leaf_of
+from ghn.tracing.eager import eager, uncompiled, without_autocast
 from ghn.tracing.placeholders import placeholders
 from ghn.tracing.recorder import CONSTANT, GraphRecorder, Value
-from ghn.tracing.shape_only import ShapeOnly
+from ghn.tracing.without_numbers import WithoutNumbers
 
 CANDIDATE_IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 288, 299, 320, 384, 448, 512)
 """Sides of images, in pixels, that are tried in this order on a network that does not say which images it takes."""
@@ -59,41 +59,59 @@ def trace(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, ima
     tensors = [inputs] if isinstance(inputs, Tensor) else inputs
     if tensors is not None and not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TracingError("inputs must be a tensor, or a sequence of tensors")
-    error: Exception | None = None
-    for attempt, is_meta in _attempts(model, tensors, image_size):
+    model = uncompiled(model)
+    errors: list[Exception] = []
+    for attempt in _attempts(model, tensors, image_size):
         try:
-            run = _record(model, attempt, is_meta)
+            run = _record(model, attempt)
         except Exception as failure:  # a network may fail in any way on images of a size that is not its own
-            error = error or failure
+            errors.append(failure)
         else:
             return _graph_of(run)
-    tried = [str(tuple(tensor.shape)) for tensor in (_images(model, image_size) if tensors is None else tensors)]
+    raise TracingError(_what_failed(model, tensors, image_size, errors)) from errors[0]
+
+
+def _what_failed(
+    model: nn.Module, inputs: Sequence[Tensor] | None, image_size: int | None, errors: Sequence[Exception]
+) -> str:
+    """Return what was tried, why it failed, and what helps."""
+    tried = [str(tuple(tensor.shape)) for tensor in (_images(model, image_size) if inputs is None else inputs)]
     shapes = ", ".join(tried[:3]) + (f" or {len(tried) - 3} others" if len(tried) > 3 else "")
-    reason = next(iter(str(error).splitlines()), "")
-    raise TracingError(
-        f"{type(model).__name__} does not run on inputs of {shapes} ({type(error).__name__}: {reason}): "
-        "give `inputs` or `image_size`"
-    ) from error
+    reasons = [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}" for error in errors]
+    message = f"{type(model).__name__} does not run on inputs of {shapes} ({reasons[0]})"
+    if inputs is not None:
+        return message
+    depends_on_size = len(set(reasons)) > 1 or image_size is not None
+    return message + (": give `inputs` or `image_size`" if depends_on_size else ": give its `inputs`")
 
 
-def _attempts(
-    model: nn.Module, inputs: Sequence[Tensor] | None, image_size: int | None
-) -> Iterator[tuple[list[Tensor], bool]]:
-    """Yield inputs to try, and whether on the meta device: all of them there first, then some on the CPU.
+class Attempt(NamedTuple):
+    """One way to run a network."""
+
+    inputs: list[Tensor]
+    has_numbers: bool
+    """Whether it runs on the CPU with numbers, or without numbers."""
+    follows_detached: bool
+    """Whether functions under `no_grad` and behind `detach` are recorded too."""
+
+
+def _attempts(model: nn.Module, inputs: Sequence[Tensor] | None, image_size: int | None) -> Iterator[Attempt]:
+    """Yield ways to run a network: first without numbers, then some inputs on the CPU.
 
     A network that is on the meta device itself has no numbers and is not tried on the CPU.
     """
     candidates = [[images] for images in _images(model, image_size)] if inputs is None else [list(inputs)]
-    for tensors in candidates:
-        yield [tensor.to("meta") for tensor in tensors], True
+    for follows_detached in (True, False):  # some networks write into their parameters under `no_grad`
+        for tensors in candidates:
+            yield Attempt([tensor.to("meta") for tensor in tensors], False, follows_detached)
     if not any(p.is_meta for p in model.parameters()):
         for tensors in candidates[:CPU_ATTEMPTS]:
-            yield [torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.cpu() for t in tensors], False
+            yield Attempt([torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.cpu() for t in tensors], True, False)
 
 
 def _images(model: nn.Module, image_size: int | None) -> list[Tensor]:
     """Return batches of images on the meta device that the network may take, the most likely first."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = image_dtype(model)
     declared = declared_shape(model)
     shapes: list[tuple[int, ...]] = []
     sides: Sequence[int] = CANDIDATE_IMAGE_SIZES
@@ -115,10 +133,19 @@ def declared_shape(model: nn.Module) -> tuple[int, ...] | None:
     return (3, size, size) if isinstance(size, int) else None
 
 
+def image_dtype(model: nn.Module) -> torch.dtype:
+    """Return the number type of the images that a network takes: that of the first layer with weights."""
+    weights = (layer.weight for layer in model.modules() if isinstance(layer, LAYERS))
+    return next((p.dtype for p in chain(weights, model.parameters()) if p.is_floating_point()), torch.float32)
+
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers that images may come into."""
+
+
 def _shape_for(model: nn.Module, size: int) -> tuple[int, ...]:
     """Return the shape of an image with sides of `size` pixels and the channels of the first layer with weights."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    first = next((layer for layer in model.modules() if isinstance(layer, kinds)), None)
+    first = next((layer for layer in model.modules() if isinstance(layer, LAYERS)), None)
     if first is None:
         return 3, size, size
     if isinstance(first, nn.Linear):
@@ -138,17 +165,33 @@ class Recording(NamedTuple):
     """Leaf tensors that the inputs were made from."""
     outputs: Sequence[Tensor]
     """All tensors that the network returned."""
+    classes: int | None
+    """The number of classes that the network says that it has; 0: it does not classify; None: it says nothing."""
+    used: set[int] | None
+    """The ids of the placeholders that a function was called with; None: not known."""
 
 
-def _record(model: nn.Module, inputs: Sequence[Tensor], is_meta: bool) -> Recording:
+def _record(model: nn.Module, attempt: Attempt) -> Recording:
     """Run the network once with placeholders; return what autograd has recorded."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(), eager():
+        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in attempt.inputs]
         originals = dict(model.named_parameters())
         arguments = [t.clone() for t in leaves]  # a network may write into its inputs
-        device = torch.device("meta" if is_meta else "cpu")
-        with placeholders(model, is_meta) as parameters, device, ShapeOnly() if is_meta else nullcontext():
-            return Recording(parameters, originals, leaves, list(_tensors(model(*arguments))))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        mode = torch.device("cpu") if attempt.has_numbers else WithoutNumbers(device, attempt.follows_detached)
+        with placeholders(model, not attempt.has_numbers) as parameters, mode:
+            outputs = list(_tensors(model(*arguments)))
+    used = mode.used if isinstance(mode, WithoutNumbers) else None
+    return Recording(parameters, originals, leaves, outputs, declared_classes(model), used)
+
+
+def declared_classes(model: nn.Module) -> int | None:
+    """Return how many classes a network says that it has: 0 if it says that it does not classify, None if nothing."""
+    for holder, name in ((model, "num_classes"), (getattr(model, "config", None), "num_labels")):
+        classes = getattr(holder, name, None)
+        if type(classes) is int and classes >= 0:
+            return classes
+    return None
 
 
 def _graph_of(run: Recording) -> Graph:
@@ -168,7 +211,23 @@ def _graph_of(run: Recording) -> Graph:
     for parameters in (run.originals, run.parameters):  # a network may also keep the originals elsewhere
         values |= {id(p): recorder.parameter(name) for name, p in parameters.items()}
     ends = _replay(recorder, [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None], values)
-    return recorder.finish(ends, classifies=all(tensor.dim() == 2 for tensor in outputs))
+    images = len(run.inputs[0]) if run.inputs and run.inputs[0].dim() else 1
+    may_be_logits = [_may_be_logits(tensor, images, run.classes) for tensor in outputs]
+    return recorder.finish(list(zip(ends, may_be_logits, strict=True)), lambda name: _why_lost(run, name))
+
+
+def _why_lost(run: Recording, name: str) -> str:
+    """Return why a parameter is on no node, as far as the recording shows."""
+    if run.used is None:
+        return "it was not used, or where no gradients flow, with the inputs of the trace"
+    if id(run.parameters[name]) in run.used:
+        return "it acts on the output only where no gradients flow"
+    return "the output does not depend on it in evaluation mode"
+
+
+def _may_be_logits(output: Tensor, images: int, classes: int | None) -> bool:
+    """Return whether an output may be the logits (B, classes) of B images."""
+    return output.dim() == 2 and len(output) == images and classes in (None, output.shape[1])
 
 
 def _replay(recorder: GraphRecorder, ends: Sequence[Function], leaves: Mapping[int, Value]) -> list[Value]:
@@ -199,13 +258,23 @@ def _replay(recorder: GraphRecorder, ends: Sequence[Function], leaves: Mapping[i
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """Yield all tensors in the outputs of a network, which may be nested in lists, mappings and dataclasses."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    elif dataclasses.is_dataclass(outputs):
-        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
-    if isinstance(outputs, (list, tuple, ValuesView)):
-        for output in outputs:
-            yield from _tensors(output)
+    """Yield all tensors in the outputs of a network.
+
+    They may be nested in lists, mappings, dataclasses, distributions and other objects.
+    """
+    waiting, seen = [outputs], set[int]()
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Tensor):
+            yield found
+        if isinstance(found, (Tensor, nn.Module, type)) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        inner: Iterable[Any] = ()
+        if isinstance(found, Mapping):
+            inner = found.values()
+        elif isinstance(found, (list, tuple, set, frozenset, ValuesView)):
+            inner = found
+        else:
+            inner = getattr(found, "__dict__", {}).values()
+        waiting += reversed(list(inner))

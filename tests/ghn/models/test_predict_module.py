@@ -62,7 +62,7 @@ def test_a_report_counts_and_names() -> None:
     model.forward = lambda x: nn.Sequential(*list(model.children())[:6])(x)
     report = str(tiny_ghn().predict(model))
     assert "predicted 6 parameters (267 elements) from a graph of 7 nodes" in report
-    assert "as far as gradients flow): unused.weight, unused.bias" in report
+    assert "the output does not depend on it in evaluation mode: unused.weight, unused.bias" in report
     assert "1 norm layers use the statistics of each batch" in report
 
 

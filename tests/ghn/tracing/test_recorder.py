@@ -136,7 +136,8 @@ def test_means_over_channels_are_statistics_and_no_pools() -> None:
         (nn.MaxPool2d(3, 2), "max_pool", (1, 1, 3, 3)),
         (nn.AvgPool2d((2, 4)), "avg_pool", (1, 1, 2, 4)),
         (nn.AdaptiveAvgPool2d(1), "glob_avg", None),
-        (nn.AdaptiveAvgPool2d(2), "avg_pool", (1, 1, 4, 4)),
+        (nn.AdaptiveAvgPool2d(2), "glob_avg", None),  # as published, whatever the size
+        (nn.AdaptiveAvgPool2d(8), "glob_avg", None),
         (nn.AdaptiveMaxPool2d(4), "max_pool", (1, 1, 2, 2)),
     ],
 )
@@ -145,8 +146,8 @@ def test_every_pool_has_its_primitive(pool: nn.Module, primitive: str, shape: tu
     assert graph.primitives == ["input", "conv", primitive] and graph.shapes[2] == shape
 
 
-def test_a_pool_that_changes_nothing_is_no_node() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(8))
+def test_a_maximum_that_changes_nothing_is_no_node() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveMaxPool2d(8))
     assert trace(network, image_size=8).primitives == ["input", "conv"]
 
 
