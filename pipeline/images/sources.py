@@ -15,8 +15,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import socket
-import struct
 import tarfile
 import tempfile
 import zlib
@@ -27,14 +25,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.images.folders import ImageFolder, scan
+from pipeline.images.pixels import read_square
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 178_956_970
+"""The most pixels that an image file may have by default: half a gigabyte of colours, as Pillow has it."""
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist installs its files."""
@@ -80,65 +81,34 @@ class DatasetSource:
         listing: digest of the names, sizes and modification times of the user's files; empty for data that cannot vary.
         has_test: whether the data set has a test part.
         read: returns all images, after downloading what is missing.
+        found: what a folder of images holds, and what is passed over; None for other data sets.
     """
 
     name: str
     listing: str
     has_test: bool
     read: Callable[[], RawDataset]
+    found: ImageFolder | None = None
 
 
-def resized(image: np.ndarray | str, image_size: int) -> np.ndarray:
+def resized(image: np.ndarray | str, image_size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the pixels, uint8 (3, S, S), of an array (C, H, H) or of the central square of an image file.
 
     Resizing is bilinear and averages over all pixels that become one (antialiasing).
+
+    Args:
+        max_pixels: the most pixels that an image file may have.
 
     Raises:
         UserError: the file cannot be read; the message names it.
     """
     if isinstance(image, str):
-        return _resized_photo(image, image_size)
+        return read_square(image, image_size, max_pixels)
     if image.shape[1:] != (image_size, image_size):
         size = (image_size, image_size)
         planes = [Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in image]
         image = np.stack([np.asarray(plane) for plane in planes])
     return np.broadcast_to(image, (3, image_size, image_size))
-
-
-def _resized_photo(path: str, image_size: int) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough, which is much faster.
-            file.draft(None, (2 * image_size, 2 * image_size))
-            file.load()  # before the orientation is read, because Pillow turns TIFF files itself
-            turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-            is_16_bit = file.mode.startswith("I;16")  # convert() would clip instead of scale
-            photo = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if is_16_bit else file
-            image = photo.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is not there, on {socket.gethostname()}\n"
-            "the folder of images must stay as it is, and be visible from every node of a cluster"
-        ) from error
-    # Pillow raises these for files that are incomplete, damaged or no images.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}\nrepair it or remove it") from error
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image if turn is None else image.transpose(turn)).transpose(2, 0, 1)
-
-
-_TURNS = {  # by EXIF orientation, which says how the camera was held
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 # The registry
@@ -420,7 +390,7 @@ def _download(url: str, md5: str, folder: Path) -> Path:
     return path
 
 
-# Folders of class folders, in the layout of torchvision's ImageFolder.
+# Folders of class folders
 
 
 def _find_folder(name: str, folder: Path | None, downloads: Path) -> DatasetSource:
@@ -428,71 +398,20 @@ def _find_folder(name: str, folder: Path | None, downloads: Path) -> DatasetSour
     if folder is None:
         layout = "{train,val}/<class>/<image>" if name == "imagenet" else "<class>/<image>"
         raise UserError(f"dataset = {name} needs `folder`, the path of a folder of {layout}")
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist\nexpected is <folder>/<class>/<image>")
-    train, test = folder, None
-    # A class may be called "train" too; then the folder holds images, not class folders.
-    if _subfolders(folder / "train"):
-        train = folder / "train"
-        test = next((folder / name for name in ("test", "val") if _subfolders(folder / name)), None)
-    if name == "imagenet":
-        train, test = folder / "train", folder / "val"
-    classes = _list_classes(train)
-    train_files, train_labels = _list_images(train, classes)
-    files, test_images = train_files, None
-    if test is not None:
-        different = sorted(set(classes) ^ set(_list_classes(test)))
-        if different:
-            raise UserError(
-                f"class folder {different[0]} is in only one of {train} and {test}\n"
-                "both need the same class folders: <folder>/<class>/<image>"
-            )
-        test_files, test_labels = _list_images(test, classes)
-        files = train_files + test_files
-        test_images = RawImages(test_files, test_labels)
-    images = RawDataset(tuple(classes), RawImages(train_files, train_labels), test_images)
+    found = scan(folder, ("train", "val") if name == "imagenet" else None)
+    parts = [part for part in (found.train, found.test) if part is not None]
+    images = [_labelled(part) for part in parts]
     if name == "folder":
         name = folder.resolve().name or name
+    files = [file for part in parts for of_class in part.values() for file in of_class]
     listing = _digest(folder, [file.removeprefix(f"{folder}{os.sep}") for file in files])
-    return DatasetSource(name, listing, has_test=test is not None, read=lambda: images)
+    dataset = RawDataset(tuple(found.classes), images[0], images[1] if len(images) > 1 else None)
+    return DatasetSource(name, listing, found.test is not None, read=lambda: dataset, found=found)
 
 
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _list_classes(folder: Path) -> list[str]:
-    classes = _subfolders(folder)
-    if not classes:
-        raise UserError(f"image folder {folder} holds no class folders\nexpected is {folder}/<class>/<image>")
-    if len(classes) < 2:
-        raise UserError(
-            f"image folder {folder} holds one class folder, {classes[0]}\n"
-            f"classification needs at least two: {folder}/<class>/<image>"
-        )
-    return classes
-
-
-def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
-    """Return the image files below the class folders, in a fixed order, and their labels (N,)."""
-    files: list[str] = []
-    counts = []
-    for name in classes:
-        found = [
-            os.path.join(parent, file)
-            for parent, _, names in os.walk(folder / name, followlinks=True)
-            for file in names
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        ]
-        if not found:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
-            raise UserError(f"class folder {folder / name} holds no images\nexpected are files {suffixes}")
-        files += sorted(found)
-        counts.append(len(found))
-    return files, np.repeat(np.arange(len(classes)), counts)
+def _labelled(part: dict[str, list[str]]) -> RawImages:
+    counts = [len(files) for files in part.values()]
+    return RawImages([file for files in part.values() for file in files], np.repeat(np.arange(len(part)), counts))
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
