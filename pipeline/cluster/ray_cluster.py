@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from pipeline.cluster.ray_private import START_UP_LOGGER, host_and_port
 from pipeline.errors import Terminated, UserError
+from pipeline.secrets import without_user_info
 from pipeline.termination import sigterm_raises_terminated
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -55,7 +56,8 @@ PASSED_ON = (
 )
 """Environment variables that the driver passes on to the nodes of a cluster.
 
-None is a secret, because Ray shows them to all users of the cluster. Nodes read and write buckets by their own role.
+None is a secret, because Ray shows them to all users of the cluster: users and passwords in addresses are left out.
+Nodes read and write buckets by their own role.
 """
 
 
@@ -111,7 +113,7 @@ def _start(num_cpus: int | None) -> None:
 
 def _connect(address: str) -> None:
     _require_answer(address)
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = {name: without_user_info(os.environ[name]) for name in PASSED_ON if name in os.environ}
     runtime_env = {"env_vars": variables} if variables else None
     try:
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)

@@ -55,7 +55,8 @@ def is_in_bucket(place: str | Path) -> bool:
 def filesystem_at(place: str | Path) -> tuple[Any, str]:
     """Return the fsspec filesystem of a place, for this process alone, and the path in it."""
     if not is_in_bucket(place):
-        return fsspec.core.url_to_fs(str(place))
+        # A local path is no address: `::`, `?` and `%20` may be part of it.
+        return fsspec.filesystem("file"), os.path.abspath(Path(place).expanduser())
     filesystem, path = fsspec.core.url_to_fs(
         place,
         config_kwargs={"retries": _retries()},

@@ -308,9 +308,10 @@ def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: 
         client.update_run(pipeline_id, status="RUNNING")
     else:
         name = dvc_experiment or f"{settings.get('dataset', 'run')} {datetime.now():%Y-%m-%d %H:%M}"
-        dirty = bool(git("status", "--porcelain", "--", *CODE))
-        pipeline_id = _create_run(client, experiment_id, name, key | {"git.dirty": str(dirty).lower()})
-        if dirty:
+        changes = git("status", "--porcelain", "--", *CODE)  # None where git does not answer
+        dirty = "unknown" if changes is None else str(bool(changes)).lower()
+        pipeline_id = _create_run(client, experiment_id, name, key | {"git.dirty": dirty})
+        if changes:
             client.log_text(pipeline_id, git("diff", "HEAD", "--", *CODE) or "", "uncommitted.diff")
     _log_parameters(client, pipeline_id, settings)
     return pipeline_id

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipeline.secrets import hidden
 from pipeline.tracking.entries import Entry
 from pipeline.tracking.journal import Delivery, Journal
 from pipeline.tracking.store import reason_of
@@ -167,7 +168,7 @@ class Outbox:
         if delivery.refusal is not None and not is_awaited:
             _say(logging.WARNING, f"MLflow refuses what stage {self.journal.stage} logged: {delivery.refusal}")
         if was_silent:
-            _say(logging.INFO, f"MLflow at {self.client.tracking_uri} answers again")
+            _say(logging.INFO, f"MLflow at {hidden(self.client.tracking_uri)} answers again")
 
     def _note_failure(self, error: Exception) -> None:
         """Warn of the first failure of an outage, and wait until the next attempt."""
@@ -179,7 +180,7 @@ class Outbox:
         if is_first:
             _say(
                 logging.WARNING,
-                f"MLflow at {self.client.tracking_uri} does not answer ({reason_of(error)}): "
+                f"MLflow at {hidden(self.client.tracking_uri)} does not answer ({reason_of(error)}): "
                 "the stage goes on, and what it logs is kept until MLflow answers",
             )
         with self.changed:

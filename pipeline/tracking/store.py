@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.secrets import hidden
 from pipeline.tracking.mlflow_private import NOISY_LOGGERS
 from pipeline.workspace import workspace
 
@@ -74,6 +75,11 @@ def open_store() -> MlflowClient:
         client = client_of(uri)
         with _timeout_of_first_request():
             client.search_experiments(max_results=1)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"MLflow cannot use its store (MLFLOW_TRACKING_URI) {uri}:\nthe package {error.name} is missing; "
+            f"for postgresql it is psycopg2-binary, for mysql pymysql"
+        ) from error
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from error
     return client
@@ -102,7 +108,7 @@ def reason_of(error: Exception) -> str:
     """Return why a store does not answer, in one short line."""
     text = str(error).strip() or type(error).__name__
     cause = re.search(r"\[Errno -?\d+\] ([^'\")\n]+)|Error\) ([^\n]+)", text)  # of the system, of a database
-    return (cause[1] or cause[2]) if cause else text.splitlines()[0][:REASON_LENGTH]
+    return hidden((cause[1] or cause[2]) if cause else text.splitlines()[0][:REASON_LENGTH])
 
 
 def _may_pass(status: int) -> bool:
