@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ def _refresh_spectral_norms(model: nn.Module) -> None:
 _NO_CODE = (lambda: None).__code__
 
 
-@dataclass
+@dataclass(frozen=True)
 class StatisticsReport:
     """What became of the statistics that layers kept of activations, by the layers' names."""
 
@@ -108,7 +108,7 @@ class StatisticsReport:
     """Layers whose statistics were estimated from images."""
     neutral: tuple[str, ...] = ()
     """Layers that cannot do without statistics, whose mean is now 0 and whose variance 1."""
-    reset: tuple[str, ...] = field(default=())
+    reset: tuple[str, ...] = ()
     """Observers of quantisation-aware training whose ranges are forgotten: they find new ones when the network runs."""
 
 

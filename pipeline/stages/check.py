@@ -29,5 +29,7 @@ def check(params: Params) -> None:
     require_writable(params.storage)
     find_imported_splits(params.storage, params.generate, params.finetune)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
-        find_images(dataset, params.images, params.storage)
+        found = find_images(dataset, params.images, params.storage).found
+        if found is not None:
+            print(f"{dataset}: {found.summary()}")
     write_bytes(results_folder("check") / "passed", PASSED)
