@@ -16,9 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNorm
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm as SpectralNormHook
+from torch.nn.utils.weight_norm import WeightNorm as WeightNormHook
+
+from ghn.networks.running_statistics import gathering_statistics, has_statistics
+from ghn.tracing.placeholders import forget_cached_properties
+from ghn.tracing.snapshot import unchanged
 
 POWER_ITERATIONS = 50
 """Power iterations after which the largest singular value of new weights is right to a percent or two."""
@@ -51,45 +58,72 @@ def assign(model: nn.Module, predicted: Mapping[str, Tensor]) -> None:
             if kept is not None:
                 parameter[row] = kept
         for name, layer in model.named_modules():
+            forget_cached_properties(layer)
+            _refresh_hooks(layer)
             if parametrize.is_parametrized(layer):
-                _assign_through_inverse(layer, predicted, f"{name}." if name else "")
-        _refresh_spectral_norms(model)
+                for tensor_name, parametrisations in layer.parametrizations.items():
+                    prefix = f"{name}.parametrizations.{tensor_name}.".removeprefix(".")
+                    values = [
+                        predicted[prefix + original]
+                        for original, _ in parametrisations.named_parameters(recurse=False)
+                        if prefix + original in predicted
+                    ]
+                    _assign_through_inverse(layer, tensor_name, values)
+                    _refresh_spectral_norms(layer, tensor_name, parametrisations)
+        _drop_cached(model)
 
 
-def _assign_through_inverse(layer: nn.Module, predicted: Mapping[str, Tensor], prefix: str) -> None:
-    """Give parametrised tensors the values that are predicted for the parameters that they are made of.
+def has_derived_tensors(model: nn.Module) -> bool:
+    """Return whether a network computes weights from parameters: with parametrisations, or in hooks."""
+    return any(parametrize.is_parametrized(layer) or layer._forward_pre_hooks for layer in model.modules())
 
-    Where a parametrisation has no inverse, or none for these values, its parameters keep what is predicted for them.
+
+def _assign_through_inverse(layer: nn.Module, tensor_name: str, predicted: Sequence[Tensor]) -> None:
+    """Give a parametrised tensor the value that is predicted for one of the parameters that it is made of.
+
+    Where a parametrisation has no inverse, or none for this value, its parameters keep what is predicted for them.
     """
-    for tensor_name, parametrisations in layer.parametrizations.items():  # type: ignore[union-attr, operator]
-        shape = getattr(layer, tensor_name).shape
-        originals = [name for name, _ in parametrisations.named_parameters(recurse=False)]
-        names = [f"{prefix}parametrizations.{tensor_name}.{name}" for name in originals]
-        values = [predicted[name] for name in names if name in predicted and predicted[name].shape == shape]
-        if values:
-            with suppress(RuntimeError, NotImplementedError, ValueError):
-                setattr(layer, tensor_name, values[0].to(getattr(layer, tensor_name), copy=True))
+    before = getattr(layer, tensor_name)
+    values = [tensor for tensor in predicted if tensor.shape == before.shape]
+    if values:
+        with suppress(RuntimeError, NotImplementedError, ValueError):
+            setattr(layer, tensor_name, values[0].to(before, copy=True))
 
 
-def _refresh_spectral_norms(model: nn.Module) -> None:
-    """Let the singular vectors of spectrally normalised weights follow the weights."""
-    for layer in model.modules():
-        for hook in layer._forward_pre_hooks.values():
-            if isinstance(hook, SpectralNormHook):
-                for _ in range(POWER_ITERATIONS):
-                    weight = hook.compute_weight(layer, do_power_iteration=True)
-                setattr(layer, hook.name, weight.detach())
-        if not parametrize.is_parametrized(layer):
-            continue
-        for tensor_name, parametrisations in layer.parametrizations.items():  # type: ignore[union-attr, operator]
-            norms = [one for one in parametrisations if isinstance(one, SpectralNorm)]
-            modes = [norm.training for norm in norms]
-            for norm in norms:
-                norm.training = True  # in which it iterates each time that the weight is read
-            for _ in range(POWER_ITERATIONS if norms else 0):
-                getattr(layer, tensor_name)
-            for norm, training in zip(norms, modes, strict=True):
-                norm.training = training
+def _refresh_spectral_norms(layer: nn.Module, tensor_name: str, parametrisations: Iterable[nn.Module]) -> None:
+    """Let the singular vectors of a spectrally normalised weight follow the weight."""
+    norms = [one for one in parametrisations if isinstance(one, SpectralNorm)]
+    modes = [norm.training for norm in norms]
+    for norm in norms:
+        norm.training = True  # in which it iterates each time that the weight is read
+    for _ in range(POWER_ITERATIONS if norms else 0):
+        getattr(layer, tensor_name)
+    for norm, training in zip(norms, modes, strict=True):
+        norm.training = training
+
+
+def _refresh_hooks(layer: nn.Module) -> None:
+    """Compute the weight again that a hook computes before each forward pass."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNormHook):
+            for _ in range(POWER_ITERATIONS):
+                weight = hook.compute_weight(layer, do_power_iteration=True)
+            setattr(layer, hook.name, weight.detach())
+        elif isinstance(hook, (WeightNormHook, BasePruningMethod)):
+            hook(layer, ())
+
+
+def _drop_cached(model: nn.Module) -> None:
+    """Let layers drop what they have computed from their parameters for evaluation, as they do when they are trained.
+
+    Afterwards each layer is in the mode that it was in.
+    """
+    modes = [(layer, layer.training) for layer in model.modules()]
+    if all(training or type(layer).train is nn.Module.train for layer, training in modes):
+        return
+    model.train()
+    for layer, training in modes:  # parents first, because they change the modes of their parts
+        layer.train(training)
 
 
 # Statistics of activations
@@ -122,7 +156,7 @@ def drop_statistics(model: nn.Module, runs: Callable[[], bool] | None = None) ->
         runs: returns whether the network runs; None: it does.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, NormBase)}
-    layers = {name: layer for name, layer in layers.items() if _has_statistics(layer)}
+    layers = {name: layer for name, layer in layers.items() if has_statistics(layer)}
     kept = {name: (layer.running_mean, layer.running_var, layer.num_batches_tracked) for name, layer in layers.items()}
     for layer in layers.values():
         layer.track_running_stats = False
@@ -147,16 +181,23 @@ def measure_statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistic
     Args:
         batches: images (B, C, S, S).
     """
-    layers = {
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
+    frozen = _frozen_norms(model) | {
         name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, BatchNorm) or (isinstance(layer, NormBase) and _has_statistics(layer))
+        for name, layer in model.named_modules()  # which cannot take the mean over batches
+        if isinstance(layer, InstanceNorm) and has_statistics(layer)
     }
-    frozen = _frozen_norms(model)
     observers = _reset_observers(model)
-    with _estimating(model, list(layers.values())), _following(frozen.values()), torch.no_grad():
+    measured = [*layers.values(), *frozen.values(), *_quantisers(model, observers)]
+    with (
+        gathering_statistics(model, list(layers.values())),
+        _following(frozen.values()),
+        _as_before_but_for(measured, model),
+        torch.no_grad(),
+    ):
         for batch in batches:
-            model(batch)
+            with unchanged([model, torch.default_generator]):
+                model(batch)
     return StatisticsReport(estimated=(*layers, *frozen), reset=observers)
 
 
@@ -169,10 +210,6 @@ def _reads_statistics(model: nn.Module) -> bool:
         for base in kind.__mro__
         for function in vars(base).values()
     )
-
-
-def _has_statistics(layer: NormBase) -> bool:
-    return layer.running_mean is not None
 
 
 def _frozen_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -211,6 +248,25 @@ def _reset_observers(model: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _quantisers(model: nn.Module, observers: Iterable[str]) -> list[nn.Module]:
+    """Return the observers of quantisation-aware training and the modules that quantise with what they find."""
+    names = {name.rpartition(".")[0] for name in observers}.union(observers)
+    return [model.get_submodule(name) for name in names]
+
+
+@contextmanager
+def _as_before_but_for(layers: Iterable[nn.Module], model: nn.Module) -> Iterator[None]:
+    """Give the buffers of a network their values back when the context ends, except those of some layers."""
+    measured = {id(buffer) for layer in layers for buffer in layer.buffers(recurse=False)}
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in measured]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+
+
 @contextmanager
 def _following(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Let norm layers that never change their statistics take the mean over the batches that they see."""
@@ -230,40 +286,12 @@ class _MeanOverBatches:
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float()
-        axes = [axis for axis in range(x.dim()) if axis != 1]
+        if isinstance(layer, InstanceNorm):
+            x = x if x.dim() > layer._get_no_batch_dim() else x[None]  # type: ignore[no-untyped-call]
+            mean, variance = x.flatten(2).mean((0, 2)), x.flatten(2).var(2).mean(0)  # variance within each image
+        else:
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            mean, variance = x.mean(axes), x.var(axes)
         self.batches += 1
-        for kept, found in zip(_statistics(layer), (x.mean(axes), x.var(axes)), strict=True):
+        for kept, found in zip(_statistics(layer), (mean, variance), strict=True):
             kept.lerp_(found.view(kept.shape).to(kept), 1 / self.batches)
-
-
-@contextmanager
-def _estimating(model: nn.Module, layers: Sequence[NormBase]) -> Iterator[None]:
-    """Let norm layers gather statistics, with equal weight for each batch, and all else be in evaluation mode.
-
-    Afterwards modes and momenta are as they were.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        if not _has_statistics(layer):
-            _give_statistics(layer)
-        layer.reset_running_stats()
-        layer.momentum = None
-        layer.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
-def _give_statistics(layer: NormBase) -> None:
-    """Give running statistics to a norm layer that has none."""
-    reference = layer.weight if layer.weight is not None else torch.empty(0)
-    layer.track_running_stats = True
-    layer.running_mean = torch.zeros(layer.num_features, device=reference.device, dtype=reference.dtype)
-    layer.running_var = torch.ones(layer.num_features, device=reference.device, dtype=reference.dtype)
-    layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=reference.device)

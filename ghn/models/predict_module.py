@@ -8,14 +8,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghn.models.derived_state import StatisticsReport, assign, drop_statistics, measure_statistics
+from ghn.models.derived_state import (
+    StatisticsReport,
+    assign,
+    drop_statistics,
+    has_derived_tensors,
+    measure_statistics,
+)
 from ghn.networks.graph import Graph
 from ghn.tracing.trace import image_dtype
 
@@ -120,7 +126,8 @@ def fill_module(
         runs: returns whether the network runs.
     """
     parameters = dict(model.named_parameters())
-    with _as_before_if_it_fails(model):
+    can_fail = batches is not None or has_derived_tensors(model)  # else nothing of the network's own runs
+    with _as_before_if_it_fails(model) if can_fail else nullcontext():
         assign(model, predicted)
         statistics = drop_statistics(model, runs) if batches is None else measure_statistics(model, batches)
     return PredictionReport(

@@ -1,13 +1,80 @@
 """Passes over a recorded graph: they find the pools that belong to an attention, and the layers that classify.
 
+They also add the parts that are like others and that the recorded inputs were not routed to.
+
 A node is found by its position; nodes are in topological order. An edge is a pair of positions (from, to).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from ghn.networks.graph import Node
+from ghn.networks.parameter_axes import Sizes
+
+
+def siblings(lost: Set[str], shapes: Mapping[str, Sizes]) -> list[dict[str, str]]:
+    """Return modules none of whose parameters are on a node, and which are like another whose parameters all are.
+
+    Such modules are the experts of a mixture that the recorded inputs were not routed to.
+
+    Args:
+        lost: names of the parameters that are on no node.
+        shapes: of all parameters by name.
+
+    Returns:
+        For each such module the names of its parameters, and of those that they are like.
+    """
+    modules: dict[str, dict[str, Sizes]] = {}
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            modules.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = shape
+    found: list[dict[str, str]] = []
+    done: set[str] = set()
+    for module, own in modules.items():  # a module comes before its parts
+        names = {f"{module}.{name}" for name in own}
+        if not names.issubset(lost) or not names.isdisjoint(done):
+            continue
+        parent = module.rpartition(".")[0]
+        for other, of_other in modules.items():
+            if other.rpartition(".")[0] == parent and own == of_other and not any(f"{other}.{n}" in lost for n in own):
+                found.append({f"{module}.{name}": f"{other}.{name}" for name in own})
+                done |= names
+                break
+    return found
+
+
+def with_copies(
+    nodes: list[Node], edges: list[tuple[int, int]], copies: list[dict[str, str]]
+) -> tuple[list[Node], list[tuple[int, int]], dict[int, list[int]]]:
+    """Return the graph with copies of nodes, which have the same edges as the nodes that they are copies of.
+
+    Args:
+        copies: for each module that is added the names of its parameters, and of those that they are like.
+
+    Returns:
+        The nodes, the edges, and the new positions of each node: of itself, then of its copies.
+    """
+    renamed = [{old: new for new, old in copy.items()} for copy in copies]
+    made: list[Node] = []
+    place: dict[tuple[int, int | None], int] = {}  # by the node and the number of the copy
+    for n, node in enumerate(nodes):
+        place[n, None] = len(made)
+        made.append(node)
+        for number, names in enumerate(renamed):
+            parameters = tuple(p._replace(name=names[p.name]) for p in node.parameters if p.name in names)
+            if parameters:
+                place[n, number] = len(made)
+                made.append(replace(node, parameters=parameters))
+    numbers = [None, *range(len(copies))]
+    new_edges = dict.fromkeys(
+        (place.get((source, number), place[source, None]), place.get((target, number), place[target, None]))
+        for source, target in edges
+        for number in numbers
+    )
+    return made, list(new_edges), {n: [place[n, i] for i in numbers if (n, i) in place] for n in range(len(nodes))}
 
 
 def without_squeezes(

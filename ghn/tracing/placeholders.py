@@ -8,9 +8,9 @@ G values of all gates, O outputs (H, or fewer with a projection).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar, cast
 
 import torch
@@ -25,34 +25,51 @@ AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @contextmanager
-def placeholders(model: nn.Module, is_meta: bool) -> Iterator[dict[str, nn.Parameter]]:
+def placeholders(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], is_meta: bool
+) -> Iterator[dict[str, nn.Parameter]]:
     """Yield placeholders for the parameters of `model`, by name, while they are in the place of the parameters.
 
     Inside the context the network is in evaluation mode. After it, everything mutable that the network can reach is as
-    it was before, even if the forward pass has stored something in it.
+    it was before, even if the forward pass has stored something in it, and so are the random numbers.
 
     Args:
+        parameters: those of the network, by name.
         is_meta: whether placeholders are on the meta device, without numbers; otherwise they are copies on the CPU.
     """
-    made: dict[Tensor, Tensor] = {}  # tied tensors have one placeholder
+    made: dict[int, Tensor] = {}  # by the tensor's id: tied tensors have one placeholder
 
     def in_place_of(tensor: AnyTensor) -> AnyTensor:
-        if tensor not in made:
-            made[tensor] = _placeholder(tensor, is_meta)
-        return cast(AnyTensor, made[tensor])
+        if id(tensor) not in made:
+            made[id(tensor)] = _placeholder(tensor, is_meta)
+        return cast(AnyTensor, made[id(tensor)])
 
-    layers, parameters = list(model.modules()), dict(model.named_parameters())
-    registered = [t for layer in layers for t in (*layer._parameters.values(), *layer._buffers.values())]
-    with unchanged([model], (tensor for tensor in registered if tensor is not None)):
+    with unchanged([model, torch.default_generator]):
         names = {name: in_place_of(parameter) for name, parameter in parameters.items()}
-        for layer in layers:
-            layer._parameters.update({name: in_place_of(t) for name, t in layer._parameters.items() if t is not None})
-            layer._buffers.update({name: in_place_of(t) for name, t in layer._buffers.items() if t is not None})
+        for layer in model.modules():
+            if layer._parameters:
+                layer._parameters.update(
+                    {name: in_place_of(t) for name, t in layer._parameters.items() if t is not None}
+                )
+            if layer._buffers:
+                layer._buffers.update({name: in_place_of(t) for name, t in layer._buffers.items() if t is not None})
+            forget_cached_properties(layer)
             if isinstance(layer, nn.RNNBase):
                 layer.__dict__["forward"] = partial(one_step, layer)
         with suppress(NotImplementedError):  # a module of torch.export has no modes
+            model.train()  # layers drop what they have computed from their parameters for evaluation
             model.eval()  # only now, because a layer may merge its weights when its mode changes
         yield names
+
+
+def forget_cached_properties(layer: nn.Module) -> None:
+    """Let a layer compute its cached properties again, because they may be made of parameters."""
+    for base in type(layer).__mro__:
+        if base is nn.Module:
+            break
+        for name, value in vars(base).items():
+            if isinstance(value, cached_property):
+                layer.__dict__.pop(name, None)
 
 
 def _placeholder(tensor: Tensor, is_meta: bool) -> Tensor:

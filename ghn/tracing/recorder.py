@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ghn.networks.graph import Graph, Node
 from ghn.networks.operations import AxisOrder, Parameter, Role
-from ghn.networks.parameter_axes import Shape, Sizes, encoding_shape, is_vector, kernel_shape, matrix_shape
+from ghn.networks.parameter_axes import Shape, Sizes, encoding_shape, is_vector, kernel_shape, matrix_shape, stack_shape
 from ghn.tracing.autograd_functions import (
     Function,
     adaptive_pool_sizes,
@@ -30,7 +30,7 @@ from ghn.tracing.autograd_functions import (
     operation_name,
     summed_length,
 )
-from ghn.tracing.passes import with_class_layers, without_squeezes
+from ghn.tracing.passes import siblings, with_class_layers, with_copies, without_squeezes
 from ghn.tracing.shape_only import Recorded
 
 
@@ -87,29 +87,42 @@ class GraphRecorder:
         if rule is not None:
             return rule(self, function, inputs)
         if name.startswith("ScaledDotProduct"):
-            return self._attention(inputs)
+            return self._attention(function, inputs)
         return self._unknown(name, inputs)
 
-    def finish(self, outputs: Sequence[tuple[Value, bool]], why_lost: Callable[[str], str]) -> Graph:
+    def finish(
+        self, outputs: Sequence[tuple[Value, bool]], not_routed: Iterable[str], why_lost: Callable[[str], str]
+    ) -> Graph:
         """Return the graph of everything recorded.
 
         Args:
             outputs: the value of each of the network's outputs, and whether it may be logits.
+            not_routed: names of parameters that were not used, and might be with other inputs.
             why_lost: gives the reason why a parameter, by its name, is on no node.
         """
         ends = {node: False for value, _ in outputs for node in self.as_features(value).sources}
         for value, may_be_logits in outputs:
             if may_be_logits:
                 ends |= dict.fromkeys(self.as_features(value).sources, True)
-        for name in self.shapes:
-            if name not in self._node_of and name not in self.not_predicted:
-                self.not_predicted[name] = why_lost(name)
+        ends = self._add_siblings(set(self._unplaced(not_routed)), ends)
+        for name in self._unplaced(self.shapes):
+            self.not_predicted[name] = why_lost(name)
         nodes, edges, place = without_squeezes(self.nodes, self.edges, set(ends))
         logits = {place[end] for end, may_be_logits in ends.items() if may_be_logits and end in place}
         if logits:
             scales = {place[node] for node in self._scales if node in place}
             nodes = with_class_layers(nodes, edges, logits, scales)
         return Graph(tuple(nodes), tuple(edges), self.not_predicted)
+
+    def _add_siblings(self, lost: set[str], ends: dict[int, bool]) -> dict[int, bool]:
+        """Add nodes for modules that were not used and are like others that were; return the new ends."""
+        copies = siblings(lost, self.shapes) if lost else []
+        if not copies:
+            return ends
+        self.nodes, self.edges, places = with_copies(self.nodes, self.edges, copies)
+        self._node_of = {p.name: n for n, node in enumerate(self.nodes) for p in node.parameters}
+        self._scales = {place for node in self._scales for place in places[node]}
+        return {place: may_be_logits for node, may_be_logits in ends.items() for place in places[node]}
 
     # Nodes
 
@@ -221,15 +234,26 @@ class GraphRecorder:
         x, weight, bias = inputs
         return self.matrix_product(function, [bias, x, weight._replace(transposed=not weight.transposed)])
 
+    def grouped_product(self, function: Function, inputs: Sequence[Value]) -> Value:
+        """Record a product of rows with a stack of matrices: each row is multiplied with that of its expert."""
+        rows, stack = inputs
+        if rows.sources and stack.parameters:
+            return self._weight(rows, stack, "conv", lambda shape: stack_shape(shape, not stack.transposed))
+        return self.matrix_product(function, inputs)
+
     def _product(self, factors: Sequence[Value]) -> Value:
         """Record a product of features: the first one of an attention adds no node, the second one its node."""
         if any(factor.is_product for factor in factors):
             return self._append(Node("msa"), _sources(factors))
         return Value(_sources(factors), is_product=True)
 
-    def _attention(self, inputs: Sequence[Value]) -> Value:
-        """Record an attention that is computed by a single function."""
-        return self._append(Node("msa"), _sources(map(self.as_features, inputs)))
+    def _attention(self, function: Function, inputs: Sequence[Value]) -> Value:
+        """Record an attention that is computed by a single function, as if its products were computed one by one."""
+        query, key, value, *mask = inputs
+        scores = self._product([self.as_features(query), self.as_features(key)])
+        if mask and mask[0] != CONSTANT:
+            scores = self.shift(function, [scores, mask[0]])
+        return self._product([scores, self.as_features(value)])
 
     def norm(self, function: Function, inputs: Sequence[Value]) -> Value:
         """Record a norm with its affine parameters on one node: `bn` over the batch, `ln` within each image."""
@@ -332,6 +356,10 @@ class GraphRecorder:
         x, slope = inputs
         return self._shift(x, slope)
 
+    def threshold(self, function: Function, inputs: Sequence[Value]) -> Value:
+        """Record the larger or the smaller of two values; thresholds of channels count as a bias, as slopes do."""
+        return self.shift(function, inputs)
+
     def _unknown(self, name: str, inputs: Sequence[Value]) -> Value:
         """Record a function without a rule: edges pass through it, and several inputs become a sum."""
         if not any(value.sources for value in inputs):
@@ -374,6 +402,7 @@ RULES: dict[str, Rule] = {
     "Addmm": GraphRecorder.matrix_product,
     "Baddbmm": GraphRecorder.matrix_product,
     "Bmm": GraphRecorder.matrix_product,
+    "GroupedMm": GraphRecorder.grouped_product,
     "Linear": GraphRecorder.linear,
     "Mm": GraphRecorder.matrix_product,
     "Mv": GraphRecorder.matrix_product,
@@ -406,5 +435,7 @@ RULES: dict[str, Rule] = {
     "Transpose": GraphRecorder.transpose,
     "Permute": GraphRecorder.transpose,
     "PreluKernel": GraphRecorder.prelu,
+    "Maximum": GraphRecorder.threshold,
+    "Minimum": GraphRecorder.threshold,
 }
 """Rules by the name of an operation (`operation_name`); `GraphRecorder._unknown` records all others."""

@@ -22,7 +22,8 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, *inputs: Tensor) -> Tensor:
         """Return a result of the right shape, without computing it."""
-        return torch.empty_like(inputs[0])
+        x = inputs[0]
+        return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)  # which is slow without numbers
 
     @classmethod
     def of(cls, x: Tensor, *others: Tensor | None) -> Tensor:
@@ -55,6 +56,17 @@ class _Linear(Recorded):
         x, weight, _ = inputs
         _require(x.shape[-1], weight.shape[1], "features")
         return x.new_empty(*x.shape[:-1], len(weight))
+
+
+class _GroupedMm(Recorded):
+    """Product of the rows of an input with the matrices of a stack, each with those rows that it is chosen for."""
+
+    @staticmethod
+    def forward(ctx: object, *inputs: Tensor) -> Tensor:
+        """Return a result with the columns of the matrices in place of the input's features."""
+        x, stack = inputs
+        _require(x.shape[-1], stack.shape[-2], "features")
+        return x.new_empty(*x.shape[:-1], stack.shape[-1])
 
 
 class _ScaledDotProductAttention(Recorded):
@@ -116,6 +128,12 @@ def _attention(
     return _ScaledDotProductAttention.of(query, key, value, attn_mask)
 
 
+def _grouped_mm(input: Tensor, mat2: Tensor, *others: Any, **settings: Any) -> Tensor:
+    if mat2.dim() != 3:  # no stack
+        return torch._grouped_mm(input, mat2, *others, **settings)
+    return _GroupedMm.of(input, mat2)
+
+
 SHAPE_ONLY_VERSIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.relu: _activation,
     F.gelu: _activation,
@@ -127,3 +145,6 @@ SHAPE_ONLY_VERSIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.scaled_dot_product_attention: _attention,
 }
 """For each function of PyTorch the one that is called in its place."""
+
+if hasattr(torch, "_grouped_mm"):  # since PyTorch 2.8; behind `F.grouped_mm`
+    SHAPE_ONLY_VERSIONS[torch._grouped_mm] = _grouped_mm

@@ -210,3 +210,31 @@ def test_the_network_is_traced_with_the_images_that_it_is_to_see() -> None:
 
     assert not tiny_ghn().predict(Gray(), inputs=torch.zeros(2, 1, 19, 19)).not_predicted
     assert not tiny_ghn().predict(Gray(), calibration_images=torch.zeros(8, 1, 19, 19)).not_predicted
+
+
+class KeepsForEvaluation(nn.Conv2d):
+    """A layer that keeps what it computes from its parameters until it is trained, as attentions of LeViT do."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None or self.training:
+            self.kept = (self.weight * 2).detach()
+        return nn.functional.conv2d(x, self.kept, self.bias)
+
+
+def test_what_a_layer_keeps_of_its_old_parameters_is_dropped() -> None:
+    network = nn.Sequential(KeepsForEvaluation(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.Dropout())).eval()
+    network[1][0].train()
+    with torch.no_grad():
+        network(images(8))
+    report = tiny_ghn().predict(network, image_size=8)
+    assert not report.not_predicted
+    assert [layer.training for layer in network.modules()] == [False, False, False, True, False]
+    with torch.no_grad():
+        network[0](images(8))
+    assert torch.equal(network[0].kept, network[0].weight * 2)

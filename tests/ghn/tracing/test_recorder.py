@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from small_networks import Calls, assert_predicted, edges, named, parameter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn import trace
+from ghn import Graph, trace
+from ghn.networks.parameter_axes import fan_in
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], str, tuple[int, ...], str]] = {
     "conv": (nn.Conv2d(6, 8, (3, 5)), (6, 9, 9), "conv", (8, 6, 3, 5), "plain"),
@@ -75,6 +78,60 @@ def test_attention_with_a_position_table_sums_it_into_the_first_product() -> Non
     graph = trace(network, torch.zeros(1, 4, 8))
     assert edges(graph) == {("input", "conv"), ("conv", "sum"), ("pos_enc", "sum"), ("sum", "msa"), ("conv", "msa")}
     assert graph.shapes[graph.primitives.index("pos_enc")] == (1, 2, 3, 3)
+
+
+def test_an_attention_is_the_same_graph_in_one_function_and_in_several() -> None:
+    def in_one(self: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.table + q @ self.far(x)[:, None])
+
+    def in_several(self: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return (q @ k.transpose(-2, -1) + (self.table + q @ self.far(x)[:, None])).softmax(-1) @ v
+
+    def with_numbers(self: nn.Module, x: Tensor) -> Tensor:
+        return in_one(self, x) if x.sum() < 1 else x
+
+    def branching(function: Callable[[nn.Module, Tensor], Tensor]) -> Graph:
+        layers = {"qkv": nn.Linear(8, 24, bias=False), "far": nn.Linear(8, 4, bias=False), "table": parameter(2, 4, 4)}
+        return trace(Calls(function, **layers), torch.zeros(2, 4, 8))
+
+    graph = branching(in_one)
+    assert graph == branching(in_several) == branching(with_numbers)
+    assert graph.primitives.count("msa") == 1
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_a_stack_of_experts_is_a_weight(is_transposed: bool) -> None:
+    """Each row is multiplied with the matrix of its expert, whichever that is, and all experts are predicted."""
+
+    def route(self: nn.Module, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        expert = self.router(rows).argmax(-1)
+        ends = F.one_hot(expert, 3).sum(0).cumsum(0).to(torch.int32)
+        stack = self.experts.transpose(1, 2) if is_transposed else self.experts
+        return torch._grouped_mm(rows[expert.argsort()], stack, offs=ends)
+
+    experts = parameter(3, 16, 8) if is_transposed else parameter(3, 8, 16)
+    network = Calls(route, router=nn.Linear(8, 3), experts=experts)
+    graph = trace(network, torch.zeros(2, 4, 8))
+    kind, weight = named(graph)["experts"]
+    assert (kind, weight.role) == ("conv", "weight")
+    (shape,) = (node.shape for node in graph.nodes if weight in node.parameters)
+    assert shape == ((48, 8, 1, 1) if is_transposed else (16, 24, 1, 1))
+    assert fan_in(weight, shape) == 8
+    assert list(graph.not_predicted) == ["router.weight", "router.bias"]  # it chooses, which has no gradient
+    assert_predicted(network, graph)
+
+
+@pytest.mark.parametrize("function", [torch.maximum, torch.minimum])
+def test_thresholds_of_channels_are_a_bias(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    network = Calls(
+        lambda self, x: function(self.threshold, self.conv(x)), conv=nn.Conv2d(3, 4, 1), threshold=parameter(4, 1, 1)
+    )
+    graph = trace(network, image_size=8)
+    assert graph.primitives == ["input", "conv", "bias", "bias"]
+    assert_predicted(network, graph)
 
 
 def test_a_class_token_and_a_position_encoding_are_nodes_without_incoming_edges() -> None:

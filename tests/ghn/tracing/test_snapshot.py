@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import OrderedDict, defaultdict, deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from awkward_networks import state
 from torch import Tensor, nn
 
 from ghn import trace
@@ -176,10 +180,107 @@ def test_a_network_is_as_it_was_and_runs(kind: type[Network]) -> None:
     assert torch.equal(model(x), twin(x))
 
 
+class Notes:
+    """A store without a dictionary, in a class variable of which all stores are kept too."""
+
+    __slots__ = ("last", "seen")
+    everything: ClassVar[list[Any]] = []
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def add(self, x: Tensor) -> None:
+        self.seen.append(x)
+        self.last = x
+        self.everything.append(x)
+
+
+STORE, ARRAY, TOTAL = Notes(), np.zeros(2), torch.zeros(4)
+GENERATOR = torch.Generator()
+WEAK = weakref.WeakValueDictionary[str, Tensor]()
+LATEST: Any = None
+
+
+def in_slots_of_a_global_object(x: Tensor) -> None:
+    STORE.add(x)
+
+
+def in_a_list_of_another_module(x: Tensor) -> None:
+    state.SEEN.append(x)
+
+
+def in_a_global_name(x: Tensor) -> None:
+    global LATEST
+    LATEST = x
+
+
+def in_an_attribute_of_a_class(x: Tensor) -> None:
+    Network.latest = x
+
+
+def in_an_array(x: Tensor) -> None:
+    ARRAY[0] += len(x)
+
+
+def in_a_tensor_that_features_are_added_to(x: Tensor) -> None:
+    TOTAL.add_(x.mean((0, 2, 3)))
+
+
+def in_a_generator_of_random_numbers(x: Tensor) -> None:
+    torch.rand(2, generator=GENERATOR)
+
+
+def in_the_random_numbers_of_all(x: Tensor) -> None:
+    torch.rand(2)
+
+
+def in_a_weak_dictionary(x: Tensor) -> None:
+    STORE.seen.append(x)
+    WEAK["x"] = x
+
+
+def in_a_partial_and_a_method(x: Tensor) -> None:
+    functools.partial(STORE.add, x)()
+
+
+def in_what_a_module_imports(x: Tensor) -> None:
+    state.BY_NAME.setdefault("x", []).append(x)
+
+
+def reachable() -> list[Any]:
+    """Return the contents of everything that the functions above write into."""
+    return [
+        *(list(STORE.seen), list(Notes.everything), getattr(STORE, "last", None), list(state.SEEN), LATEST),
+        *(getattr(Network, "latest", None), ARRAY.tolist(), TOTAL.tolist(), TOTAL.device, TOTAL.requires_grad),
+        *(GENERATOR.get_state().tolist(), torch.get_rng_state().tolist(), dict(WEAK), dict(state.BY_NAME)),
+    ]
+
+
+@pytest.mark.parametrize("runs_with_numbers", [False, True])
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(in_slots_of_a_global_object, in_a_list_of_another_module, in_a_global_name, in_an_attribute_of_a_class),
+        *(in_an_array, in_a_tensor_that_features_are_added_to, in_a_generator_of_random_numbers),
+        *(in_the_random_numbers_of_all, in_a_weak_dictionary, in_a_partial_and_a_method, in_what_a_module_imports),
+    ],
+)
+def test_what_a_network_writes_elsewhere_is_as_it_was(write: Callable[[Tensor], None], runs_with_numbers: bool) -> None:
+    class Writes(Network):
+        def remember(self, x: Tensor) -> Tensor:
+            write(x)
+            return x if not runs_with_numbers or x.sum() < 1e9 else -x
+
+    model = Writes()
+    before = reachable()
+    trace(model, image_size=8)
+    assert repr(reachable()) == repr(before)
+
+
 def test_containers_keep_their_identity_order_and_kind() -> None:
     ordered, plain, numbers = OrderedDict(a=1, b=2), {"x": 1}, {1, 2}
     roots = [ordered, plain, numbers]
-    with unchanged(roots, ()):
+    with unchanged(roots):
         ordered.move_to_end("a")
         plain["y"] = 2
         numbers.add(3)
@@ -189,7 +290,7 @@ def test_containers_keep_their_identity_order_and_kind() -> None:
 
 def test_a_failure_restores_too() -> None:
     kept: list[int] = []
-    with pytest.raises(RuntimeError), unchanged([kept], ()):
+    with pytest.raises(RuntimeError), unchanged([kept]):
         kept.append(1)
         raise RuntimeError
     assert kept == []

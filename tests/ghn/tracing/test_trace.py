@@ -112,10 +112,22 @@ def test_several_inputs_and_outputs_are_traced() -> None:
 
 def test_images_that_the_network_does_not_take_are_an_error_that_says_so() -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 5), nn.Flatten(), nn.Linear(10, 10))
-    with pytest.raises(TracingError, match=r"Sequential does not run on inputs of \(2, 3, 64, 64\).*give `inputs`"):
+    with pytest.raises(
+        TracingError, match=r"Sequential does not run on inputs of \(2, 3, 64, 64\).*: give its `inputs`"
+    ):
         trace(network, image_size=64)
     with pytest.raises(TracingError, match="does not run on inputs of"):
         trace(network)
+
+
+def test_the_advice_is_a_size_of_images_only_where_that_helps() -> None:
+    of_28_pixels = nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(2 * 24 * 24, 10))
+    with pytest.raises(TracingError, match=r"inputs of \(2, 3, 64, 64\).*: it does with image_size=28$"):
+        trace(of_28_pixels, image_size=64)
+    with pytest.raises(TracingError, match=r": give its `inputs`$"):
+        trace(Calls(lambda self, x: self.layer(x.no_such_attribute), layer=nn.Conv2d(3, 4, 1)), image_size=64)
+    with pytest.raises(TracingError, match=r"mat1 and mat2 shapes cannot be multiplied[^:]*$"):
+        trace(of_28_pixels, inputs=torch.zeros(2, 3, 64, 64))
 
 
 def test_an_output_that_depends_on_nothing_is_an_error() -> None:
@@ -204,7 +216,88 @@ def test_scripted_networks_are_an_error_and_stay_as_they_are() -> None:
     assert all(layer.training for layer in network.modules())
 
 
-@pytest.mark.parametrize("wrong", ["images", [torch.zeros(2, 4), None], {"x": torch.zeros(2, 4)}])
-def test_inputs_that_are_no_tensors_are_an_error(wrong: object) -> None:
-    with pytest.raises(TracingError, match="inputs must be a tensor, or a sequence of tensors"):
+def test_a_parameter_without_elements_is_not_predicted() -> None:
+    network = Calls(
+        lambda self, x: torch.cat([self.layer(x), self.more], 1), layer=nn.Linear(4, 3), more=parameter(2, 0)
+    )
+    report = tiny_ghn().predict(network, torch.zeros(2, 4))
+    assert report.predicted == ("layer.weight", "layer.bias")
+    assert report.not_predicted == {"more": "it has no elements"}
+
+
+def test_the_report_says_what_is_computed_for_nothing() -> None:
+    network = Calls(
+        lambda self, x: self.layer(x) if self.other(x) is not None else x, layer=nn.Linear(4, 3), other=nn.Linear(4, 3)
+    )
+    reasons = trace(network, torch.zeros(2, 4)).not_predicted
+    assert set(reasons) == {"other.weight", "other.bias"}
+    assert set(reasons.values()) == {"it is used, but no gradients flow to it from the output"}
+
+
+@pytest.mark.parametrize("wrong", ["images", [torch.zeros(2, 4), None], {0: torch.zeros(2, 4)}])
+def test_inputs_of_another_kind_are_an_error(wrong: object) -> None:
+    with pytest.raises(TracingError, match="inputs must be a tensor, a sequence of tensors, or a mapping of keyword"):
         trace(nn.Linear(4, 4), wrong)
+
+
+class Reads(nn.Module):
+    """A network of texts that is a function of its embedding, its linear layer, and keyword arguments."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function, self.words, self.layer = function, nn.Embedding(20, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return self.layer(self.function(self, ids, mask) * scale)
+
+
+IDS = torch.tensor([[5, 6, 7, 2], [8, 9, 3, 2]])
+READS = ["pos_enc", "conv", "bias"]
+
+
+def test_inputs_may_be_keyword_arguments_of_any_kind() -> None:
+    network = Reads(lambda self, ids, mask: (self.words(ids) * mask[..., None]).sum(1))
+    graph = trace(network, {"ids": IDS, "mask": IDS > 2, "scale": 2.0})
+    assert graph.primitives == READS and [node.is_class_layer for node in graph.nodes] == [False, True, True]
+    report = tiny_ghn().predict(network, {"ids": IDS, "mask": IDS > 2})
+    assert report.predicted == ("words.weight", "layer.weight", "layer.bias")
+
+
+def test_keyword_arguments_of_another_name_are_an_error_that_says_so() -> None:
+    with pytest.raises(TracingError, match=r"Reads does not run on inputs of \(2, 4\) .*unexpected keyword argument"):
+        trace(Reads(lambda self, ids, mask: self.words(ids).sum(1)), {"tokens": IDS})
+
+
+def _last_word(self: Reads, ids: Tensor, mask: Tensor | None) -> Tensor:
+    return self.words(ids)[torch.arange(len(ids)), (ids != 2).sum(1)]
+
+
+def _ends(self: Reads, ids: Tensor, mask: Tensor | None) -> Tensor:
+    return self.words(ids)[ids == 2, :].view(len(ids), -1, 8)[:, -1]
+
+
+def _written_over(self: Reads, ids: Tensor, mask: Tensor | None) -> Tensor:
+    x = self.words(ids).clone()
+    x[ids == 2] = 0
+    return x.mean(1)
+
+
+def _of_known_length(self: Reads, ids: Tensor, mask: Tensor | None) -> Tensor:
+    longest = (ids != 2).sum(1).max()
+    return F.interpolate(self.words(ids).transpose(1, 2), size=(longest,)).view(len(ids), 8, longest).mean(2)
+
+
+def _branches(self: Reads, ids: Tensor, mask: Tensor | None) -> Tensor:
+    x = self.words(ids)
+    return x.mean(1) if (ids == 2).any() and ids.unique_consecutive().numel() > 3 else x.exp()
+
+
+@pytest.mark.parametrize("function", [_last_word, _ends, _written_over, _of_known_length, _branches])
+def test_tokens_keep_their_numbers_where_features_have_none(function: Callable[..., Tensor]) -> None:
+    """What depends on tokens alone is known: masks, lengths, branches. So the network needs no memory of its own."""
+    network = Reads(function)
+    assert [p for p in trace(network, {"ids": IDS}).primitives if p != "glob_avg"] == READS
+    assert network.words.weight.isfinite().all() and network(IDS).shape == (2, CLASSES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ghn.tracing.trace.CPU_ATTEMPTS", 0)
+        trace(network, {"ids": IDS})  # runs without the numbers of features
