@@ -21,7 +21,9 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.folders import MOST_PASSED_OVER
 from pipeline.images.order import keyed_rng, positions_by_class
+from pipeline.images.pixels import MAX_PIXELS
 from pipeline.images.shards import (
     WINDOW,
     ImageShard,
@@ -31,11 +33,12 @@ from pipeline.images.shards import (
     is_small,
     node_cache,
 )
-from pipeline.images.sources import DatasetSource, RawImages, find_dataset
+from pipeline.images.sources import DATASETS, DatasetSource, RawImages, find_dataset, is_address
 from pipeline.params import ImageSettings, settings_hash
-from pipeline.storage.files import file_sizes, is_in_bucket, read_bytes, write_bytes
-from pipeline.storage.paths import downloads_folder, image_cache, image_set_folder
+from pipeline.storage.files import file_sizes, read_bytes, write_bytes
+from pipeline.storage.paths import downloads_folder, image_cache, image_set_folder, is_in_bucket
 from pipeline.storage.records import checksum_of
+from pipeline.workspace import from_workspace
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +58,15 @@ def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
     Raises:
         UserError: see `load_cached_images`.
     """
+    dataset, folder = _places(dataset, settings)
     return load_cached_images(
         dataset,
         settings.size,
         image_cache(storage),
-        folder=settings.folder,
+        folder=folder,
         test_fraction=settings.test_fraction,
+        most_passed_over=settings.passed_over,
+        max_pixels=settings.max_pixels,
     )
 
 
@@ -70,11 +76,33 @@ def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetS
     Raises:
         UserError: the data set is unknown, or its folder does not hold what it needs.
     """
-    return find_dataset(dataset, settings.folder, downloads_folder(node_cache(image_cache(storage))))
+    downloads = downloads_folder(node_cache(image_cache(storage)))
+    return find_dataset(*_places(dataset, settings), downloads, settings.passed_over)
+
+
+def _places(dataset: str, settings: ImageSettings) -> tuple[str, str | None]:
+    """Return the data set and its folder as the settings mean them: relative paths are meant from the workspace.
+
+    A DVC experiment in a temporary copy of the repository has no files there that git does not know.
+    """
+    folder = settings.folder
+    if folder is not None and not is_address(folder):
+        folder = str(from_workspace(folder))
+    if dataset and dataset not in DATASETS and not is_address(dataset):
+        path = from_workspace(dataset)
+        dataset = str(path) if "/" in dataset or path.is_dir() else dataset
+    return dataset, folder
 
 
 def load_cached_images(
-    dataset: str, image_size: int, cache: str | Path, *, folder: str | None = None, test_fraction: float = 0.2
+    dataset: str,
+    image_size: int,
+    cache: str | Path,
+    *,
+    folder: str | None = None,
+    test_fraction: float = 0.2,
+    most_passed_over: float = MOST_PASSED_OVER,
+    max_pixels: int = MAX_PIXELS,
 ) -> Images:
     """Return the images of a data set, `image_size` pixels wide and high.
 
@@ -91,6 +119,8 @@ def load_cached_images(
         cache: a folder or an address in a bucket (see `pipeline.storage.paths.image_cache`).
         folder: where the files of data sets lie that are in no package.
         test_fraction: above 0 and below 1.
+        most_passed_over: the largest share of the images of a folder that may be passed over, 0 to 1.
+        max_pixels: the most pixels that an image file may have.
 
     Raises:
         UserError: the data set or a setting is impossible, or an image cannot be read.
@@ -101,7 +131,8 @@ def load_cached_images(
         raise UserError(f"test_fraction = {test_fraction}: must be above 0 and below 1")
     place = str(cache).rstrip("/") if is_in_bucket(cache) else os.path.abspath(Path(cache).expanduser())
     here = node_cache(place)
-    source = find_dataset(dataset, folder, downloads_folder(here))
+    source = find_dataset(dataset, folder, downloads_folder(here), most_passed_over)
+    # Not the limits: they decide whether a data set is refused, not what is decoded.
     key = [DECODED_FORMAT, source.name, source.listing, image_size, images_per_shard(image_size), WINDOW]
     if not source.has_test:
         key += [test_fraction, SPLIT_SEED]
@@ -120,7 +151,7 @@ def load_cached_images(
         except _Incomplete as fault:
             if file_sizes(stored):
                 log.warning("%s: decoding what is missing", fault)
-            _store(source, stored, image_size, test_fraction)
+            _store(source, stored, image_size, test_fraction, max_pixels)
     return open_images(stored)
 
 
@@ -181,14 +212,14 @@ def _open_part(
     return ImageSubset(pixels, np.load(io.BytesIO(content)))
 
 
-def _store(source: DatasetSource, stored: str, image_size: int, test_fraction: float) -> None:
+def _store(source: DatasetSource, stored: str, image_size: int, test_fraction: float, max_pixels: int) -> None:
     """Decode the missing shards of a data set and write its labels, then `meta.json`."""
     images = source.read()
     train, test = images.train, images.test
     if test is None:
         train, test = _split(source, train, images.classes, test_fraction)
     to_decode = {"train": _shuffled_if_large(train, image_size), "test": _shuffled_if_large(test, image_size)}
-    shards = decode_shards(stored, to_decode, image_size, source.name)
+    shards = decode_shards(stored, to_decode, image_size, source.name, max_pixels)
     parts = {
         part: {
             "side": image_size,

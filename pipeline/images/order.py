@@ -20,7 +20,7 @@ from pipeline.images.dataset import ImageSubset
 from pipeline.images.shards import WINDOW
 
 # Purposes of random numbers. The purpose is part of the key, so that no two uses share a stream.
-ORDER, SHIFT, FLIP, SHOTS = range(4)
+ORDER, SHIFT, FLIP, SHOTS, TESTED = range(5)
 
 
 def keyed_rng(seed: int, *key: int) -> np.random.Generator:

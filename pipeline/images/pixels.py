@@ -9,15 +9,29 @@ import socket
 import struct
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from pipeline.errors import UserError
+
+MAX_PIXELS = 180_000_000
+"""The most pixels that an image file may have, where no setting says it (`images.max_pixels`): 540 MB of colours."""
+
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow's own limit, which would stop a higher one; `read_square` has its limit as argument
+)
 
 WIDE_MODES = ("I", "F")
 """First letters of Pillow's modes of more than 8 bits a channel; its own conversion would clip them."""
 
 
-def read_square(path: str, image_size: int, max_pixels: int) -> np.ndarray:
+SIGNED = 2
+"""TIFF's SampleFormat of signed integers."""
+
+PIXELS_FORMAT = 3
+"""Part of the settings hash of image files. Raise it when a file would give other pixels than before."""
+
+
+def read_square(path: str, image_size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the central square of an image file, uint8 (3, S, S).
 
     Resizing is bilinear and averages over all pixels that become one (antialiasing).
@@ -33,8 +47,8 @@ def read_square(path: str, image_size: int, max_pixels: int) -> np.ndarray:
         with Image.open(path) as file:
             if file.width * file.height > max_pixels:
                 raise UserError(
-                    f"{path} has {file.width * file.height:,} pixels, more than the limit of {max_pixels:,}\n"
-                    "make it smaller or take it out: a small file can unpack to more than the memory holds"
+                    f"{path} has {file.width * file.height:,} pixels, more than images.max_pixels = {max_pixels}\n"
+                    "make it smaller, take it out, or raise images.max_pixels: a thread holds one such image in memory"
                 )
             # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough, which is much faster.
             file.draft(None, (2 * image_size, 2 * image_size))
@@ -47,7 +61,7 @@ def read_square(path: str, image_size: int, max_pixels: int) -> np.ndarray:
             "the folder of images must stay as it is, and be visible from every node of a cluster"
         ) from error
     # Pillow raises these for files that are incomplete, damaged or no images.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(f"{path} cannot be read as an image: {error}\nrepair it or remove it") from error
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -67,24 +81,56 @@ def _in_colours(image: Image.Image, path: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, path: str) -> np.ndarray:
-    """Return the values of a gray image of more than 8 bits, scaled to uint8 (H, W).
-
-    Integers are on the scale of 16 bits, which Pillow gives to files of 9 to 16 bits, or of 8 bits, if none is larger.
-    Real numbers are on a scale of 0 to 1, or to 255.
+    """Return the values of a gray image of more than 8 bits, scaled to uint8 (H, W); what is transparent is white.
 
     Raises:
-        UserError: there are values outside these scales.
+        UserError: there are values outside the scales that the image may have.
     """
-    values_HW = np.asarray(image)
-    low, high = float(values_HW.min(initial=0)), float(values_HW.max(initial=0))
-    is_real = image.mode.startswith("F")
-    is_16_bit = image.mode.startswith("I;16") or image.format in ("PPM", "PNG")
-    scales = (1.0, 255.0) if is_real else (65535.0,) if is_16_bit else (255.0, 65535.0)
+    values_HW, scales = np.asarray(image), _scales(image)
+    if _is_unsigned_32_bit(image):
+        values_HW = values_HW.view(np.uint32)  # which Pillow reads as signed
+    low, high = (float(function(values_HW)) for function in (np.nanmin, np.nanmax))
     scale = next((scale for scale in scales if high <= scale), None)
-    if scale is None or low < 0 or not np.isfinite(values_HW).all():
+    if scale is None or low < 0 or np.isnan(values_HW).any():
+        missing = " and some that are no numbers" if np.isnan(values_HW).any() else ""
         expected = " or ".join(f"0 to {scale:g}" for scale in scales)
-        raise UserError(f"{path} has values from {low:g} to {high:g}: must be on a scale of {expected}")
-    return np.rint(values_HW * (255 / scale)).astype(np.uint8)
+        raise UserError(
+            f"{path} has values from {low:g} to {high:g}{missing}: must be on a scale of {expected}\n"
+            "scale it, or take it out"
+        )
+    gray_HW = np.rint(values_HW * (255 / scale)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    return gray_HW if transparent is None else np.where(values_HW == transparent, np.uint8(255), gray_HW)
+
+
+def _scales(image: Image.Image) -> tuple[float, ...]:
+    """Return the largest values that a gray image of more than 8 bits may be scaled to; the first that fits it counts.
+
+    Real numbers are on a scale of 0 to 1, or to 255. TIFF files say how many bits their integers have. Other formats
+    of 9 to 16 bits are on the scale of 16, because Pillow puts them there. Of 32 bits, people use 8 or 16.
+    """
+    if image.mode.startswith("F"):
+        return 1.0, 255.0
+    bits, is_signed = _tiff_bits(image)
+    if bits is not None and 8 < bits <= 16:
+        return (float(2 ** (bits - is_signed) - 1),)
+    if image.mode.startswith("I;16") or image.format in ("PPM", "PNG"):
+        return (65535.0,)
+    return 255.0, 65535.0
+
+
+def _tiff_bits(image: Image.Image) -> tuple[int | None, bool]:
+    """Return how many bits the values of a TIFF file have, and whether they are signed; None for other files."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None, False
+    bits, kind = (
+        image.tag_v2.get(tag, (1,))[0] for tag in (TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT)
+    )
+    return bits, kind == SIGNED
+
+
+def _is_unsigned_32_bit(image: Image.Image) -> bool:
+    return image.mode == "I" and _tiff_bits(image) == (32, False)
 
 
 _TURNS = {  # by EXIF orientation, which says how the camera was held

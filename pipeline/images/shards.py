@@ -34,9 +34,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from pipeline.errors import UserError
+from pipeline.images.pixels import MAX_PIXELS
 from pipeline.images.sources import RawImages, resized
-from pipeline.storage.files import AT_ONCE, file_sizes, is_in_bucket, read_bytes, write_bytes
-from pipeline.storage.paths import node_image_cache
+from pipeline.storage.files import AT_ONCE, file_sizes, read_bytes, write_bytes
+from pipeline.storage.paths import is_in_bucket, node_image_cache
 from pipeline.storage.records import Origin, Record, checksum_of, find_outputs, write_output
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def is_small(folder: str, shards: int) -> bool:
 
 
 def decode_shards(
-    folder: str, parts: Mapping[str, RawImages], image_size: int, title: str
+    folder: str, parts: Mapping[str, RawImages], image_size: int, title: str, max_pixels: int = MAX_PIXELS
 ) -> dict[str, list[ImageShard]]:
     """Decode the images of each part into shards in `folder`, and return all shards by part.
 
@@ -113,6 +114,7 @@ def decode_shards(
 
     Args:
         title: name of the data set for progress bars.
+        max_pixels: the most pixels that an image file may have.
 
     Raises:
         UserError: an image cannot be read, or the disk is too small.
@@ -127,7 +129,7 @@ def decode_shards(
         _require_space(Path(folder), sum(map(len, todo.values())) * 3 * image_size**2)
     before = len(done)
     try:
-        for shard in _decoded(folder, todo, image_size, title):
+        for shard in _decoded(folder, todo, image_size, title, max_pixels):
             done[shard.file] = shard
     except BaseException:  # Ctrl-C too
         if len(done) > before:
@@ -167,22 +169,22 @@ def _made_from(folder: str, file: str, images: int) -> Origin:
 
 
 def _decoded(
-    folder: str, todo: Mapping[str, np.ndarray | list[str]], image_size: int, title: str
+    folder: str, todo: Mapping[str, np.ndarray | list[str]], image_size: int, title: str, max_pixels: int
 ) -> Iterator[ImageShard]:
     """Yield each shard when it is decoded and written."""
     paths = {file: images for file, images in todo.items() if isinstance(images, list)}
     if todo and len(paths) == len(todo) and _drives_ray():
-        yield from _decoded_on_the_cluster(folder, paths, image_size, title)
+        yield from _decoded_on_the_cluster(folder, paths, image_size, title, max_pixels)
         return
     every = 0.1 if sys.stderr.isatty() else 30  # seconds
     total = sum(map(len, todo.values()))
     with tqdm(total=total, unit=" images", desc=f"decoding {title}", delay=1, mininterval=every) as bar:
         for file, images in todo.items():
-            yield decode_shard(folder, file, images, image_size, progress=bar.update)
+            yield decode_shard(folder, file, images, image_size, max_pixels, progress=bar.update)
 
 
 def _decoded_on_the_cluster(
-    folder: str, todo: Mapping[str, list[str]], image_size: int, title: str
+    folder: str, todo: Mapping[str, list[str]], image_size: int, title: str, max_pixels: int
 ) -> Iterator[ImageShard]:
     """Yield each shard when a task on the cluster has decoded and written it."""
     import ray  # takes a second to import; only a process that has connected to Ray comes here
@@ -193,7 +195,8 @@ def _decoded_on_the_cluster(
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     threads = max(1, min(filter(None, cores), default=1) // len(todo))
     arguments = [
-        (folder, file, [os.path.abspath(path) for path in paths], image_size, threads) for file, paths in todo.items()
+        (folder, file, [os.path.abspath(path) for path in paths], image_size, max_pixels, threads)
+        for file, paths in todo.items()
     ]
     amounts = [len(paths) for paths in todo.values()]
     done = run_tasks(
@@ -220,12 +223,14 @@ def decode_shard(
     file: str,
     images: np.ndarray | list[str],
     image_size: int,
+    max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> ImageShard:
     """Decode images (see `RawImages`) and write them as one shard.
 
     Args:
+        max_pixels: the most pixels that an image file may have.
         threads: by default the number of cores.
         progress: called with the number of images after each chunk.
 
@@ -237,7 +242,7 @@ def decode_shard(
     def decode(start: int) -> int:
         chunk = images[start : start + CHUNK]
         for position, image in enumerate(chunk, start):
-            pixels[position] = resized(image, image_size)
+            pixels[position] = resized(image, image_size, max_pixels)
         return len(chunk)
 
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes without the interpreter's lock

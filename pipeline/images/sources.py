@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import tarfile
 import tempfile
 import zlib
@@ -23,19 +24,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.images.folders import ImageFolder, scan
-from pipeline.images.pixels import read_square
+from pipeline.images.folders import MOST_PASSED_OVER, ImageFolder, scan
+from pipeline.images.pixels import MAX_PIXELS, PIXELS_FORMAT, read_square
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_PIXELS = 178_956_970
-"""The most pixels that an image file may have by default: half a gigabyte of colours, as Pillow has it."""
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist installs its files."""
@@ -78,7 +77,8 @@ class DatasetSource:
 
     Attributes:
         name: part of the name of its folder in the image cache.
-        listing: digest of the names, sizes and modification times of the user's files; empty for data that cannot vary.
+        listing: digest of the names, sizes and modification times of the user's files, and how image files are read;
+            empty for data that cannot vary.
         has_test: whether the data set has a test part.
         read: returns all images, after downloading what is missing.
         found: what a folder of images holds, and what is passed over; None for other data sets.
@@ -125,28 +125,52 @@ def list_datasets() -> tuple[str, ...]:
     return tuple(DATASETS)
 
 
-def find_dataset(dataset: str, folder: str | None, downloads: Path) -> DatasetSource:
+def find_dataset(
+    dataset: str, folder: str | None, downloads: Path, most_passed_over: float = MOST_PASSED_OVER
+) -> DatasetSource:
     """Return where a data set is read from, without decoding or downloading it.
 
     Args:
         dataset: a name of `DATASETS`, or the path of a folder of class folders.
         folder: the user's files, for data sets that are in no package.
         downloads: where `DatasetSource.read` puts files that it downloads.
+        most_passed_over: the largest share of the images of a folder that may be passed over, 0 to 1.
 
     Raises:
         UserError: the name is unknown, or the folder does not hold what the data set needs.
     """
+    source = _find(dataset, folder, downloads)
+    if source.found is not None:
+        source.found.require_few_passed_over(most_passed_over)
+    return source
+
+
+def _find(dataset: str, folder: str | None, downloads: Path) -> DatasetSource:
     if dataset in DATASETS:
-        return DATASETS[dataset](Path(folder).expanduser() if folder else None, downloads)
-    path = Path(dataset).expanduser()
-    if dataset and (path.is_dir() or "/" in dataset or os.sep in dataset):
-        return _find_folder("folder", path, downloads)
+        return DATASETS[dataset](_local_path("images.folder", folder) if folder else None, downloads)
+    if dataset and ("/" in dataset or Path(dataset).expanduser().is_dir()):
+        return _find_folder("folder", _local_path("dataset", dataset), downloads)
     closest = difflib.get_close_matches(dataset, list_datasets(), n=1, cutoff=0.5)
     hint = f": did you mean {closest[0]}?" if closest else ""
     raise UserError(
         f"dataset = {dataset!r} is unknown{hint}\n"
         f"possible are {', '.join(list_datasets())}, or the path of a folder of class folders"
     )
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is the address of something else than a local path, such as s3://bucket/prefix."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def _local_path(setting: str, text: str) -> Path:
+    if is_address(text):
+        path = f", such as {unquote(text.removeprefix('file://'))}" if text.startswith("file:///") else ""
+        raise UserError(
+            f"{setting} = {text} is an address: must be the path of a folder{path}\n"
+            "image files are read from folders, and decoded into the storage once"
+        )
+    return Path(text).expanduser()
 
 
 # Data sets inside Python packages. Their imports take seconds, so only the package that is used is imported.
@@ -404,8 +428,9 @@ def _find_folder(name: str, folder: Path | None, downloads: Path) -> DatasetSour
     if name == "folder":
         name = folder.resolve().name or name
     files = [file for part in parts for of_class in part.values() for file in of_class]
-    listing = _digest(folder, [file.removeprefix(f"{folder}{os.sep}") for file in files])
+    digest = _digest(folder, [file.removeprefix(f"{folder}{os.sep}") for file in files])
     dataset = RawDataset(tuple(found.classes), images[0], images[1] if len(images) > 1 else None)
+    listing = f"{PIXELS_FORMAT}-{digest}"
     return DatasetSource(name, listing, found.test is not None, read=lambda: dataset, found=found)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.order import SHOTS, is_in_windows, keyed_rng, positions_by_class
+from pipeline.images.order import SHOTS, TESTED, is_in_windows, keyed_rng, positions_by_class
 
 HOLD_OUT_SEED = 20213
 """Seed of the images to hold out, so that all runs choose checkpoints on the same images."""
@@ -59,15 +59,32 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+def balanced_choice(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return sorted positions of at most `count` images in `labels` (N,), each class about as frequent as in all.
+
+    All runs choose the same images, and a smaller choice is part of a larger one.
+    """
+    rank = np.empty(len(labels))  # of an image in its class, 0 to 1: the choice is what lies below a limit
+    for label, positions in positions_by_class(labels):
+        shuffled = keyed_rng(HOLD_OUT_SEED, TESTED, label).permutation(positions)
+        rank[shuffled] = (np.arange(len(positions)) + 0.5) / len(positions)
+    return np.sort(np.argsort(rank, kind="stable")[:count])
+
+
 def in_memory(part: ImageSubset, positions: Sequence[int] | np.ndarray | None = None) -> ImageSubset:
     """Return a copy of some images (None: all) as plain arrays, which the processes of a node share through Ray."""
     chosen = np.arange(len(part)) if positions is None else np.asarray(positions, dtype=np.int64)
     return ImageSubset(part.take(chosen), part.labels[chosen])
 
 
-def without_train_part(images: Images) -> Images:
-    """Return the data set in memory, without the images of its train part."""
-    return replace(images, train=in_memory(images.train, []), test=in_memory(images.test))
+def without_train_part(images: Images, test_images: int | None = None) -> Images:
+    """Return the data set in memory, without the images of its train part.
+
+    Args:
+        test_images: how many of the test images it has, of which each class has its share; None: all.
+    """
+    chosen = None if test_images is None else balanced_choice(images.test.labels, test_images)
+    return replace(images, train=in_memory(images.train, []), test=in_memory(images.test, chosen))
 
 
 def digest(images: Images, *parts: ImageSubset) -> str:
@@ -77,3 +94,27 @@ def digest(images: Images, *parts: ImageSubset) -> str:
         for array in (part.pixels, part.labels):
             total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
+
+
+def smallest_class(images: Images) -> tuple[str, int]:
+    """Return the name of the class with the fewest training images, and their number."""
+    labels, counts = np.unique(images.train.labels, return_counts=True)
+    return images.classes[labels[counts.argmin()]], int(counts.min())
+
+
+def few_and_held_out(images: Images, per_class: int, held_out: int, seed: int) -> tuple[ImageSubset, ImageSubset]:
+    """Return `per_class` training images of each class, and at most `held_out` others, both in memory.
+
+    Raises:
+        UserError: a class has too few training images to leave one that is held out.
+    """
+    smallest, fewest = smallest_class(images)
+    if per_class >= fewest:
+        raise UserError(
+            f"{per_class} images of each class: class {smallest} of {images.name} has {fewest} training images, of "
+            f"which at least one is held out: at most {fewest - 1}"
+        )
+    chosen = few_shot(images.train.labels, per_class, seed)
+    others = np.setdiff1d(np.arange(len(images.train)), chosen)
+    kept = others[balanced_choice(images.train.labels[others], held_out)]
+    return in_memory(images.train, chosen), in_memory(images.train, kept)

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
 from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.load import load_cached_images
-from pipeline.images.subsets import few_shot
+from pipeline.images.subsets import balanced_choice, few_shot
 
 PLAIN = Augmentation()
 
@@ -262,7 +262,7 @@ def test_two_processes_that_start_at_once_both_get_the_images(tmp_path) -> None:
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    results = [process.communicate(timeout=300)[0] for process in processes]
+    results = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert results[0] == results[1]
     assert results[0].startswith("240 60 ")
@@ -421,6 +421,25 @@ def test_evaluation_normalises_as_training_does() -> None:
     assert {image.numpy().tobytes() for image in trained} == {image.numpy().tobytes() for image in evaluated}
 
 
+# Fewer test images
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6), data=st.data())
+def test_a_choice_has_each_class_in_proportion_and_is_part_of_a_larger_one(sizes, data) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    count = data.draw(st.integers(1, len(labels)))
+    chosen = balanced_choice(labels, count)
+    assert len(chosen) == count and np.all(np.diff(chosen) > 0)
+    shares = count / len(labels) * np.array(sizes)
+    assert np.abs(np.bincount(labels[chosen], minlength=len(sizes)) - shares).max() <= len(sizes)
+    assert set(chosen) <= set(balanced_choice(labels, count + 1))
+
+
+def test_a_choice_of_more_images_than_there_are_is_all_of_them() -> None:
+    assert np.array_equal(balanced_choice(np.arange(30) % 3, 40), np.arange(30))
+
+
 # Few-shot
 
 
@@ -449,3 +468,22 @@ def test_few_shot_depends_on_the_seed_and_fewer_are_part_of_more() -> None:
 def test_no_shots_are_refused() -> None:
     with pytest.raises(UserError, match="per_class = 0: must be at least 1"):
         few_shot(np.arange(3), 0, seed=1)
+
+
+# Limits
+
+
+def test_limits_decide_what_is_refused_and_not_what_is_decoded(tmp_path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    (folder / "cats" / "photo.heic").write_bytes(b"a photo")
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"more than images\.passed_over = 0 allows"):
+        load_cached_images(str(folder), 8, cache, most_passed_over=0)
+    with pytest.raises(UserError, match=r"has 600 pixels, more than images\.max_pixels = 599"):
+        load_cached_images(str(folder), 8, cache, most_passed_over=0.2, max_pixels=599)
+    first = load_cached_images(str(folder), 8, cache, most_passed_over=0.2, max_pixels=600)
+    again = load_cached_images(str(folder), 8, cache, most_passed_over=0.5, max_pixels=10_000)
+    assert first.settings_hash == again.settings_hash
+    assert stored_folder(cache)
+    with pytest.raises(UserError, match=r"more than images\.passed_over = 0\.01 allows"):
+        load_cached_images(str(folder), 8, cache, most_passed_over=0.01)
