@@ -13,7 +13,8 @@ from typing import Any
 from pyarrow import PythonFile
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.storage.files import filesystem_at, is_in_bucket, read_bytes, remove, write_bytes
+from pipeline.storage.files import filesystem_at, read_bytes, remove, write_bytes
+from pipeline.storage.paths import is_in_bucket
 
 
 def arrow_filesystem(place: str) -> tuple[PyFileSystem, str]:

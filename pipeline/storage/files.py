@@ -26,7 +26,8 @@ from uuid import uuid4
 import fsspec
 
 from pipeline.errors import DISK_FULL, NO_PERMISSION, UserError
-from pipeline.storage.paths import probe_file
+from pipeline.secrets import hidden, without_user_info
+from pipeline.storage.paths import is_in_bucket, probe_file
 
 log = logging.getLogger(__name__)
 
@@ -47,25 +48,21 @@ WARN_AT = 3
 _requests = BoundedSemaphore(AT_ONCE)  # shared by all threads of this process
 
 
-def is_in_bucket(place: str | Path) -> bool:
-    """Return whether a place is in a bucket."""
-    return str(place).startswith("s3://")
-
-
 def filesystem_at(place: str | Path) -> tuple[Any, str]:
     """Return the fsspec filesystem of a place, for this process alone, and the path in it."""
     if not is_in_bucket(place):
         # A local path is no address: `::`, `?` and `%20` may be part of it.
         return fsspec.filesystem("file"), os.path.abspath(Path(place).expanduser())
-    filesystem, path = fsspec.core.url_to_fs(
-        place,
+    filesystem = fsspec.filesystem(
+        "s3",
         config_kwargs={"retries": _retries()},
         use_listings_cache=False,
         max_concurrency=1,  # more would ask for the size of a file before each read
     )
     filesystem.retries = 1  # s3fs has retries of its own, which would multiply those of botocore
     filesystem.s3.meta.events.register("needs-retry.s3", _warn_of_waiting, unique_id=__name__)
-    return filesystem, path
+    # Not by `url_to_fs`, which takes `::` for a chain of addresses.
+    return filesystem, str(place).removeprefix("s3://").rstrip("/")
 
 
 def read_bytes(place: str | Path) -> bytes:
@@ -140,6 +137,8 @@ def remove(place: str | Path) -> None:
 
 def require_writable(storage: str) -> None:
     """Raise UserError if no file can be written below a storage."""
+    if is_in_bucket(storage):
+        _require_plain_endpoint()
     place = probe_file(storage)
     try:
         write_bytes(place, b"")
@@ -152,6 +151,17 @@ def require_writable(storage: str) -> None:
             f"storage = {storage} cannot be written: {reason}\n"
             "must be a folder, or s3://bucket/prefix with credentials in the environment"
         ) from error
+
+
+def _require_plain_endpoint() -> None:
+    """Raise UserError if the address of a bucket's server has a user, beside which requests cannot be signed."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        address = os.environ.get(name, "")
+        if without_user_info(address) != address:
+            raise UserError(
+                f"{name} = {address} has a user: must be an address alone, such as {without_user_info(address)}\n"
+                "the user and the password of a bucket are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
 
 
 def _is_local(filesystem: Any) -> bool:
@@ -173,7 +183,7 @@ def _warn_of_waiting(
     """Log once for each request that a bucket does not answer; botocore calls this after every attempt."""
     if attempts == WARN_AT and (response is None or response[0].status_code >= 500):
         reason = _reason(caught_exception) if response is None else f"status {response[0].status_code}"
-        log.warning("%s does not answer (%s): asking again", endpoint.host, reason)
+        log.warning("%s does not answer (%s): asking again", hidden(endpoint.host), reason)
 
 
 def _read(filesystem: Any, path: str) -> bytes:

@@ -3,14 +3,21 @@
     <storage>/architectures/<split>/<settings hash>/        shards of a sampled split, and their records
     <storage>/architectures/<split>/<settings hash>-drafts/ first samples of a split that is not finished
     <storage>/architectures/<split>/imported-<digest>/      shards of an imported split, manifest.json, disagreeing.csv
+    <storage>/paper_results/<digest>.json                   published results of single architectures
     <storage>/images/<set>-<size>-<settings hash>/          a decoded data set
     <storage>/images/downloads/                             files of data sets, as published
     <storage>/training/<settings hash>/                     checkpoints of a training run
+    <storage>/sgd/tasks/<settings hash>/                    finished tasks of stage sgd
+    <storage>/sgd/sources/<settings hash>/                  trained networks of split train, and their records
     <storage>/evaluations/<settings hash>/                  finished tasks of stage evaluate
+    <storage>/copies/<settings hash>/                       finished tasks of stage copies
+    <storage>/similarities/<settings hash>/                 finished comparisons of architectures, of stage evaluate
     <storage>/finetuning/<settings hash>/                   finished tasks of stage finetune
+    <storage>/embeddings/<settings hash>/                   embeddings of stored architectures, and their records
+    <storage>/studies/<settings hash>/                      finished tasks of a variant of stage study
 
 An *address* is relative to the storage, as in manifests and params.yaml. A *place* is what `storage_url` makes of it: a
-local path, or a URL that fsspec knows.
+local path, or an address in a bucket.
 """
 
 from __future__ import annotations
@@ -19,10 +26,15 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from pipeline.workspace import workspace
+from pipeline.workspace import from_workspace
 
-TaskCache = Literal["evaluations", "finetuning"]
+TaskCache = Literal["sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "studies"]
 """The stages' folders of finished tasks."""
+
+
+def is_in_bucket(place: str | Path) -> bool:
+    """Return whether a place is in a bucket. All others are local paths, whatever characters they have."""
+    return str(place).startswith("s3://")
 
 
 def storage_url(storage: str, address: str) -> str:
@@ -35,7 +47,7 @@ def storage_url(storage: str, address: str) -> str:
 
 def storage_root(storage: str) -> str:
     """Return the place of a storage itself."""
-    return storage.rstrip("/") if _is_url(storage) else str(workspace() / Path(storage).expanduser())
+    return storage.rstrip("/") if is_in_bucket(storage) else str(from_workspace(storage))
 
 
 def probe_file(storage: str) -> str:
@@ -71,13 +83,18 @@ def drafts_folder(folder: str) -> str:
     return f"{folder}-drafts"
 
 
+def paper_results_address(content_digest: str) -> str:
+    """Return the address of a file of published results."""
+    return f"paper_results/{content_digest}.json"
+
+
 # Images
 
 
 def image_cache(storage: str) -> Path | str:
     """Return the place of all decoded data sets: a folder of a local storage, or an address in a bucket."""
     place = storage_url(storage, "images")
-    return place if _is_url(storage) else Path(place)
+    return place if is_in_bucket(storage) else Path(place)
 
 
 def image_set_folder(cache: str, name: str, image_size: int, settings_hash: str) -> str:
@@ -108,13 +125,19 @@ def task_folder(storage: str, stage: TaskCache, settings_hash: str) -> str:
     return storage_url(storage, f"{stage}/{settings_hash}")
 
 
+def source_file(settings_hash: str, name: str) -> str:
+    """Return the address of the tensors of a network that stage sgd has trained."""
+    return f"sgd/sources/{settings_hash}/{name}.safetensors"
+
+
+def embeddings_folder(storage: str, settings_hash: str) -> str:
+    """Return the place of the embeddings of stored architectures."""
+    return storage_url(storage, f"embeddings/{settings_hash}")
+
+
 # Records
 
 
 def records_folder(folder: str) -> str:
     """Return the folder of the records of the finished outputs of a folder (see `pipeline.storage.records`)."""
     return f"{folder}/records"
-
-
-def _is_url(storage: str) -> bool:
-    return "://" in storage

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.tracking.mlflow_private import LOGGED_TABLES, RUN_LIST_VIEW
+from pipeline.tracking.mlflow_private import LOGGED_TABLES, RUN_LIST_VIEW, SHARED_VIEW
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,6 +128,18 @@ class AddColumns:
 
 
 @dataclass(frozen=True)
+class ShareView:
+    """A view of an experiment's runs, at `#/experiments/<id>/runs?viewStateShareKey=<name>`."""
+
+    experiment_id: str
+    name: str
+    view: dict[str, Any]
+
+    def deliver(self, client: MlflowClient, files: Path) -> None:
+        client.set_experiment_tag(self.experiment_id, f"{SHARED_VIEW}{self.name}", json.dumps(self.view))
+
+
+@dataclass(frozen=True)
 class RegisterModel:
     """A checkpoint as a registered model. `key` is unique: a model with it is not registered again."""
 
@@ -219,6 +231,7 @@ KINDS: dict[str, type] = {
         LogArtifacts,
         ListTable,
         AddColumns,
+        ShareView,
         RegisterModel,
         EndRun,
         EndPipeline,

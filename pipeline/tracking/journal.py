@@ -1,6 +1,6 @@
 """The journal of a run: a folder of entries for MLflow, numbered in the order in which they were logged.
 
-    .ghn/outbox/<run id>/store.json          the address of the store
+    .ghn/outbox/<run id>/store.json          the address of the store, without a user and a password
     .ghn/outbox/<run id>/lock                held by the process that delivers the entries
     .ghn/outbox/<run id>/00000012.json       an entry
     .ghn/outbox/<run id>/00000012/           its files
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from pipeline.secrets import without_user_info
 from pipeline.tracking.entries import Entry, can_merge, from_json, merge, to_json
-from pipeline.tracking.store import is_outage
+from pipeline.tracking.store import is_outage, tracking_uri
 from pipeline.workspace import workspace
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Journal:
         """Make an empty journal of a stage's run for the store at `uri`."""
         journal = cls(outbox_folder() / run_id)
         journal.folder.mkdir(parents=True)
-        (journal.folder / STORE).write_text(json.dumps({"stage": stage, "uri": uri}))
+        (journal.folder / STORE).write_text(json.dumps({"stage": stage, "uri": without_user_info(uri)}))
         return journal
 
     @property
@@ -71,8 +72,9 @@ class Journal:
 
     @property
     def uri(self) -> str:
-        """The address of the store that the entries are for."""
-        return json.loads((self.folder / STORE).read_text())["uri"]
+        """The address of the store that the entries are for, with the password of the environment if it names it."""
+        uri, current = json.loads((self.folder / STORE).read_text())["uri"], tracking_uri()
+        return current if without_user_info(current) == uri else uri
 
     def lock(self) -> FileLock:
         """Return the lock of the process that delivers the entries."""

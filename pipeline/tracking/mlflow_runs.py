@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +31,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.params import flat_settings
+from pipeline.secrets import hidden, without_user_info
 from pipeline.tracking.entries import (
     CHECKPOINT,
     METRICS_PER_REQUEST,
@@ -45,12 +46,13 @@ from pipeline.tracking.entries import (
     LogMetrics,
     RegisterModel,
     SetTag,
+    ShareView,
 )
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.mlflow_private import EXPERIMENT_KIND, user_and_program
+from pipeline.tracking.mlflow_private import EXPERIMENT_KIND, study_view, user_and_program
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.store import is_outage, open_store, tracking_uri, unusable
-from pipeline.workspace import CODE, git
+from pipeline.workspace import CODE, commit_and_changes, git
 
 # MLflow takes seconds to import, and most of what imports this module only needs `tracking_uri`.
 if TYPE_CHECKING:
@@ -78,27 +80,37 @@ PARAMS_PER_REQUEST = 100
 
 NOTE_LENGTH = 4000
 
+COMMIT = "mlflow.source.git.commit"
+"""MLflow's tag of the commit of a run."""
+
 
 @contextmanager
 def stage_run(
-    stage: str, parameters: dict[str, Any], *, experiment: str = "ghn", last: bool = False
+    stage: str,
+    parameters: dict[str, Any],
+    *,
+    experiment: str = "ghn",
+    last: bool = False,
+    own: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
     """Open the child run of one stage, and end it when the block ends: FINISHED, FAILED, or KILLED by Ctrl-C.
 
-    `parameters` are all settings, nested. A failure leaves the parent FAILED, and the next attempt joins it;
+    `parameters` are all settings, nested, and `own` those that the stage's run shows, by default those of its section.
+    A failure leaves the parent FAILED, and the next attempt joins it;
     the success of the `last` stage ends it.
 
     Raises:
         UserError: the store cannot be used when the block begins.
     """
-    run = _begin(stage, flat_settings(parameters), experiment)
+    settings = flat_settings(parameters)
+    run = _begin(stage, settings, experiment, _section(stage, settings) if own is None else flat_settings(own))
     interrupted = False
     try:
         yield run
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         reason = "".join(traceback.format_exception_only(error)).strip()
-        run._put_end("KILLED" if interrupted else "FAILED", "FAILED", f"```\n{reason[:NOTE_LENGTH]}\n```")
+        run._put_end("KILLED" if interrupted else "FAILED", "FAILED", f"```\n{hidden(reason)[:NOTE_LENGTH]}\n```")
         raise
     else:
         run._put_end("FINISHED", "FINISHED" if last else None)
@@ -148,6 +160,12 @@ class StageRun:
             self.outbox.put(LogMetrics(run_id, values))
         self.outbox.put(AddColumns(self.experiment_id, list(metrics)))
 
+    def share_study_view(
+        self, search: str, params: Sequence[str], metrics: Sequence[str], curves: Sequence[str]
+    ) -> None:
+        """Share the view `study` of the experiment, which charts the runs that `search` finds: see `study_view`."""
+        self.outbox.put(ShareView(self.experiment_id, "study", study_view(search, params, metrics, curves)))
+
     def log_data(self, name: str, version: str) -> None:
         """Log which data the stage reads, here and on the pipeline's run: `version` changes whenever the data do."""
         for run_id in (self.run_id, self.pipeline_id):
@@ -177,7 +195,7 @@ class StageRun:
     def set_tags(self, tags: dict[str, Any]) -> None:
         """Tag the stage's run."""
         for key, value in tags.items():
-            self.outbox.put(SetTag(self.run_id, key, str(value)))
+            self.outbox.put(SetTag(self.run_id, key, hidden(str(value))))
 
     def log_ghn(self, checkpoint_folder: str | Path, name: str = "ghn") -> str | None:
         """Log and register a GHN checkpoint.
@@ -252,7 +270,13 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _begin(stage: str, settings: dict[str, str], experiment: str) -> StageRun:
+def _section(stage: str, settings: dict[str, str]) -> dict[str, str]:
+    """Return the settings of a stage's sections, and those in no section."""
+    sections = SECTIONS.get(stage, (stage,))
+    return {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in sections}
+
+
+def _begin(stage: str, settings: dict[str, str], experiment: str, own: dict[str, str]) -> StageRun:
     """Join or start the pipeline's run, create the stage's run below it, and open its outbox."""
     client = open_store()
     try:
@@ -261,8 +285,6 @@ def _begin(stage: str, settings: dict[str, str], experiment: str) -> StageRun:
             pipeline_id = _join_or_start_pipeline(client, experiment_id, settings)
         _end_abandoned_runs(client, experiment_id, pipeline_id, stage)
         run_id = _create_run(client, experiment_id, stage, {"mlflow.parentRunId": pipeline_id})
-        sections = SECTIONS.get(stage, (stage,))
-        own = {key: value for key, value in settings.items() if "." not in key or key.partition(".")[0] in sections}
         _log_parameters(client, run_id, own)
     except Exception as error:
         if isinstance(error, UserError) or not is_outage(error):
@@ -291,9 +313,10 @@ def _experiment(client: MlflowClient, name: str) -> str:
 def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: dict[str, str]) -> str:
     settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     dvc_experiment = os.environ.get("DVC_EXP_NAME")
+    commit, changes = commit_and_changes(*CODE)
     key = {
         "ghn.pipeline": settings_hash,
-        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
+        COMMIT: commit or "unknown",
         "dvc.experiment": dvc_experiment or "none",
     }
     same = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
@@ -308,17 +331,18 @@ def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: 
         client.update_run(pipeline_id, status="RUNNING")
     else:
         name = dvc_experiment or f"{settings.get('dataset', 'run')} {datetime.now():%Y-%m-%d %H:%M}"
-        changes = git("status", "--porcelain", "--", *CODE)  # None where git does not answer
         dirty = "unknown" if changes is None else str(bool(changes)).lower()
         pipeline_id = _create_run(client, experiment_id, name, key | {"git.dirty": dirty})
         if changes:
-            client.log_text(pipeline_id, git("diff", "HEAD", "--", *CODE) or "", "uncommitted.diff")
+            client.log_text(pipeline_id, hidden(git("diff", "HEAD", "--", *CODE) or ""), "uncommitted.diff")
     _log_parameters(client, pipeline_id, settings)
     return pipeline_id
 
 
 def _create_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-    return client.create_run(experiment_id, tags=user_and_program() | tags, run_name=name).info.run_id
+    found = {key: hidden(value) for key, value in user_and_program().items()}
+    commit = {COMMIT: git("rev-parse", "HEAD") or "unknown"}  # MLflow looks beside the program, not here
+    return client.create_run(experiment_id, tags=found | commit | tags, run_name=name).info.run_id
 
 
 def _end_abandoned_runs(client: MlflowClient, experiment_id: str, pipeline_id: str, stage: str) -> None:
@@ -339,6 +363,6 @@ def _log_parameters(client: MlflowClient, run_id: str, settings: dict[str, str])
 @contextmanager
 def _one_process_at_a_time(store: str) -> Iterator[None]:
     """Keep two stages that start at once from each creating a parent."""
-    name = hashlib.sha256(store.encode()).hexdigest()[:16]
+    name = hashlib.sha256(without_user_info(store).encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"ghn-tracking-{os.getuid()}-{name}.lock"):
         yield

@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from pipeline.errors import UserError
-from pipeline.secrets import hidden
+from pipeline.secrets import hidden, without_user_info
 from pipeline.tracking.mlflow_private import NOISY_LOGGERS
 from pipeline.workspace import workspace
 
@@ -18,6 +20,7 @@ from pipeline.workspace import workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
 RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -30,6 +33,13 @@ REQUEST_SECONDS = 30
 FIRST_REQUEST_SECONDS = 5
 """The same for the first request of a stage, so that a wrong address is noticed soon."""
 
+DATABASE_TIMEOUTS = {
+    "postgresql": {"connect_timeout": FIRST_REQUEST_SECONDS},
+    "mysql": {"connect_timeout": FIRST_REQUEST_SECONDS, "read_timeout": FIRST_REQUEST_SECONDS},
+    "mssql": {"timeout": FIRST_REQUEST_SECONDS},
+}
+"""Arguments of the drivers of databases on servers by which they give up soon."""
+
 REASON_LENGTH = 200
 
 RETRYABLE_STATUS = (401, 403, 408, 429)
@@ -40,11 +50,22 @@ CLOUD_PACKAGES = ("azure", "boto3", "botocore", "google", "s3fs", "urllib3")
 
 
 def tracking_uri() -> str:
-    """Return the address of the store; that of an SQLite file is absolute, so that it is the same from any folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    """Return the address of the store; that of an SQLite file is absolute, so that it is the same from any folder.
+
+    Raises:
+        UserError: the address cannot be that of the file that is meant.
+    """
+    uri = os.environ.get(ADDRESS_VARIABLE) or "sqlite:///mlflow.db"
     if not uri.startswith("sqlite:///"):
         return uri
-    return f"sqlite:///{workspace() / uri.removeprefix('sqlite:///')}"
+    project = str(workspace())
+    if "?" in project or unquote(project) != project:
+        raise UserError(
+            f"MLflow cannot keep its store in {project}: in its address ? begins options, and %20 is a space\n"
+            "give the folder another name, or set MLFLOW_TRACKING_URI to that of a server"
+        )
+    path = Path(project, uri.removeprefix("sqlite:///"))
+    return f"sqlite:///{path}"
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -55,6 +76,8 @@ def client_of(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault(RETRIES_VARIABLE, str(RETRIES))
     os.environ.setdefault(TIMEOUT_VARIABLE, str(REQUEST_SECONDS))
+    if without_user_info(uri) != uri:  # MLflow prints the address of each run that ends, password and all
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     for name in NOISY_LOGGERS:
@@ -69,20 +92,44 @@ def open_store() -> MlflowClient:
         UserError: the store does not answer, or its address cannot be one.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri()
     try:
+        _connect_once(uri)
         client = client_of(uri)
         with _timeout_of_first_request():
             client.search_experiments(max_results=1)
     except ModuleNotFoundError as error:
         raise UserError(
             f"MLflow cannot use its store (MLFLOW_TRACKING_URI) {uri}:\nthe package {error.name} is missing; "
-            f"for postgresql it is psycopg2-binary, for mysql pymysql"
+            "for postgresql it is psycopg[binary], for postgresql+psycopg2 psycopg2-binary, for mysql+pymysql pymysql"
         ) from error
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise unusable(uri, error) from error
     return client
+
+
+def require_store() -> None:
+    """Ask the store that the environment names whether it answers; the file that is used else needs no asking.
+
+    Raises:
+        UserError: it does not answer within seconds, or its address cannot be one.
+    """
+    tracking_uri()  # raises UserError
+    if os.environ.get(ADDRESS_VARIABLE):
+        open_store()
+
+
+def _connect_once(uri: str) -> None:
+    """Connect to the server of a database, because MLflow's client would try for minutes."""
+    options = DATABASE_TIMEOUTS.get(uri.partition(":")[0].partition("+")[0])
+    if options is not None:
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(uri, connect_args=options)
+        engine.connect().close()
+        engine.dispose()
 
 
 def unusable(uri: str, error: Exception) -> UserError:

@@ -7,8 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from unprivileged import without_privileges
 
 from pipeline.cluster.ray_cluster import ray_cluster, run_tasks
 from pipeline.errors import UserError
@@ -290,18 +290,6 @@ def test_a_folder_of_somebody_else_is_said(tmp_path: Path) -> None:
         assert "permission denied" in refusal(file_sizes, str(tmp_path / "folder"))
     (tmp_path / "folder").chmod(0o700)
     assert read_bytes(tmp_path / "folder" / "file") == b"content"
-
-
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may do everything; nobody may not."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from ghn import GHN, GHNConfig
 from ghn.deepnets1m.sampling import sample_architecture
 from pipeline.errors import UserError
 from pipeline.params import flat_settings
+from pipeline.stages.study import STUDY_RUNS
 from pipeline.tracking.mlflow_runs import stage_run, tracking_uri
 from pipeline.workspace import workspace
 
@@ -125,6 +128,46 @@ def test_uncommitted_code_is_told_and_kept(project: Path) -> None:
     (parent,) = parents()
     assert parent.data.tags["git.dirty"] == "true"
     assert "+x = 3" in load_text(f"{parent.info.artifact_uri}/uncommitted.diff")
+
+
+def unreadable_for_git(project: Path) -> None:
+    os.chown(project, 12345, 12345)  # git refuses what belongs to another user
+
+
+def without_repository(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+
+
+def without_commit(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    git(project, "init", "--quiet")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder to another user")
+@pytest.mark.parametrize("change", [unreadable_for_git, without_repository, without_commit])
+def test_where_git_does_not_answer_commit_and_changes_are_unknown(
+    change: Callable[[Path], None], project: Path
+) -> None:
+    change(project)
+    with stage_run("train", PARAMETERS):
+        pass
+    parent, child = runs()
+    assert parent.data.tags["git.dirty"] == "unknown"
+    assert {run.data.tags["mlflow.source.git.commit"] for run in (parent, child)} == {"unknown"}
+
+
+def test_passwords_are_in_no_tag_and_no_diff(project: Path) -> None:
+    from mlflow.artifacts import load_text
+
+    address = "https://somebody:not-for-others@example.org"
+    git(project, "remote", "add", "origin", f"{address}/repository.git")
+    (project / "code.py").write_text(f"url = '{address}'\n")
+    with pytest.raises(ValueError, match="no answer"), stage_run("train", PARAMETERS) as run:
+        run.set_tags({"source": address})
+        raise ValueError(f"no answer from {address}")
+    assert "not-for-others" not in str([each.data.tags for each in runs()])
+    assert runs()[1].data.tags["source"] == "https://***@example.org"
+    assert "+url = 'https://***@example.org'" in load_text(f"{parents()[0].info.artifact_uri}/uncommitted.diff")
 
 
 def test_changed_settings_are_not_uncommitted_code(project: Path) -> None:
@@ -438,3 +481,31 @@ def test_a_server_takes_the_runs_and_its_page_shows_them(
     page = browse(f"{address}/{parent.info.run_id}", tmp_path / "run.png")
     for shown in ("puffy-mule", "train.learning_rate", "test_top1", "models:/ghn/1"):
         assert shown in page
+
+
+@pytest.mark.slow
+def test_the_shared_chart_of_a_study_has_a_line_for_each_run(tracking_server: TrackingServer, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    params, metrics = ["variant", "seed", "meta_batch"], ["wide_top1", "test_top1"]
+    for seed, (variant, meta_batch) in enumerate((("ghn2", 8), ("one_architecture", 1))):
+        own = {"variant": variant, "seed": seed, "meta_batch": meta_batch}
+        with stage_run(f"study-{variant}-{seed}", PARAMETERS, own=own) as run:
+            run.log_history([{"step": step, "loss": 2 / step} for step in (1, 2, 3)])
+            run.log_metrics({"test_top1": 0.5 + 0.1 * seed, "wide_top1": 0.25})
+            run.share_study_view(STUDY_RUNS, params, metrics, curves=["loss"])
+    with stage_run("compare", PARAMETERS):
+        pass
+    client = MlflowClient(tracking_server.address)
+    view = json.loads(client.get_experiment(run.experiment_id).tags["mlflow.sharedViewState.study"])
+    found = client.search_runs([run.experiment_id], view["searchFilter"])
+    assert {found.info.run_name for found in found} == {"study-ghn2-0", "study-one_architecture-1"}
+    for one in found:
+        assert set(params) <= set(one.data.params) and set(metrics) <= set(one.data.metrics)
+
+    address = f"{tracking_server.address}/#/experiments/{run.experiment_id}/runs"
+    view_of_charts = "workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=study"
+    page = browse(f"{address}?{view_of_charts}", tmp_path / "study.png")
+    for shown in ("parcoords", "Study", "Splits", "Curves", "study-ghn2-0", "study-one_architecture-1"):
+        assert shown in page
+    assert ">compare<" not in page

@@ -15,15 +15,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from evaluation_examples import ARCHITECTURES
+from evaluation_examples import ARCHITECTURES, store_splits
 from mlflow import MlflowClient
 from mlflow_server import TrackingServer
 from training_runs import checkpoints, last_step, wait_for
 
-from pipeline.architectures.shards import row, table_of, write_shard
-from pipeline.architectures.store import write_manifest
 from pipeline.params import Params
-from pipeline.results import MANIFEST
 
 pytestmark = pytest.mark.slow
 
@@ -42,11 +39,7 @@ def train(
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.address)
     small_project(train={"steps": STEPS, "validation": {"every": None}}, workers={"checkpoint_every": 10_000})
-    shards = {
-        split: write_shard(f"storage/{split}/0.parquet", table_of([row(*item) for item in enumerate(ARCHITECTURES)]))
-        for split in ("train", "val")
-    }
-    write_manifest(MANIFEST, {split: (split, [shard]) for split, shard in shards.items()})
+    store_splits({"train": ARCHITECTURES, "val": ARCHITECTURES})
 
     def start() -> subprocess.Popen:
         process = subprocess.Popen([GHN_COMMAND, "train"], start_new_session=True, stderr=subprocess.PIPE)
@@ -86,7 +79,7 @@ def test_a_server_that_comes_back_gets_all_steps_once(
     wait_for(lambda: kept_steps() > 2, process)
     assert process.poll() is None
     tracking_server.start()
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate()
     assert process.returncode == 0, stderr.decode()
     assert stderr.decode().count("does not answer") == 1
     assert "are kept in" not in stderr.decode()
@@ -100,7 +93,7 @@ def test_training_succeeds_without_its_server_and_says_how_to_deliver_the_rest(
 ) -> None:
     process = train()
     tracking_server.stop()
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate()
     assert process.returncode == 0, stderr.decode()
     assert stderr.decode().count("does not answer") == 1
     (line,) = [line for line in stderr.decode().splitlines() if "entries for MLflow are kept in" in line]
