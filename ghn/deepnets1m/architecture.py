@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ghn.deepnets1m.block_summary import SummaryBuilder
+from ghn.deepnets1m.block_table import TableBuilder
 from ghn.deepnets1m.blocks import edge, factorised_reduction, head, patches, relu_conv_norm, stem_0, stem_1, subsample
 from ghn.deepnets1m.genotype import Genotype, require_fields
 from ghn.networks.network import Network
+from ghn.networks.node_table import NodeTable
 from ghn.networks.program import LARGE_IMAGE, Builder, Program, ProgramBuilder
 from ghn.networks.summary import Summary
 
@@ -112,6 +114,15 @@ class Architecture(Network):
         build = SummaryBuilder(image_size)
         return build.finish(assemble(build, self, image_size, num_classes))
 
+    def node_table(self, image_size: int, num_classes: int) -> NodeTable:
+        """Return the same as `table_of(self.graph(image_size, num_classes))`, faster: put together from its blocks.
+
+        Raises:
+            InvalidArchitecture, ValueError: see `compile`.
+        """
+        build = TableBuilder(image_size)
+        return build.finish(assemble(build, self, image_size, num_classes))
+
     def num_parameters(self, image_size: int, num_classes: int) -> int:
         """Return the number of elements of all parameters that reach the output, added up from blocks.
 
@@ -145,8 +156,8 @@ class Architecture(Network):
 def assemble(build: Builder, architecture: Architecture, image_size: int, num_classes: int) -> int | None:
     """Emit an architecture to a builder, block by block; return the position of the logits, None if absent.
 
-    The builder is a `ProgramBuilder`, which keeps every operation, or a `SummaryBuilder`, which keeps the summary of
-    every block.
+    The builder is a `ProgramBuilder`, which keeps every operation, or a `BlockBuilder`, which keeps of every block what
+    it adds up.
 
     Raises:
         ValueError: the image is too small or the number of classes is not positive.

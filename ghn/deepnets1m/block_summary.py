@@ -1,8 +1,6 @@
 """Summaries of architectures, added up from summaries of their blocks: the same as of their programs, but faster.
 
-Architectures are made of some hundred different *blocks*: a sep_conv_3x3 with 32 channels on 16×16 pixels is the same
-in all of them. Each block is compiled once, by the code that compiles whole programs, and its summary is kept. A
-builder adds up the summaries of a network's blocks. The result equals that of `summarise`, many times faster.
+The result equals that of `summarise`: see `ghn.deepnets1m.block_builder`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ from functools import lru_cache
 from operator import add
 from typing import NamedTuple
 
+from ghn.deepnets1m.block_builder import NO_NODE, BlockBuilder
 from ghn.networks.canonical_hash import MODULUS, Polynomial, constants, hash_of_value, image_value, offset, polynomial
-from ghn.networks.program import Builder, InvalidArchitecture, ProgramBuilder
+from ghn.networks.program import InvalidArchitecture, ProgramBuilder
 from ghn.networks.summary import Summary
-
-NO_NODE = -1
-"""Stands for the node of a result that comes from no node."""
 
 
 class Counts(NamedTuple):
@@ -54,33 +50,16 @@ def _block_summary(emit: Callable[..., int], shape: tuple[int, ...], *settings: 
 
 COUNTS_OF_IMAGE = Counts(1, 1, 0, 0, 0)
 
-Part = tuple[BlockSummary | str, tuple[int, ...], tuple[int, ...]]
-"""A part of a network: the summary of a block, or the kind of an operation without parameters; the positions of its
-inputs; the shape of its result."""
 
+class SummaryBuilder(BlockBuilder[BlockSummary]):
+    """A builder that adds up the summaries of the blocks that reach the output."""
 
-class SummaryBuilder(Builder):
-    """A builder that collects blocks, sums and concatenations, and adds up those that reach the output."""
-
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
-        self._parts: list[Part] = [("image", (), (3, image_size, image_size))]
-
-    def shape(self, x: int) -> tuple[int, ...]:
-        """Return the shape of the result at a position."""
-        return self._parts[x][2]
-
-    def block(self, emit: Callable[..., int], x: int, name: str, *settings: Hashable) -> int:
-        """Add the summary of a block; return its position."""
-        parts = self._parts
-        block = _block_summary(emit, parts[x][2], *settings)
-        parts.append((block, (x,), block.shape))
-        return len(parts) - 1
-
-    def emit(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
-        """Add an operation without parameters and settings; return its position."""
-        self._parts.append((kind, inputs, shape))
-        return len(self._parts) - 1
+    def compiled(
+        self, emit: Callable[..., int], shape: tuple[int, ...], *settings: Hashable
+    ) -> tuple[BlockSummary, tuple[int, ...]]:
+        """Return the summary of a block, and the shape of its result."""
+        block = _block_summary(emit, shape, *settings)
+        return block, block.shape
 
     def num_parameters(self, output: int | None) -> int:
         """Return the number of elements of all parameters that `output` depends on.
@@ -90,7 +69,7 @@ class SummaryBuilder(Builder):
         """
         if output is None:
             raise InvalidArchitecture
-        needed = [self._parts[position][0] for position in self._needed(output)]
+        needed = [self._parts[position][0] for position in self.needed(output)]
         return sum([part.counts.num_parameters for part in needed if isinstance(part, BlockSummary)])
 
     def finish(self, output: int | None) -> Summary:
@@ -107,7 +86,7 @@ class SummaryBuilder(Builder):
         depths = [0] * len(parts)  # edges of the longest path to that node
         values[0], ends[0] = image_value(self._image_size), 0
         counts = [COUNTS_OF_IMAGE]
-        for position in self._needed(output)[1:]:
+        for position in self.needed(output)[1:]:
             part, inputs, shape = parts[position]
             if isinstance(part, BlockSummary):
                 _, added, depth, polynomial = part
@@ -129,14 +108,6 @@ class SummaryBuilder(Builder):
         operations, nodes, edges, num_parameters, flops = map(sum, zip(*counts, strict=True))
         network_hash = hash_of_value(values[output], operations, num_parameters)
         return Summary(network_hash, nodes, edges, depths[output], num_parameters, flops)
-
-    def _needed(self, output: int) -> list[int]:
-        """Return the positions of the parts that `output` depends on, in order; the image is always the first."""
-        needed = {0, output}
-        for position in range(output, 0, -1):
-            if position in needed:
-                needed.update(self._parts[position][1])
-        return sorted(needed)
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ghn.networks.graph import Graph
+from ghn.networks.node_table import NodeTable, table_of
 from ghn.networks.program import Program
 from ghn.networks.summary import Summary, summarise
 
@@ -53,6 +54,10 @@ class Network(ABC):
     def graph(self, image_size: int, num_classes: int) -> Graph:
         """Return the computational graph that hypernetworks read."""
         return self.program(image_size, num_classes).graph
+
+    def node_table(self, image_size: int, num_classes: int) -> NodeTable:
+        """Return the primitives, shapes and edges of the graph as arrays."""
+        return table_of(self.graph(image_size, num_classes))
 
     def num_parameters(self, image_size: int, num_classes: int) -> int:
         """Return the number of elements of all parameters that the output depends on."""

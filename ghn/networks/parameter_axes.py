@@ -73,6 +73,14 @@ def matrix_shape(shape: Sizes, summed: int | None, inputs_first: bool) -> tuple[
     return (shape[-1], size // shape[-1], 1, 1), "matrices"
 
 
+def stack_shape(shape: Sizes, inputs_first: bool) -> tuple[Shape, AxisOrder]:
+    """Return the shape of the node of a stack of matrices, (…, in, out) or (…, out, in), and its axis order."""
+    *leading, rows, columns = shape
+    if inputs_first:
+        return (columns, math.prod(leading) * rows, 1, 1), "matrices"
+    return (math.prod(leading) * rows, columns, 1, 1), "plain"
+
+
 def encoding_shape(shape: Sizes) -> tuple[Shape, AxisOrder]:
     """Return the shape of an encoding's node, (1, C, Y, X), and the axis order of the encoding.
 

@@ -174,3 +174,11 @@ def test_variants_differ_in_normalisation_and_layer_norm(variant: str, bounded: 
         states = ghn.embed(ghn.batch([architecture.graph(16, CLASSES)]))
     assert (list(predicted.values())[-1].max() <= 1) == bounded
     assert torch.allclose(states.std(1, correction=0), torch.ones(len(states)), atol=1e-2) == unit
+
+
+def test_a_mean_embedding_is_the_mean_of_the_states_of_its_network_alone() -> None:
+    ghn, architectures = tiny_ghn("ghn2"), [sample("test", index) for index in range(3)]
+    with torch.no_grad():
+        together = ghn.mean_embeddings(architectures, 16, CLASSES)
+        alone = [ghn.embed(ghn.batch([each.graph(16, CLASSES)])).mean(0) for each in architectures]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ghn import Architecture, trace
 from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
 
-COUNT = int(os.environ.get("GHN_ARCHITECTURES", "40"))
+COUNT = int(os.environ.get("GHN_ARCHITECTURES", "20"))
 SIZE = 16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
