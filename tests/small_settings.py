@@ -28,7 +28,16 @@ SMALL = {
         "validation": {"every": 3, "architectures": 2},
     },
     "workers": {"number": 1, "checkpoint_every": 10},
-    "evaluate": {"width": 8, "head_width": 16},
+    "sgd": {
+        "architectures": {"val": 1, "test": 2, "wide": 1},
+        "sources": 2,
+        "epochs": [1, 2],
+        "batch": 256,
+        "learning_rates": [0.1],
+        "tuning_architectures": 1,
+    },
+    "evaluate": {"images": 60, "width": 8, "head_width": 16, "running_statistics": 1, "similarity": 10},
+    "copies": {"architectures": 2},
     "finetune": {
         "datasets": ["faces"],
         "architectures": 1,
@@ -39,6 +48,8 @@ SMALL = {
         "tuning_architectures": 1,
         "evaluate_every": 1,
     },
+    "study": {"variants": ["mlp"], "minutes": 0.02, "architectures": 1, "images": 20},
+    "properties": {"batch": 4, "repeats": 2, "resamples": 100},
     "cluster": {"cpus": 2},
 }
 

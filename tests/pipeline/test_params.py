@@ -10,7 +10,17 @@ import yaml
 from small_settings import ROOT, preset_settings
 
 from pipeline.errors import UserError
-from pipeline.params import MOVED_KEYS, Params, leaves, load_params, read_values, set_leaf, settings_hash
+from pipeline.params import (
+    MOVED_KEYS,
+    Params,
+    leaves,
+    load_params,
+    read_values,
+    set_leaf,
+    settings_hash,
+    validated,
+    with_changes,
+)
 
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -38,7 +48,7 @@ def test_the_projects_settings_are_valid_and_complete() -> None:
     assert load_params(ROOT / "params.yaml").model_dump() == VALUES
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenet", "fashion_mnist", "fashion_mnist_hour"])
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "fashion_mnist", "fashion_mnist_hour", "study"])
 def test_every_preset_is_valid_and_repeats_no_default(name: str) -> None:
     values = preset_settings(name)
     assert Params.model_validate(values).model_dump() == values
@@ -81,6 +91,10 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"meta_batch": "many"}, 'meta_batch = "many"'),
         ({"images.size": 7}, "images.size = 7"),
         ({"images.size": 225}, "at most 224"),
+        ({"images.passed_over": 1.5}, "images.passed_over = 1.5"),
+        ({"images.passed_over": -0.1}, "images.passed_over = -0.1"),
+        ({"images.max_pixels": 0}, "images.max_pixels = 0"),
+        ({"images.max_pixels": 1e9}, "images.max_pixels = 1000000000.0"),
         ({"train.optimizer.learning_rate": 0}, "train.optimizer.learning_rate = 0"),
         ({"train.optimizer.learning_rate": float("inf")}, "train.optimizer.learning_rate"),
         ({"train.widths": [12]}, "multiple of 8"),
@@ -111,6 +125,12 @@ def test_the_papers_settings_are_the_papers() -> None:
             "train.validation.architectures = 51: must be at most generate.val = 50",
         ),
         ({"hypernetwork.variant": "ghn3"}, "ghn2"),
+        ({"properties.repeats": 0}, "properties.repeats = 0"),
+        ({"properties.resamples": 10}, "properties.resamples = 10"),
+        (
+            {"properties.published": "paper_results/0.json", "generate.imported": {"val": "a/manifest.json"}},
+            "properties.published = paper_results/0.json: must be null, or split test",
+        ),
         ({"generate.wide": 10_000}, "wide = 10000 is more than test"),
         (
             {"generate.imported": {"wide": "a/manifest.json"}},
@@ -132,6 +152,21 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"finetune.learning_rates": [0.1, 0.03]}, "learning_rates = [0.1, 0.03]"),
         ({"finetune.learning_rates": [0.1, 20]}, "learning_rates has 20"),
         ({"finetune.learning_rate_limits": [1, 0.1]}, "learning_rate_limits = [1.0, 0.1]"),
+        ({"study.variants": ["ghn9"]}, "study.variants names ghn9: must be one of "),
+        ({"study.seeds": [0, 0]}, "seeds = [0, 0]: must be different"),
+        ({"study.changes": {"ghn2": {}, "mlp": {"hypernetwork": {"variant": "ghn9"}}}}, "study.changes.mlp"),
+        ({"study.changes": {"ghn2": {}, "mlp": {"evaluate": {"batch": 4}}}}, "study.changes.mlp has evaluate: must be"),
+        ({"study.changes": {"ghn2": {"meta_batch": 0}, "mlp": {}}}, "meta_batch = 0 in study.changes.ghn2"),
+        ({"sgd.architectures": {"test": 101}}, "sgd.architectures.test = 101: must be at most generate.test = 100"),
+        ({"sgd.architectures": {"train": 1}}, "sgd.architectures names split train: must be one of val"),
+        ({"sgd.architectures": {"test": 0}}, "sgd.architectures.test = 0"),
+        ({"sgd.sources": 10_001}, "sgd.sources = 10001: must be at most generate.train = 10000"),
+        ({"sgd.epochs": [3, 1]}, "sgd.epochs = [3, 1]"),
+        ({"sgd.held_out": 0.6}, "at most 0.5"),
+        ({"sgd.converged_at": 1}, "sgd.converged_at = 1"),
+        ({"sgd.learning_rates": [0.1, 20]}, "learning_rates has 20"),
+        ({"copies.architectures": 0}, "copies.architectures = 0"),
+        ({"evaluate.running_statistics": -1}, "evaluate.running_statistics = -1"),
         ({"storage": "s4://bucket/prefix"}, "s4://bucket/prefix"),
         ({"storage": "s3:/bucket"}, "s3:/bucket"),
         ({"storage": "s3://"}, "s3://bucket/prefix"),
@@ -156,6 +191,11 @@ def test_an_impossible_value_is_refused_with_what_is_possible(
         {"workers.number": 64, "train.micro_batches": 1, "workers.minimum": 1},
         {"train.micro_batches": 1000, "meta_batch": 1},
         {"train.ema": 0.999},
+        {"evaluate.running_statistics": None},
+        {"sgd.architectures": {}},
+        {"sgd.sources": 10_001, "generate.imported": {"train": "a/manifest.json"}},
+        {"images.passed_over": 0, "images.max_pixels": 10**12},
+        {"images.passed_over": 1},
         {"train.validation.architectures": VALUES["generate"]["val"]},
         {"train.validation.architectures": 51, "generate.val": 50, "train.validation.every": None},  # which is off
         {"train.validation.architectures": 51, "generate.val": 50, "generate.imported": {"val": "a/manifest.json"}},
@@ -166,6 +206,26 @@ def test_what_is_possible_is_accepted(tmp_path: Path, change: dict[str, Any]) ->
     params = load_params(written(tmp_path, change))
     for name, value in change.items():
         assert operator.attrgetter(name)(params) == value
+
+
+def test_a_variant_of_the_study_differs_in_what_it_changes_in_its_seed_and_in_having_no_validation() -> None:
+    params = validated(VALUES, "params.yaml")
+    variant = params.of_variant("no_virtual_edges", seed=3)
+    assert variant.hypernetwork.gnn == "gated"
+    others = {
+        "seed": 0,
+        "hypernetwork": {"gnn": None},
+        "train": {"validation": {"every": params.train.validation.every}},
+    }
+    assert with_changes(variant.model_dump(), others) == params.model_dump()
+    with pytest.raises(UserError, match=r"no variant ghn9 in study\.changes: must be one of ghn2, ghn1, mlp"):
+        params.of_variant("ghn9", seed=0)
+
+
+def test_a_run_of_few_steps_warms_up_in_a_quarter_of_them() -> None:
+    params = validated(VALUES, "params.yaml")
+    assert params.with_train(20).train.schedule.warmup == 5
+    assert params.with_train(100_000).train.schedule.warmup == params.train.schedule.warmup
 
 
 def test_a_misspelt_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:

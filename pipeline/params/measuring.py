@@ -1,0 +1,139 @@
+"""Settings of what is measured: stages evaluate, sgd, finetune, properties and study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.params.data import SPLITS
+from pipeline.params.sections import Count, Integer, Natural, Positive, Section, Seed, Share, Width, require_increasing
+from pipeline.params.training import HypernetworkSettings, TrainSettings
+
+
+class EvaluateSettings(Section):
+    """How stage evaluate scores predicted and other parameters."""
+
+    batch: Annotated[Integer, Field(ge=2)]
+    images: Annotated[Integer, Field(ge=2)] | None
+    running_statistics: Natural | None
+    width: Width
+    head_width: Count
+    similarity: Count
+
+
+class CopiesSettings(Section):
+    """Which architectures stage copies measures."""
+
+    architectures: Count
+
+
+class RateSearchSettings(Section):
+    """How a stage searches for learning rates: see `pipeline.evaluation.learning_rates`."""
+
+    learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    learning_rate_limits: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    tuning_architectures: Count
+
+    @model_validator(mode="after")
+    def _learning_rates_increase(self) -> Self:
+        require_increasing("learning_rates", self.learning_rates)
+        require_increasing("learning_rate_limits", self.learning_rate_limits)
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rates_are_within_the_limits(self) -> Self:
+        lowest, highest = self.learning_rate_limits
+        for rate in self.learning_rates:
+            if not lowest <= rate <= highest:
+                limits = f"learning_rate_limits = [{lowest:g}, {highest:g}]"
+                raise ValueError(f"learning_rates has {rate:g}: must be within {limits}")
+        return self
+
+
+class SgdSettings(RateSearchSettings):
+    """Which networks stage sgd trains from random initialisation, and how long."""
+
+    architectures: dict[str, Count]
+    sources: Count
+    epochs: Annotated[list[Count], Field(min_length=1)]
+    batch: Annotated[Integer, Field(ge=2)]
+    held_out: Annotated[float, Field(gt=0, le=0.5)]
+    converged_at: Share
+
+    @model_validator(mode="after")
+    def _epochs_increase(self) -> Self:
+        require_increasing("epochs", self.epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _splits_exist(self) -> Self:
+        possible = [split for split in SPLITS if split != "train"]  # of which `sources` are trained
+        for split in self.architectures:
+            if split not in possible:
+                raise ValueError(f"architectures names split {split}: must be one of {', '.join(possible)}")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, int]:
+        """The number of architectures that are trained of each split, the sources first."""
+        return {"train": self.sources} | {split: self.architectures.get(split, 0) for split in SPLITS[1:]}
+
+
+class FinetuneSettings(RateSearchSettings):
+    """What stage finetune transfers to, and how it trains there."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    architectures: Count
+    images_per_class: Annotated[list[Count], Field(min_length=1)]
+    seeds: Count
+    steps: Count
+    batch: Annotated[Integer, Field(ge=2)]
+    evaluate_every: Count
+
+    @model_validator(mode="after")
+    def _images_per_class_increase(self) -> Self:
+        require_increasing("images_per_class", self.images_per_class)
+        return self
+
+
+class PropertiesSettings(Section):
+    """How stage properties measures inference time and intervals, and the published results that it reads too."""
+
+    batch: Count
+    repeats: Count
+    resamples: Annotated[Integer, Field(ge=100)]
+    published: Annotated[str, Field(min_length=1)] | None
+
+
+class VariedSettings(Section):
+    """What a variant of a study may change: what is learned, from the same architectures and images."""
+
+    meta_batch: Count
+    hypernetwork: HypernetworkSettings
+    train: TrainSettings
+
+
+class StudySettings(Section):
+    """Ablations: variants of the hypernetwork and of its training, each trained in the same time with each seed."""
+
+    variants: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    minutes: Positive
+    architectures: Count
+    images: Annotated[Integer, Field(ge=2)] | None
+    changes: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _variants_are_known(self) -> StudySettings:
+        for name in self.variants:
+            if name not in self.changes:
+                raise ValueError(f"variants names {name}: must be one of {', '.join(self.changes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_there_twice(self) -> StudySettings:
+        for name, values in (("variants", self.variants), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {values}: must be different")
+        return self
