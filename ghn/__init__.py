@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ghn.deepnets1m.records import network_from_dict
     from ghn.deepnets1m.sampling import sample_architecture
     from ghn.models.checkpoints import CheckpointError
+    from ghn.models.class_layer import fit_class_layer
     from ghn.models.config import GHNConfig
     from ghn.models.ghn import GHN
     from ghn.models.predict_module import PredictionReport, estimate_statistics, use_batch_statistics
@@ -36,6 +37,7 @@ __all__ = [
     "declared_shape",
     "estimate_statistics",
     "find_network",
+    "fit_class_layer",
     "list_architectures",
     "load",
     "network_from_dict",
@@ -57,6 +59,7 @@ _MODULES = {
     "declared_shape": "ghn.tracing.trace",
     "estimate_statistics": "ghn.models.predict_module",
     "find_network": "ghn.zoo",
+    "fit_class_layer": "ghn.models.class_layer",
     "list_architectures": "ghn.zoo",
     "load": "ghn.zoo",
     "network_from_dict": "ghn.deepnets1m.records",

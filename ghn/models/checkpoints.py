@@ -32,12 +32,8 @@ def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str
     Raises:
         CheckpointError: the folder exists and holds something else, which would be lost.
     """
+    require_checkpoint_folder(folder)
     folder = Path(folder).resolve()
-    if folder.exists():
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
-        others = names - {WEIGHTS_FILE, CONFIG_FILE}
-        if others:
-            raise CheckpointError(f"{folder} is not a checkpoint (it holds {min(others)}): save to a folder of its own")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "checkpoint"
@@ -47,6 +43,20 @@ def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str
         (whole / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
         shutil.copymode(whole / CONFIG_FILE, whole / WEIGHTS_FILE)  # safetensors makes files that only the owner reads
         _replace(folder, whole, Path(scratch) / "before")
+
+
+def require_checkpoint_folder(folder: str | Path) -> None:
+    """Raise an error where a checkpoint cannot be written, because there is something else.
+
+    Raises:
+        CheckpointError: the folder exists and holds something else, which would be lost.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists():
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+        others = names - {WEIGHTS_FILE, CONFIG_FILE}
+        if others:
+            raise CheckpointError(f"{folder} is not a checkpoint (it holds {min(others)}): save to a folder of its own")
 
 
 def _replace(folder: Path, new: Path, before: Path) -> None:

@@ -21,7 +21,7 @@ from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.network import Network
 from ghn.tracing.eager import uncompiled
-from ghn.tracing.trace import TRACED_IMAGES, TracingError, trace
+from ghn.tracing.trace import TRACED_IMAGES, Inputs, TracingError, trace
 
 
 class GHN(Hypernetwork):
@@ -78,16 +78,14 @@ class GHN(Hypernetwork):
             return self._without_other_classes(trace(network, image_size=image_size))
         return super().graph_of(network, image_size, num_classes)
 
-    def graph(
-        self, model: nn.Module, inputs: Tensor | Sequence[Tensor] | None = None, image_size: int | None = None
-    ) -> Graph:
+    def graph(self, model: nn.Module, inputs: Inputs | None = None, image_size: int | None = None) -> Graph:
         """Return the graph of any module: see `ghn.tracing.trace.trace`."""
         return trace(model, inputs, image_size)
 
     def predict(
         self,
         model: nn.Module,
-        inputs: Tensor | Sequence[Tensor] | None = None,
+        inputs: Inputs | None = None,
         image_size: int | None = None,
         predict_class_layers: bool = True,
         calibration_images: Tensor | Iterable[Any] | None = None,
@@ -99,7 +97,8 @@ class GHN(Hypernetwork):
 
         Args:
             model: any network whose parameters have memory.
-            inputs: the inputs that it is traced with; by default they are guessed (see `ghn.tracing.trace.trace`).
+            inputs: what it is called with to be traced: a tensor, tensors in order, or a mapping of keyword arguments.
+                By default images are guessed (see `ghn.tracing.trace.trace`).
             image_size: side of the images that it is traced with, in pixels, where there are no inputs.
             predict_class_layers: whether to predict the layers that give the logits (B, classes). Set it to False if
                 the classes are not those of the hypernetwork's training. A layer with another number of classes is
@@ -137,7 +136,7 @@ class GHN(Hypernetwork):
         return graph.without_class_layers(reason, of_other_than=classes)
 
 
-def _runs(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None, image_size: int | None) -> bool:
+def _runs(model: nn.Module, inputs: Inputs | None, image_size: int | None) -> bool:
     """Return whether a network can be traced."""
     try:
         trace(model, inputs, image_size)

@@ -3,7 +3,7 @@
 `Hypernetwork` reads graphs, and networks that compile to one. `ghn.models.ghn.GHN` reads any `nn.Module` too. It alone
 needs the tracer, so that training and evaluation do not depend on it.
 
-Dimensions: N nodes, H hidden.
+Dimensions: B networks, N nodes, H hidden.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
-from ghn.models.checkpoints import WEIGHTS_FILE, CheckpointError, read_checkpoint, read_weights, write_checkpoint
+from ghn.models.checkpoints import (
+    WEIGHTS_FILE,
+    CheckpointError,
+    read_checkpoint,
+    read_weights,
+    require_checkpoint_folder,
+    write_checkpoint,
+)
 from ghn.models.config import GNNS, WEIGHT_DECODERS, GHNConfig
 from ghn.models.node_encoder import NodeEncoder
 from ghn.models.parameter_decoder import ParameterDecoder
@@ -51,6 +59,23 @@ class Hypernetwork(nn.Module):
         """Return the states (N, H) of all nodes after message passing, in the order of `batch.nodes`."""
         h_NH: Tensor = self.norm(self.gnn(self.encoder(batch), batch))
         return h_NH
+
+    def mean_embeddings(
+        self,
+        networks: Sequence[Network | Graph],
+        image_size: int | None = None,
+        num_classes: int | None = None,
+    ) -> Tensor:
+        """Return the mean state (B, H) of each network's nodes after message passing, which describes the network.
+
+        Networks with similar embeddings get similar parameters; properties of networks are a function of them
+        (Knyazev et al., NeurIPS 2021, section 5). Arguments and errors are those of `predict_parameters`.
+        """
+        batch = self.batch([self.graph_of(network, image_size, num_classes) for network in networks])
+        h_NH = self.embed(batch)
+        graph_N = torch.as_tensor(batch.graph_of, device=h_NH.device)
+        sums_BH = h_NH.new_zeros(batch.num_graphs, h_NH.shape[1]).index_add(0, graph_N, h_NH)
+        return sums_BH / torch.bincount(graph_N, minlength=batch.num_graphs)[:, None]
 
     def batch(self, graphs: Sequence[Graph]) -> GraphBatch:
         """Return the graphs as one, with the edges that this hypernetwork's GNN reads."""
@@ -96,6 +121,15 @@ class Hypernetwork(nn.Module):
             CheckpointError: the folder exists and holds something else, which would be lost.
         """
         write_checkpoint(folder, self.config, self.state_dict())
+
+    @staticmethod
+    def require_free(folder: str | Path) -> None:
+        """Check that `save` may write a folder, before something takes long that is to be saved there.
+
+        Raises:
+            CheckpointError: the folder exists and holds something else, which would be lost.
+        """
+        require_checkpoint_folder(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -7,6 +7,7 @@ import logging
 from filelock import Timeout
 
 from pipeline.errors import UserError
+from pipeline.secrets import hidden
 from pipeline.tracking.journal import Journal, journals
 from pipeline.tracking.store import client_of, is_outage, reason_of
 
@@ -49,4 +50,4 @@ def _deliver(journal: Journal) -> None:
             f"{len(journal.numbers())} entries of stage {stage} are still kept in {journal.folder}"
         ) from error
     journal.delete()
-    print(f"{stage}: {delivered} entries delivered to {uri}")
+    print(f"{stage}: {delivered} entries delivered to {hidden(uri)}")

@@ -128,7 +128,7 @@ def named_graph(name: str, num_classes: int, image_size: int | None) -> Graph:
     if network is not None:
         return network.graph(image_size or 224, num_classes)
     with as_user_error():
-        return trace(_load(name, num_classes, image_size), image_size=image_size)
+        return trace(load_network(name, num_classes, image_size), image_size=image_size)
 
 
 def render_network(name: str, out: Path, num_classes: int, image_size: int | None, virtual_edges: bool) -> None:
@@ -178,20 +178,20 @@ def predict_network(
     ghn = read_hypernetwork(checkpoint)
     classes = ghn.config.num_classes if num_classes is None else num_classes
     is_deepnets1m = find_network(name) is not None
-    model = _load(name, classes, image_size or ghn.config.image_size if is_deepnets1m else image_size)
+    model = load_network(name, classes, image_size or ghn.config.image_size if is_deepnets1m else image_size)
     images = None
     with as_user_error():
         if dataset is not None:
-            image_size = image_size or _declared_size(model) or ghn.config.image_size
+            image_size = image_size or declared_size(model) or ghn.config.image_size
             ghn.graph(model, image_size=image_size)  # an error comes before images are decoded for nothing
             images = load_cached_images(dataset, image_size, cache, folder=folder)
         report = ghn.predict(
             model,
             image_size=image_size,
             predict_class_layers=class_layers,
-            calibration_images=None if images is None or is_deepnets1m else _calibration(images),
+            calibration_images=None if images is None or is_deepnets1m else calibration(images),
         )
-    _write(model, out)
+    write_state(model, out)
     print(f"{name}: {report}")
     if report.batch_statistics:
         print("the file has no running statistics: call ghn.use_batch_statistics(network) before it is loaded")
@@ -201,7 +201,7 @@ def predict_network(
     print(f"written to {out}")
 
 
-def _declared_size(model: nn.Module) -> int | None:
+def declared_size(model: nn.Module) -> int | None:
     """Return the image size in pixels that a network declares, or None."""
     declared = declared_shape(model)
     return None if declared is None else declared[-1]
@@ -218,19 +218,19 @@ def _score(model: nn.Module, report: PredictionReport, images: Images, classes: 
     return f"top-1 on the {len(images.test)} test images of {images.name}: {top1:.1%}"
 
 
-def _load(name: str, num_classes: int, image_size: int | None) -> nn.Module:
+def load_network(name: str, num_classes: int, image_size: int | None) -> nn.Module:
     try:
         return load(name, num_classes, image_size or 224)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _calibration(images: Images) -> Iterator[Tensor]:
+def calibration(images: Images) -> Iterator[Tensor]:
     for batch, _ in islice(evaluation_batches(images.train, images, BATCH), CALIBRATION_BATCHES):
         yield batch
 
 
-def _write(model: nn.Module, out: Path) -> None:
+def write_state(model: nn.Module, out: Path) -> None:
     """Write the state of a network as one safetensors file, atomically; tied parameters are written once."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         whole, ordinary = Path(scratch) / "whole", Path(scratch) / "ordinary"

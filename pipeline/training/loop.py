@@ -80,7 +80,7 @@ class Trainer:
         self.load_checkpoint()
         self.loader = StepLoader(
             settings,
-            training_set_of(self.store["train"]),
+            training_set_of(self.store["train"], train.architectures),
             images,
             self.state.ghn,
             self.rank,

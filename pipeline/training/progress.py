@@ -119,10 +119,10 @@ class Progress:
     Args:
         buffer: the handle of the metrics buffer.
         steps: steps of the whole run.
-        run: the MLflow run that takes the rows.
+        run: the MLflow run that takes the rows; None: they are not logged.
     """
 
-    def __init__(self, buffer: Any, steps: int, run: StageRun):
+    def __init__(self, buffer: Any, steps: int, run: StageRun | None):
         self.buffer, self.run = buffer, run
         self.step = 0
         self.named: set[tuple[int, int]] = set()
@@ -207,7 +207,10 @@ class Progress:
                 new.append(row)
         if not new:
             return
-        self.run.log_history([{name: value for name, value in row.items() if value == value} for row in new])  # no NaN
+        if self.run is not None:
+            self.run.log_history(
+                [{name: value for name, value in row.items() if value == value} for row in new]
+            )  # no NaN
         for row in new:
             self.postfix |= {"loss": f"{row['loss']:.3f}", "top1": f"{row['top1']:.1%}"}
             if row.get("val_top1") is not None:

@@ -71,7 +71,7 @@ def require_resources(settings: WorkerSettings) -> None:
         )
 
 
-def fit(job: WorkerJob, folder: str, run: StageRun) -> Checkpoint:
+def fit(job: WorkerJob, folder: str, run: StageRun | None) -> Checkpoint:
     """Run the workers to the end, show their progress, and return the last checkpoint.
 
     A lost worker, node or controller is replaced, and the run goes on from its last checkpoint. So does a run that an
@@ -79,6 +79,7 @@ def fit(job: WorkerJob, folder: str, run: StageRun) -> Checkpoint:
 
     Args:
         folder: where Ray Train keeps the checkpoints of this run.
+        run: where the history and recorded steps are logged; None: nowhere.
 
     Raises:
         UserError: the run cannot go on.
@@ -94,7 +95,8 @@ def fit(job: WorkerJob, folder: str, run: StageRun) -> Checkpoint:
         checkpoint = fitting.result().checkpoint
         for file, content in ray.get(buffer.kept.remote()).items():
             write_bytes(RESULTS / "profile" / file, content)
-            run.log_artifact(RESULTS / "profile" / file)
+            if run is not None:
+                run.log_artifact(RESULTS / "profile" / file)
     except TrainingFailedError as error:
         raise UserError(_explain(error, job.workers.max_failures)) from error
     finally:

@@ -130,10 +130,11 @@ def meta_batch_settings(settings: RunSettings) -> MetaBatchSettings:
     return MetaBatchSettings(settings.meta_batch, train.widths, train.head_widths, train.max_nodes, train.norm_free)
 
 
-def training_set_of(split: Split) -> TrainingSet:
-    """Return a split as the set of architectures that meta-batches are sampled from."""
+def training_set_of(split: Split, first: int | None = None) -> TrainingSet:
+    """Return the first architectures of a split (None: all) as the set that meta-batches are sampled from."""
     norm_free = split.table("norm")["norm"].is_null().to_numpy()
-    return TrainingSet(**split.columns("nodes", "parameters"), norm_free=norm_free, read=split.read)
+    columns = split.columns("nodes", "parameters") | {"norm_free": norm_free}
+    return TrainingSet(**{name: column[:first] for name, column in columns.items()}, read=split.read)
 
 
 def prefetch(prepare: Callable[[int], Prepared], steps: Sequence[int]) -> Iterator[tuple[Prepared, float]]:
@@ -162,6 +163,7 @@ def require_first_step(settings: RunSettings, store: ArchitectureStore) -> None:
         UserError: a shard is missing or damaged, or no meta-batch can be sampled as the settings say.
     """
     try:
-        sample_indices(training_set_of(store["train"]), meta_batch_settings(settings), settings.seed, 0)
+        training_set = training_set_of(store["train"], settings.train.architectures)
+        sample_indices(training_set, meta_batch_settings(settings), settings.seed, 0)
     except ValueError as error:
         raise UserError(f"train.{error}") from error
