@@ -17,6 +17,7 @@ import typer
 
 from pipeline.errors import DISK_FULL, NO_PERMISSION, Terminated, UserError
 from pipeline.params import Params, load_params
+from pipeline.secrets import hidden, hide_in_output
 from pipeline.termination import sigterm_raises_terminated
 
 app = typer.Typer(
@@ -40,11 +41,14 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command print errors that the user can correct without a traceback, and exit with status 1.
 
+    Passwords are hidden in all that it logs, and in the tracebacks of other errors.
+
     SIGTERM ends it with status 143, Ctrl-C with 130.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        hide_in_output()
         try:
             with sigterm_raises_terminated():
                 command(*args, **kwargs)
@@ -54,7 +58,10 @@ def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno not in (*DISK_FULL, *NO_PERMISSION):
                 raise
-            print(f"error: {error}\nmake room, or give the right to write there, and run it again", file=sys.stderr)
+            print(
+                f"error: {hidden(str(error))}\nmake room, or give the right to write there, and run it again",
+                file=sys.stderr,
+            )
             raise typer.Exit(1) from None
         except Terminated as ending:
             print(f"{ending}: the same command goes on from there", file=sys.stderr)
@@ -77,7 +84,7 @@ def begin_stage(file: Path) -> Params:
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
 def check(file: ParamsFile = PARAMS) -> None:
-    """Check the settings, the storage and the images that they name."""
+    """Check the settings, the storage and the images that they name, and the MLflow server."""
     params = begin_stage(file)
     from pipeline.stages.check import check
 
@@ -117,6 +124,16 @@ def train(file: ParamsFile = PARAMS) -> None:
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
+def sgd(file: ParamsFile = PARAMS) -> None:
+    """Train networks one by one, from random parameters, to compare with."""
+    params = begin_stage(file)
+    from pipeline.stages.sgd import sgd
+
+    sgd(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
 def evaluate(file: ParamsFile = PARAMS) -> None:
     """Score predicted parameters on every split, beside random ones."""
     params = begin_stage(file)
@@ -127,12 +144,56 @@ def evaluate(file: ParamsFile = PARAMS) -> None:
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
+def copies(file: ParamsFile = PARAMS) -> None:
+    """Score copies of the parameters of the most similar trained network."""
+    params = begin_stage(file)
+    from pipeline.stages.copies import copies
+
+    copies(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
 def finetune(file: ParamsFile = PARAMS) -> None:
     """Transfer to other data sets, from predicted and from random parameters."""
     params = begin_stage(file)
     from pipeline.stages.finetune import finetune
 
     finetune(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
+def properties(file: ParamsFile = PARAMS) -> None:
+    """Predict properties of networks, such as their accuracy after training, from their graphs."""
+    params = begin_stage(file)
+    from pipeline.stages.properties import properties
+
+    properties(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
+def study(
+    variant: Annotated[str, typer.Argument(help="A name of study.changes.")],
+    seed: Annotated[int, typer.Argument(min=0, help="Of the weights and of what is sampled.")],
+    file: ParamsFile = PARAMS,
+) -> None:
+    """Train a variant of the hypernetwork in the study's time, and score it."""
+    params = begin_stage(file)
+    from pipeline.stages.study import study
+
+    study(params, variant, seed)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
+def compare(file: ParamsFile = PARAMS) -> None:
+    """Compare the variants of the study."""
+    params = begin_stage(file)
+    from pipeline.stages.compare import compare
+
+    compare(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -208,10 +269,21 @@ def predict(
         str | None,
         typer.Option(help="Data set, or folder of class folders, for running statistics and a score."),
     ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(help="The same in place of --images, of other classes: the class layer is fitted to them."),
+    ] = None,
     folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
 ) -> None:
     """Predict the parameters of a network and write them to a file."""
+    if shots is not None:
+        if images is not None or classes is not None or not class_layers:
+            raise UserError("--shots gives the classes and the class layer: leave out --images, --classes and the like")
+        from pipeline.commands.few_shots import predict_from_shots
+
+        predict_from_shots(architecture, checkpoint, out, shots, image_size, folder, cache)
+        return
     from pipeline.commands.one_network import predict_network
 
     predict_network(
@@ -225,6 +297,25 @@ def predict(
         folder=folder,
         cache=cache,
     )
+
+
+@app.command(rich_help_panel=NETWORKS)
+@exits_on_user_error
+def adapt(
+    images: Annotated[str, typer.Option(help="Data set, or folder of class folders, to adapt to.")],
+    shots: Annotated[int, typer.Option(min=1, help="Training images of each class; others choose when to stop.")],
+    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
+    folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 200,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 0.001,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and of all else that is sampled.")] = 0,
+) -> None:
+    """Train a GHN on a few images of a new data set; it then predicts for that one."""
+    from pipeline.commands.adapt import adapt_to_images
+
+    adapt_to_images(checkpoint, out, images, shots, folder, cache, steps, learning_rate, seed)
 
 
 @app.command(rich_help_panel=NETWORKS)
@@ -279,6 +370,18 @@ def import_architectures(
     from pipeline.architectures.import_split import import_deepnets
 
     import_deepnets(hdf5, metadata, split, storage, keep_disagreeing)
+
+
+@app.command("import-results", rich_help_panel=FILES)
+@exits_on_user_error
+def import_paper_results(
+    file: Annotated[Path, typer.Argument(help="Results of single architectures, such as results_cifar10.json.")],
+    storage: Annotated[str, typer.Option(help="A folder, or s3://bucket/prefix.")] = "storage",
+) -> None:
+    """Import published results of the architectures of DeepNets-1M, for stage properties."""
+    from pipeline.architectures.paper_results import import_results
+
+    import_results(file, storage)
 
 
 if __name__ == "__main__":

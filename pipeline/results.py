@@ -7,6 +7,7 @@ from pathlib import Path
 RESULTS = Path("results")
 MANIFEST = RESULTS / "generate" / "manifest.json"
 CHECKPOINT = RESULTS / "train" / "checkpoint"
+SOURCES = RESULTS / "sgd" / "sources.json"
 
 
 def results_folder(stage: str) -> Path:

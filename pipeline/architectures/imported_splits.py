@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.architectures.shards import ArchitectureShard
 from pipeline.architectures.store import read_manifest
 from pipeline.errors import UserError
-from pipeline.params import SAMPLED_SPLITS, FinetuneSettings, GenerateSettings
+from pipeline.params import SAMPLED_SPLITS, FinetuneSettings, GenerateSettings, SgdSettings
 from pipeline.storage.files import file_sizes
 from pipeline.storage.paths import storage_url
 
@@ -13,24 +13,28 @@ IMPORT_HINT = "`ghn import-deepnets` writes it, to the storage that it is given,
 
 
 def find_imported_splits(
-    storage: str, generate: GenerateSettings, finetune: FinetuneSettings
+    storage: str, generate: GenerateSettings, finetune: FinetuneSettings, sgd: SgdSettings
 ) -> dict[str, tuple[str, list[ArchitectureShard]]]:
     """Return, for each imported split, the address of its folder and its shards.
 
     Raises:
-        UserError: a manifest is missing, damaged or of other splits, a shard is missing or incomplete, or split test
-            has fewer architectures than other settings need.
+        UserError: a manifest is missing, damaged or of other splits, a shard is missing or incomplete, or a split has
+            fewer architectures than other settings need.
     """
     addresses = generate.imported
     splits = {split: _find_split(storage, split, addresses[split]) for split in SAMPLED_SPLITS if split in addresses}
-    if "test" in splits:
-        rows = sum(shard.rows for shard in splits["test"][1])
-        for name, needed in (
-            ("generate.wide", generate.wide),
-            ("finetune.architectures", finetune.architectures),
-        ):
-            if needed > rows:
-                raise UserError(f"{name} = {needed}: must be at most {rows}, as split test is imported with that many")
+    needs = [
+        ("test", "generate.wide", generate.wide),
+        ("test", "finetune.architectures", finetune.architectures),
+        ("train", "sgd.sources", sgd.sources),
+        *((split, f"sgd.architectures.{split}", count) for split, count in sgd.architectures.items()),
+    ]
+    for split, setting, needed in needs:
+        rows = sum(shard.rows for shard in splits[split][1]) if split in splits else needed
+        if needed > rows:
+            raise UserError(
+                f"{setting} = {needed}: must be at most {rows}, as split {split} is imported with that many"
+            )
     return splits
 
 

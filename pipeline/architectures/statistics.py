@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import shortest_path
 
 from ghn.deepnets1m.genotype import OPERATIONS
 from ghn.networks.graph import Graph
+from ghn.networks.graph_statistics import average_degree, average_path
 from pipeline.architectures.store import ArchitectureStore, Split
 
 QUANTITIES = ("n_cells", "nodes", "edges", "depth", "parameters", "parameters_large", "flops")
@@ -150,20 +149,3 @@ def small_graphs(store: ArchitectureStore, splits: Sequence[str], small: int, la
         if nodes[index] <= largest:
             found[f"{split}/{index}"] = store[split].read(index).graph(32, 10)
     return found
-
-
-def average_degree(graph: Graph) -> float:
-    """Return the mean over all nodes of the number of edges at a node, in both directions: 2 E / N."""
-    return 2 * len(graph.edges) / len(graph.nodes)
-
-
-def average_path(graph: Graph) -> float:
-    """Return the mean over all pairs of different nodes of the number of edges on a shortest path between them.
-
-    Paths lead along edges in both directions, without virtual edges, because the published figures are defined so. The
-    distances that a hypernetwork sees, `Graph.distances`, are those along the direction of the edges.
-    """
-    N = len(graph.nodes)
-    sources, targets = np.array(graph.edges).T
-    edges = csr_array((np.ones(len(sources)), (sources, targets)), shape=(N, N))
-    return float(shortest_path(edges, directed=False, unweighted=True).sum() / (N * (N - 1)))

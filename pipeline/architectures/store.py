@@ -80,6 +80,23 @@ class Split:
         rows = self._open(shard).read_row_group(group, columns=list(names), use_threads=False)
         return rows.slice(position, 1)
 
+    def read_range(self, first: int, last: int) -> list[Architecture]:
+        """Return the architectures from position `first` up to and without `last`.
+
+        Only the rows that are compressed together with them are read.
+        """
+        if not 0 <= first <= last <= len(self):
+            raise IndexError(f"split {self.name} has {len(self)} architectures: there are none from {first} to {last}")
+        architectures: list[Architecture] = []
+        for shard, start in enumerate(self._starts[:-1]):
+            begin, end = max(first - start, 0), min(last - start, self.shards[shard].rows)
+            if begin < end:
+                groups = list(range(begin // ROWS_IN_GROUP, -(-end // ROWS_IN_GROUP)))
+                rows = self._open(shard).read_row_groups(groups, columns=ARCHITECTURE_COLUMNS, use_threads=False)
+                rows = rows.slice(begin - groups[0] * ROWS_IN_GROUP, end - begin)
+                architectures += map(architecture_of, rows.to_pylist())
+        return architectures
+
     def read_all(self) -> list[Architecture]:
         """Return all architectures of the split."""
         return [architecture_of(record) for record in self.table(*ARCHITECTURE_COLUMNS).to_pylist()]
@@ -182,11 +199,12 @@ class ArchitectureStore:
             return list(PREDEFINED.values())[index]
         return self[split].read(index)
 
-    def networks(self, split: str) -> list[Network]:
-        """Return all networks of a split, which may be `predefined`."""
+    def networks(self, split: str, first: int | None = None) -> list[Network]:
+        """Return the first networks of a split, which may be `predefined`, or as many as it has; None: all."""
         if split == "predefined":
-            return list(PREDEFINED.values())
-        return [*self[split].read_all()]
+            return list(PREDEFINED.values())[:first]
+        stored = self[split]
+        return [*(stored.read_all() if first is None else stored.read_range(0, min(first, len(stored))))]
 
 
 def content_digest_of(manifest: Manifest) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.params import settings_hash
@@ -48,6 +49,16 @@ def clear_task_cache(folder: str) -> None:
     remove(folder)
 
 
+@contextmanager
+def named_when_interrupted(folder: str) -> Iterator[None]:
+    """Say where finished tasks are kept when the user interrupts what is done within."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"finished tasks are kept in {folder}")
+        raise
+
+
 def run_cached_tasks(
     function: Callable[..., Any], tasks: Mapping[str, tuple], folder: str, **options: Any
 ) -> Iterator[tuple[str, Any]]:
@@ -61,13 +72,9 @@ def run_cached_tasks(
     from pipeline.cluster.ray_cluster import run_tasks  # Ray takes a second to import; stages without tasks need not
 
     names = list(tasks)
-    try:
-        for position, result in run_tasks(function, list(tasks.values()), **options):
-            keep_result(folder, names[position], result)
-            yield names[position], result
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"finished tasks are kept in {folder}")
-        raise
+    for position, result in run_tasks(function, list(tasks.values()), **options):
+        keep_result(folder, names[position], result)
+        yield names[position], result
 
 
 def keep_result(folder: str, name: str, result: Any) -> None:

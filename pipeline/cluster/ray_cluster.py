@@ -30,14 +30,16 @@ from typing import Any
 
 import ray
 import yaml
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from tqdm import tqdm
 
-from pipeline.cluster.ray_private import START_UP_LOGGER, host_and_port
+from pipeline.cluster.ray_private import START_UP_LOGGER, host_and_port, temp_dir_for_sockets
 from pipeline.errors import Terminated, UserError
 from pipeline.secrets import without_user_info
 from pipeline.termination import sigterm_raises_terminated
+
+log = logging.getLogger(__name__)
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
@@ -101,6 +103,9 @@ def _start_or_connect(address: str, num_cpus: int | None) -> None:
 
 def _start(num_cpus: int | None) -> None:
     logging.getLogger(START_UP_LOGGER).setLevel(logging.ERROR)
+    temp_dir = temp_dir_for_sockets()
+    if temp_dir is not None:
+        log.warning("TMPDIR is too long a path for Ray's sockets: Ray keeps its files in %s", temp_dir)
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -108,6 +113,7 @@ def _start(num_cpus: int | None) -> None:
         logging_level=logging.WARNING,
         # What workers print is Ray talking to itself; it stays in Ray's log files. Errors reach the driver anyway.
         log_to_driver=False,
+        _temp_dir=temp_dir,
     )
 
 
@@ -246,6 +252,9 @@ def _result(reference: ray.ObjectRef, what: str) -> Any:
         # Ray's own exception is of the right type too, but its message is the worker's whole traceback.
         error.cause.add_note(what)
         raise error.cause from error
+    except LocalRayletDiedError as error:  # nothing is tried again without it
+        error.add_note(f"{what}: the Ray processes of this command's own node have died")
+        raise
     except RayError as error:
         error.add_note(f"{what}, tried {MAX_RETRIES + 1} times")
         raise

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.services import canonicalize_bootstrap_address
 
 START_UP_LOGGER = "ray._private.authentication"
 """Logger that reports at each start that the cluster is protected by a token: true, and nothing to act on."""
+
+
+SOCKET_BYTES = 107
+"""The most bytes that the path of a Unix socket may have on Linux."""
+
+LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.9"
+"""The longest path of a socket below Ray's temporary folder, with a process number of seven digits."""
+
+SHORT_TEMP_DIR = "/tmp/ray"
+"""Ray's temporary folder where TMPDIR is not set."""
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -22,3 +35,13 @@ def host_and_port(address: str) -> tuple[str, int]:
 def is_driver() -> bool:
     """Return whether this process is connected to Ray as a driver, not as one of its workers."""
     return ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
+
+
+def temp_dir_for_sockets() -> str | None:
+    """Return a folder for Ray's files where the default, below TMPDIR, has too long a path; None where it has not.
+
+    Ray talks through sockets in it, whose paths are limited by the system.
+    """
+    if len(os.fsencode(get_default_ray_temp_dir())) + len(LONGEST_SOCKET) <= SOCKET_BYTES:
+        return None
+    return SHORT_TEMP_DIR

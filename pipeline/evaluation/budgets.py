@@ -6,14 +6,11 @@ classification layer at the start, so that their difference varies less than the
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pandas as pd
 from pandera.typing import DataFrame
-from scipy.stats import ttest_1samp
 
 from pipeline.evaluation.initialisations import BASELINE
+from pipeline.evaluation.significance import NO_DIFFERENCE, holm, paired_difference
 from pipeline.evaluation.tables import FinetuningBudgets, FinetuningCurves
 
 BUDGETS = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -21,12 +18,6 @@ BUDGETS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 EARLY_BUDGET = 0.1
 """The budget that tables show beside the whole one."""
-
-FEWEST_PAIRS = 3
-"""Fewer pairs are not tested."""
-
-SIGNIFICANT = 0.05
-"""Differences whose corrected p-value is below this one are called significant."""
 
 
 def steps_at_budgets(steps: int) -> list[int]:
@@ -58,35 +49,5 @@ def _comparison(runs: pd.DataFrame, initialisation: str) -> dict[str, float]:
     top1 = runs.pivot(index=["architecture", "seed"], columns="initialisation", values="test_top1")
     own = top1[initialisation]
     columns = {"runs": len(own), "test_top1": own.mean(), "test_top1_error": own.sem()}
-    if initialisation == BASELINE:
-        return columns | dict.fromkeys(("difference", "difference_error", "p_value"), math.nan)
-    differences = own - top1[BASELINE]
-    return columns | {
-        "difference": differences.mean(),
-        "difference_error": differences.sem(),
-        "p_value": paired_p_value(differences.to_numpy()),
-    }
-
-
-def paired_p_value(differences: np.ndarray) -> float:
-    """Return the two-sided p-value of a paired t-test; not a number for fewer than three pairs.
-
-    Where all differences are equal up to rounding, it is 1 if they are 0, else 0.
-    """
-    if len(differences) < FEWEST_PAIRS:
-        return math.nan
-    if np.allclose(differences, differences[0]):
-        return float(np.allclose(differences, 0))
-    return float(ttest_1samp(differences, 0).pvalue)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values corrected for the number of comparisons (Holm 1979); those that are not numbers do not count.
-
-    The smallest of n is multiplied by n, the next by n - 1, and so on; none becomes less than a smaller one.
-    """
-    corrected = np.full(len(p_values), math.nan)
-    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]  # numpy sorts NaN to the end
-    factors = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1)
-    return corrected
+    is_baseline = initialisation == BASELINE
+    return columns | (NO_DIFFERENCE if is_baseline else paired_difference(own, top1[BASELINE]))

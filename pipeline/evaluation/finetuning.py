@@ -5,44 +5,33 @@ Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import ray
-import torch
 from pandera.typing import DataFrame
 from torch import nn
-from torch.nn import functional as F
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
-from pipeline.cluster.cached_tasks import read_task_cache, run_cached_tasks
-from pipeline.cluster.ray_cluster import capacity
 from pipeline.evaluation.budgets import steps_at_budgets
+from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.initialisations import Initialisation, InitialisationContext, load_body
-from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates
-from pipeline.evaluation.networks import GPU_SHARE, fresh_module, seed_of
+from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates, tried_rates
+from pipeline.evaluation.networks import available_device, fresh_module, seed_of
 from pipeline.evaluation.scores import score
+from pipeline.evaluation.sgd import Measure, SgdRun, classifier, train_by_sgd
 from pipeline.evaluation.tables import FinetuningCurves, LearningRates
 from pipeline.evaluation.targets import Target
-from pipeline.images.batches import Augmentation, evaluation_batches, training_batch
+from pipeline.images.batches import Augmentation, evaluation_batches
 from pipeline.images.dataset import ImageSubset
 from pipeline.images.subsets import digest
 from pipeline.params import FinetuneSettings, settings_hash
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
-
 EVALUATION_BATCH = 64
 """Images per batch when the accuracy is measured."""
-
-MEMORY_FORMAT = torch.channels_last
-"""The order of values in memory: on a CPU, small networks train a third faster with channels last."""
 
 
 class Competition(NamedTuple):
@@ -118,26 +107,35 @@ def train_all(
         seed: of the pipeline; the seeds of the runs are functions of it.
         folder: where finished runs keep their results.
     """
-    tasks = _RunTasks(
-        networks=networks,
-        initialisations=initialisations,
-        shared_ghn=ray.put(ghn.cpu()),
-        shared_targets={name: ray.put(target) for name, target in targets.items()},
-        digests={name: digests_of(target) for name, target in targets.items()},
-        settings=settings,
-        seed=seed,
-        folder=folder,
-        finished=read_task_cache(folder),
+    shared_ghn = ray.put(ghn.cpu())
+    shared_targets = {name: ray.put(target) for name, target in targets.items()}
+    digests = {name: digests_of(target) for name, target in targets.items()}
+
+    def inputs_of(run: FinetuneRun) -> RunInputs:
+        return RunInputs(run, networks[run.architecture], initialisations[run.initialisation], settings, seed)
+
+    def name_of_run(function: Function, run: FinetuneRun) -> str:
+        return name_of(function, inputs_of(run), digests[run.dataset][run.images_per_class, run.seed])
+
+    cached: CachedRuns[FinetuneRun] = CachedRuns(
+        folder,
+        name_of_run,
+        arguments_of=lambda run: (inputs_of(run), shared_ghn, shared_targets[run.dataset]),
+        cost_of=lambda run: networks[run.architecture].summary(32, 10).flops,
     )
+
+    def held_out_accuracies(pairs: Sequence[tuple[Competition, float]]) -> dict[tuple[Competition, float], float]:
+        architectures = min(settings.tuning_architectures, len(networks))
+        runs = {pair: tuning_runs(*pair, architectures) for pair in pairs}
+        return cached.means(held_out_accuracy, runs, "finetune: learning rates")
+
     competitions = [
         Competition(dataset, number, initialisation)
         for dataset, target in targets.items()
         for number in target.shots
         for initialisation in initialisations
     ]
-    tried = search_rates(
-        competitions, settings.learning_rates, settings.learning_rate_limits, tasks.held_out_accuracies
-    )
+    tried = search_rates(competitions, settings.learning_rates, settings.learning_rate_limits, held_out_accuracies)
     chosen = {competition: best_rate(accuracies) for competition, accuracies in tried.items()}
     runs = [
         FinetuneRun(dataset, number, architecture, initialisation, rate.learning_rate, repetition)
@@ -145,51 +143,8 @@ def train_all(
         for architecture in range(len(networks))
         for repetition in range(settings.seeds)
     ]
-    curves = tasks.results(fine_tune, runs, "finetune: all seeds")
+    curves = cached.results(fine_tune, runs, "finetune: all seeds")
     return Finetuned(curves_table(curves, chosen), rates_table(tried))
-
-
-@dataclass(frozen=True, eq=False)
-class _RunTasks:
-    """Training runs as tasks on the cluster. `finished` has the results of those that are finished, by name."""
-
-    networks: Sequence[Network]
-    initialisations: Mapping[str, Initialisation]
-    shared_ghn: ray.ObjectRef
-    shared_targets: Mapping[str, ray.ObjectRef]
-    digests: Mapping[str, Mapping[tuple[int, int], str]]
-    settings: FinetuneSettings
-    seed: int
-    folder: str
-    finished: dict[str, Any]
-
-    def results(self, function: Callable[..., Any], runs: Sequence[FinetuneRun], title: str) -> dict[FinetuneRun, Any]:
-        """Return what `fine_tune` or `held_out_accuracy` returns for each run; `title` is that of the progress bar."""
-        names = {run: self._name(function, run) for run in runs}
-        todo = {
-            name: (self._inputs(run), self.shared_ghn, self.shared_targets[run.dataset])
-            for run, name in names.items()
-            if name not in self.finished
-        }
-        gpus = GPU_SHARE if capacity()["GPU"] else 0
-        for name, result in run_cached_tasks(function, todo, self.folder, description=title, unit="run", num_gpus=gpus):
-            self.finished[name] = result
-        return {run: self.finished[name] for run, name in names.items()}
-
-    def held_out_accuracies(self, pairs: Sequence[tuple[Competition, float]]) -> dict[tuple[Competition, float], float]:
-        """Return the mean accuracy on held-out images of each (competition, learning rate)."""
-        architectures = min(self.settings.tuning_architectures, len(self.networks))
-        runs = {pair: tuning_runs(*pair, architectures) for pair in pairs}
-        every_run = [run for of_pair in runs.values() for run in of_pair]
-        accuracies = self.results(held_out_accuracy, every_run, "finetune: learning rates")
-        return {pair: float(np.mean([accuracies[run] for run in of_pair])) for pair, of_pair in runs.items()}
-
-    def _name(self, function: Callable[..., Any], run: FinetuneRun) -> str:
-        return name_of(function, self._inputs(run), self.digests[run.dataset][run.images_per_class, run.seed])
-
-    def _inputs(self, run: FinetuneRun) -> RunInputs:
-        initialisation = self.initialisations[run.initialisation]
-        return RunInputs(run, self.networks[run.architecture], initialisation, self.settings, self.seed)
 
 
 def tuning_runs(competition: Competition, learning_rate: float, architectures: int) -> list[FinetuneRun]:
@@ -218,16 +173,7 @@ def curves_table(
 
 def rates_table(tried: Mapping[Competition, Mapping[float, float]]) -> DataFrame[LearningRates]:
     """Return a row for each competition and learning rate that was tried, rates in increasing order."""
-    rows = [
-        {
-            **competition._asdict(),
-            "learning_rate": rate,
-            "held_out_top1": accuracies[rate],
-            "is_chosen": rate == best_rate(accuracies).learning_rate,
-        }
-        for competition, accuracies in tried.items()
-        for rate in sorted(accuracies)
-    ]
+    rows = [{**competition._asdict(), **rate} for competition, rate in tried_rates(tried)]
     return LearningRates.validate(pd.DataFrame(rows))
 
 
@@ -244,7 +190,7 @@ def digests_of(target: Target) -> dict[tuple[int, int], str]:
     }
 
 
-def name_of(function: Callable[..., Any], inputs: RunInputs, images_digest: str) -> str:
+def name_of(function: Function, inputs: RunInputs, images_digest: str) -> str:
     """Return a name of a task that changes with every input of it beside the checkpoint.
 
     Learning rates, seeds and data sets of other runs leave it as it is.
@@ -278,7 +224,7 @@ def held_out_accuracy(inputs: RunInputs, ghn: Hypernetwork, target: Target) -> f
     """
     if inputs.run.seed != 0:
         raise ValueError(f"seed = {inputs.run.seed}: must be 0, because other seeds may train on held-out images")
-    module = _train(inputs, ghn, target, lambda step, module: None)
+    module = _train(inputs, ghn, target)
     return accuracy(module, target.held_out, target)
 
 
@@ -287,49 +233,26 @@ def measured_steps(steps: int, every: int) -> set[int]:
     return {0, *range(every, steps + 1, every), *steps_at_budgets(steps)}
 
 
-def _train(
-    inputs: RunInputs, ghn: Hypernetwork, target: Target, measure: Callable[[int, nn.Module], None]
-) -> nn.Module:
-    """Train a network by SGD, call `measure(step, module)` before the first step and after each one, and return it.
+def _train(inputs: RunInputs, ghn: Hypernetwork, target: Target, measure: Measure | None = None) -> nn.Module:
+    """Train a network by SGD and return it; `measure` is that of `train_by_sgd`.
 
     Every random number is a function of (seed, run.seed, run.architecture). So all initialisations start with the same
     classification layer and have the same images and dropout masks.
     """
     run, settings = inputs.run, inputs.settings
     images = replace(target.images, train=target.shots[run.images_per_class][run.seed])
-    device = _device()
     key = seed_of(inputs.seed, "finetune", run.seed, run.architecture)
     size = images.test.side
     module = fresh_module(inputs.network, size, len(images.classes), key)
     # For as many classes as the hypernetwork was trained with: the classification layer is not loaded.
     context = InitialisationContext(ghn.cpu(), size, ghn.config.num_classes, key)
     load_body(module, inputs.initialisation, inputs.network, context)
-    module.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # only some overloads have it
-    # Fused, because small networks have many small tensors, whose updates one by one take a fifth of the time.
-    optimizer = SGD(module.parameters(), run.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = CosineAnnealingLR(optimizer, T_max=settings.steps)
-    batch = min(settings.batch, len(images.train))
-    measure(0, module)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)  # of dropout, whose masks are sampled on the CPU
-        for step in range(settings.steps):
-            x_BCSS, labels_B = training_batch(images, key, step, batch, Augmentation())
-            logits_BK = module.train()(x_BCSS.to(device, memory_format=MEMORY_FORMAT))
-            loss = F.cross_entropy(logits_BK, labels_B.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            measure(step + 1, module)
+    sgd = SgdRun(run.learning_rate, settings.steps, settings.batch, key, Augmentation())
+    train_by_sgd(module, images, sgd, measure)
     return module
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def accuracy(module: nn.Module, subset: ImageSubset, target: Target) -> float:
     """Return the share of a subset's images that the module classifies correctly."""
-    module.eval()
     batches = evaluation_batches(subset, target.images, EVALUATION_BATCH)
-    return score(lambda x_BCSS: module(x_BCSS.to(memory_format=MEMORY_FORMAT)), batches, _device()).top1
+    return score(classifier(module), batches, available_device()).top1

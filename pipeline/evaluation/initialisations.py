@@ -62,31 +62,15 @@ def no_tensors(network: Network, context: InitialisationContext) -> Mapping[str,
     return {}
 
 
-def noisy_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
-    """Return predicted parameters with noise: see `post_processing.with_noise`."""
-    return post_processing.with_noise(predicted_tensors(network, context))
-
-
 def orthogonalised_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
     """Return predicted parameters with orthogonal rows: see `post_processing.orthogonalised`."""
     return post_processing.orthogonalised(predicted_tensors(network, context))
 
 
-def rescaled_tensors(network: Network, context: InitialisationContext) -> Mapping[str, Tensor]:
-    """Return predicted parameters, each with the norm that PyTorch's default initialisation gives it.
-
-    A learning rate is relative to the norms of weights, so that both initialisations train at the same speed.
-    """
-    module = fresh_module(network, context.image_size, context.classes, context.seed)
-    return post_processing.rescaled(predicted_tensors(network, context), dict(module.named_parameters()))
-
-
 INITIALISATIONS: dict[str, Initialisation] = {
     "predicted": Initialisation("predicted parameters", predicted_tensors),
     "random": Initialisation("random initialisation", no_tensors),
-    "predicted_noise": Initialisation("predicted + noise", noisy_tensors, is_evaluated=False),
     "predicted_orthogonal": Initialisation("predicted, orthogonalised", orthogonalised_tensors, is_evaluated=False),
-    "predicted_rescaled": Initialisation("predicted, rescaled", rescaled_tensors, is_evaluated=False),
 }
 """The initialisations that are measured, in the order of tables and legends. Names become parts of column names."""
 

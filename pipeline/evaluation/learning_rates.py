@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import count, takewhile
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -51,6 +51,18 @@ def best_rate(accuracies: Mapping[float, float]) -> ChosenRate:
     ends = (min(accuracies), max(accuracies))
     best = max(accuracies, key=lambda rate: (accuracies[rate], rate not in ends, -rate))
     return ChosenRate(best, best not in ends)
+
+
+def tried_rates(tried: Mapping[Key, Mapping[float, float]]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield the key of each learning rate that was tried and its columns in tables, rates in increasing order.
+
+    Args:
+        tried: what `search_rates` returns; accuracies are those on held-out images.
+    """
+    for key, accuracies in tried.items():
+        best = best_rate(accuracies).learning_rate
+        for rate in sorted(accuracies):
+            yield key, {"learning_rate": rate, "held_out_top1": accuracies[rate], "is_chosen": rate == best}
 
 
 def next_rate(ladder: Sequence[float], accuracies: Mapping[float, float]) -> float | None:

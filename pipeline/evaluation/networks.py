@@ -1,25 +1,23 @@
-"""The networks that are evaluated: at which width, with which parameters."""
+"""The networks that are evaluated, at which width; and the seeds of their random parameters."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import nn
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
-from ghn.models.checkpoints import CheckpointError
-from ghn.models.hypernetwork import Hypernetwork
 from ghn.networks.network import Network
-from ghn.networks.program import LARGE_IMAGE
-from pipeline.errors import UserError
-from pipeline.images.dataset import Images
+from ghn.networks.program import LARGE_IMAGE, Program
+from pipeline.cluster.ray_cluster import capacity
 from pipeline.params import EvaluateSettings, settings_hash
-from pipeline.results import CHECKPOINT
+
+EVALUATED_SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
+"""The splits whose architectures are measured, in the order of the tables."""
 
 GPU_SHARE = 0.25
 """Share of a GPU that a task gets, where there are GPUs: a single small network leaves most of a GPU idle."""
@@ -41,32 +39,45 @@ class Candidate:
         return self.split, self.index, self.network_hash
 
 
-def require_fit(ghn: Hypernetwork, images: Images, image_size: int) -> None:
-    """Check that the hypernetwork was trained for the images' classes and size.
+class NetworkRow(TypedDict):
+    """What a row of measurements says of its network, as JSON: see `pipeline.evaluation.tables.NetworkTable`."""
 
-    Raises:
-        UserError: it was trained for another number of classes or another image size.
-    """
-    trained = (ghn.config.num_classes, ghn.config.image_size)
-    wanted = (len(images.classes), image_size)
-    if trained != wanted:
-        raise UserError(
-            f"{CHECKPOINT} was trained for {trained[0]} classes and image size {trained[1]},\n"
-            f"dataset = {images.name} has {wanted[0]} classes at images.size = {wanted[1]}: must be the same"
-        )
+    split: str
+    index: int
+    name: str
+    identity: str
+    parameters: int
+    nodes: int
+
+
+def network_row(candidate: Candidate, program: Program) -> NetworkRow:
+    """Return what a row of measurements says of a candidate that is compiled to a program."""
+    return NetworkRow(
+        split=candidate.split,
+        index=candidate.index,
+        name=candidate.name,
+        identity=candidate.network_hash,
+        parameters=program.num_parameters,
+        nodes=len(program.graph.nodes),
+    )
 
 
 def candidates_of(
     split: str, networks: Sequence[Network], settings: EvaluateSettings, image_size: int
 ) -> list[Candidate]:
-    """Return the networks of a split at the width at which they are evaluated; predefined ones keep their own."""
+    """Return the first networks of a split at the width at which they are evaluated; predefined ones keep their own."""
     if split == "predefined":
-        named = zip(PREDEFINED, networks, strict=True)
+        named = zip(list(PREDEFINED)[: len(networks)], networks, strict=True)
         return [Candidate(split, i, name, network.network_hash, network) for i, (name, network) in enumerate(named)]
     return [
-        Candidate(split, i, "", network.network_hash, at_width(network, settings, image_size, wide=split == "wide"))
+        Candidate(split, i, "", network.network_hash, evaluated_network(split, network, settings, image_size))
         for i, network in enumerate(networks)
     ]
+
+
+def evaluated_network(split: str, network: Network, settings: EvaluateSettings, image_size: int) -> Network:
+    """Return a network of a split at the width at which it is evaluated; predefined ones keep their own."""
+    return network if split == "predefined" else at_width(network, settings, image_size, wide=split == "wide")
 
 
 def at_width(network: Network, settings: EvaluateSettings, image_size: int, wide: bool = False) -> Architecture:
@@ -81,6 +92,16 @@ def at_width(network: Network, settings: EvaluateSettings, image_size: int, wide
     return network.with_width(factor * settings.width, settings.head_width)
 
 
+def available_device() -> torch.device:
+    """Return a GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpus_of_task() -> float:
+    """Return the GPUs that a task of the cluster asks for: a share of one, or none where the cluster has none."""
+    return GPU_SHARE if capacity()["GPU"] else 0
+
+
 def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> nn.Module:
     """Return the network in PyTorch's default initialisation, which is a function of `seed` alone."""
     with torch.random.fork_rng(devices=[]):
@@ -91,22 +112,3 @@ def fresh_module(network: Network, image_size: int, classes: int, seed: int) -> 
 def seed_of(*key: int | str) -> int:
     """Return a seed of 60 bits that is a function of the key alone."""
     return int(settings_hash(key, 15), 16)
-
-
-def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
-    """Return the hypernetwork of a checkpoint folder, in evaluation mode, and a digest of the folder's files.
-
-    Raises:
-        UserError: a file is missing or damaged; the message names it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} not found: stage train writes it, run `dvc repro train`")
-    try:
-        ghn = Hypernetwork.from_pretrained(folder)
-    except CheckpointError as error:
-        raise UserError(f"{error}\n`dvc repro --force train` trains it again") from error
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
-    return ghn, digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 from pandera.typing import DataFrame
 
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE
-from pipeline.evaluation.tables import ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
+from pipeline.evaluation.tables import TOP1, ArchitectureScores, FinetuningCurves, FinetuningSummary, SplitSummary
 
 
 def summarise_architectures(scores: DataFrame[ArchitectureScores]) -> DataFrame[SplitSummary]:
@@ -27,6 +28,7 @@ def summarise_architectures(scores: DataFrame[ArchitectureScores]) -> DataFrame[
             f"{initialisation}_top1_error": splits["top1"].sem(),
             f"{initialisation}_top1_max": splits["top1"].max(),
             f"{initialisation}_top5": splits["top5"].mean(),
+            f"{initialisation}_running_top1": splits["running_top1"].mean(),
         }
         nonfinite[initialisation] = own["loss"].isna().groupby(own["split"]).sum()
     architectures = scores[scores["initialisation"] == HEADLINE].groupby("split").size()
@@ -38,7 +40,7 @@ def summarise_architectures(scores: DataFrame[ArchitectureScores]) -> DataFrame[
 
 def initialisations_of(summary: DataFrame[SplitSummary]) -> list[str]:
     """Return the initialisations that a summary has columns of, in their order."""
-    return [column.removesuffix("_top1") for column in summary if column.endswith("_top1")]
+    return [column.removesuffix("_top1") for column in summary if re.match(TOP1, column)]
 
 
 def summarise_curves(curves: DataFrame[FinetuningCurves], classes: Mapping[str, int]) -> DataFrame[FinetuningSummary]:

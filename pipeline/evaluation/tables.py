@@ -1,7 +1,6 @@
-"""Contracts of the tables that stages evaluate and finetune write: columns, types and ranges of values.
+"""Contracts of the tables that stages sgd, evaluate, copies and finetune write: columns, types and ranges of values.
 
-The stages validate a table before they write it, and the report validates it after reading it, both with the models of
-this file.
+A stage validates a table before it writes it, and the readers validate it again, with the models of this file.
 """
 
 from __future__ import annotations
@@ -10,19 +9,23 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.contracts import CORRELATION, COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.evaluation.significance import PairedComparisons
 
 # The columns of a summary that exist for each initialisation.
-TOP1, TOP1_ERROR, TOP1_MAX, TOP5 = r"^.+_top1$", r"^.+_top1_error$", r"^.+_top1_max$", r"^.+_top5$"
+TOP1, TOP1_ERROR, TOP1_MAX, TOP5 = r"^.+(?<!_running)_top1$", r"^.+_top1_error$", r"^.+_top1_max$", r"^.+_top5$"
+RUNNING_TOP1 = r"^.+_running_top1$"
 NONFINITE = r"^(.+_)?nonfinite$"
 
+ALL_SPLITS = "all"
+"""The name of all splits together, in tables of correlations."""
 
-class ArchitectureScores(Contract):
-    """`results/evaluate/architectures.parquet`: a row for each (split, index, initialisation).
+ROUNDING = 1e-5
+"""How far a cosine or a correlation may lie beyond -1 and 1, because it is computed in single precision."""
 
-    `name` is that of a predefined network, else empty; `identity` the network's hash. `loss` is the mean cross
-    entropy, missing if it is not finite. `seconds` is the time of the measurement.
-    """
+
+class NetworkTable(Contract):
+    """A table with networks: `name` is that of a predefined one, else empty; `identity` is the network's hash."""
 
     split: str
     index: int
@@ -30,42 +33,88 @@ class ArchitectureScores(Contract):
     identity: str
     parameters: int
     nodes: int
+
+    @pa.check("index", error=NATURAL)
+    def indices_are_natural(cls, values: pd.Series) -> pd.Series:
+        return values >= 0
+
+    @pa.check("parameters", "nodes", error=COUNT)
+    def sizes_are_counts(cls, values: pd.Series) -> pd.Series:
+        return values >= 1
+
+
+class ArchitectureScores(NetworkTable):
+    """`results/evaluate/architectures.parquet`: a row for each (split, index, initialisation).
+
+    `name` is that of a predefined network, else empty; `identity` the network's hash. `loss` is the mean cross
+    entropy, missing if it is not finite. Networks normalise with the statistics of each batch; `running_top1` is the
+    accuracy with running statistics, missing if it was not measured. `initialise_seconds` is the time of making the
+    parameters, a part of `seconds`, the time of the measurement of the other figures.
+    """
+
     initialisation: str
     top1: float
     top5: float
     loss: float = pa.Field(nullable=True)
+    running_top1: float = pa.Field(nullable=True)
+    initialise_seconds: float
     seconds: float
 
     class Config:
         unique = ["split", "index", "initialisation"]  # noqa: RUF012 (pandera reads it)
 
-    @pa.check("top1", "top5", error=SHARE)
+    @pa.check("top1", "top5", "running_top1", error=SHARE)
     def is_share(cls, values: pd.Series) -> pd.Series:
         return values.between(0, 1)
 
-    @pa.check("loss", "seconds", error=FINITE)
+    @pa.check("loss", "initialise_seconds", "seconds", error=FINITE)
     def is_finite(cls, values: pd.Series) -> pd.Series:
         return np.isfinite(values)
-
-    @pa.check("index", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
-
-    @pa.check("parameters", "nodes", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
     @pa.dataframe_check(error="a table with every initialisation of each architecture")
     def is_complete(cls, table: pd.DataFrame) -> bool:
         return bool((table.groupby(["split", "index"]).size() == table["initialisation"].nunique()).all())
 
 
+class CopyScores(ArchitectureScores):
+    """`results/copies/architectures.parquet`: a row for each (split, index, initialisation), a copy onto a network.
+
+    `initialisation` is `copy_wl` or `copy_embedding`, after the way in which the most similar source was found.
+    `source` is its index in split train, `similarity` how similar it is, `source_top1` its own accuracy, and
+    `source_train_seconds` the time of its training. `share_copied` is the share of the network's parameters that come
+    from it. The others are random, as those of initialisation `random`.
+    """
+
+    source: int
+    similarity: float
+    share_copied: float
+    source_top1: float
+    source_train_seconds: float
+
+    @pa.check("share_copied", "source_top1", error=SHARE)
+    def is_share_of_source(cls, values: pd.Series) -> pd.Series:
+        return values.between(0, 1)
+
+    @pa.check("similarity", error=CORRELATION)
+    def is_correlation(cls, values: pd.Series) -> pd.Series:
+        return values.between(-1 - ROUNDING, 1 + ROUNDING)
+
+    @pa.check("source_train_seconds", error=FINITE)
+    def is_finite_of_source(cls, values: pd.Series) -> pd.Series:
+        return np.isfinite(values)
+
+    @pa.check("source", error=NATURAL)
+    def is_natural(cls, values: pd.Series) -> pd.Series:
+        return values >= 0
+
+
 class SplitSummary(Contract):
     """`results/evaluate/summary.csv`: a row for each split, over its architectures.
 
     For each initialisation: `<initialisation>_top1`, the mean, `_top1_error`, its standard error (missing for a single
-    architecture), `_top1_max`, `_top5`, and `_nonfinite`, the number of architectures without a finite loss.
-    `nonfinite` is that of the headline's initialisation.
+    architecture), `_top1_max`, `_top5`, `_running_top1`, the mean over the architectures that have it (missing if none
+    has), and `_nonfinite`, the number of architectures without a finite loss. `nonfinite` is that of the headline's
+    initialisation.
     """
 
     split: str = pa.Field(unique=True)
@@ -74,9 +123,10 @@ class SplitSummary(Contract):
     top1_error: float = pa.Field(alias=TOP1_ERROR, regex=True, nullable=True)
     top1_max: float = pa.Field(alias=TOP1_MAX, regex=True)
     top5: float = pa.Field(alias=TOP5, regex=True)
+    running_top1: float = pa.Field(alias=RUNNING_TOP1, regex=True, nullable=True)
     nonfinite: int = pa.Field(alias=NONFINITE, regex=True)
 
-    @pa.check(TOP1, TOP1_MAX, TOP5, error=SHARE)
+    @pa.check(TOP1, TOP1_MAX, TOP5, RUNNING_TOP1, error=SHARE)
     def is_share(cls, values: pd.Series) -> pd.Series:
         return values.between(0, 1)
 
@@ -91,6 +141,126 @@ class SplitSummary(Contract):
     @pa.check(NONFINITE, error=NATURAL)
     def is_natural(cls, values: pd.Series) -> pd.Series:
         return values >= 0
+
+
+class SimilarityToTraining(Contract):
+    """`results/evaluate/similarity.parquet`: a row for each (split, index, by), the nearest training architecture.
+
+    `by` is a way to compare networks (`pipeline.evaluation.nearest`): `wl`, by the kernel of their graphs, 0 to 1, or
+    `embedding`, by the cosine of their embeddings, -1 to 1. `similarity` is that of the nearest of the first training
+    architectures, and `nearest` its index in split train. The distance is 1 - similarity.
+    """
+
+    split: str
+    index: int
+    by: str
+    similarity: float
+    nearest: int
+
+    class Config:
+        unique = ["split", "index", "by"]  # noqa: RUF012 (pandera reads it)
+
+    @pa.check("similarity", error=CORRELATION)
+    def is_correlation(cls, values: pd.Series) -> pd.Series:
+        return values.between(-1 - ROUNDING, 1 + ROUNDING)
+
+    @pa.check("index", "nearest", error=NATURAL)
+    def is_natural(cls, values: pd.Series) -> pd.Series:
+        return values >= 0
+
+
+class SimilarityCorrelations(Contract):
+    """`results/evaluate/similarity.csv`: a row for each (split, initialisation, by), and for split `all`.
+
+    `rho` is Spearman's ρ of top-1 accuracy with the similarity of the nearest training architecture, over
+    `architectures`; `low` and `high` are the bounds of its 95 % interval. They are missing for few architectures, and
+    where accuracies or similarities are all the same.
+    """
+
+    split: str
+    initialisation: str
+    by: str
+    architectures: int
+    rho: float = pa.Field(nullable=True)
+    low: float = pa.Field(nullable=True)
+    high: float = pa.Field(nullable=True)
+
+    class Config:
+        unique = ["split", "initialisation", "by"]  # noqa: RUF012 (pandera reads it)
+
+    @pa.check("rho", "low", "high", error=CORRELATION)
+    def is_correlation(cls, values: pd.Series) -> pd.Series:
+        return values.between(-1 - ROUNDING, 1 + ROUNDING)
+
+    @pa.check("architectures", error=COUNT)
+    def is_count(cls, values: pd.Series) -> pd.Series:
+        return values >= 1
+
+
+class SgdScores(NetworkTable):
+    """`results/sgd/scores.parquet`: a row for each (split, index, epochs), a network trained by SGD.
+
+    Split `train` has the sources of nearest copies. `name`, `identity` and `loss` are those of `ArchitectureScores`.
+    `rate_is_inside`: a smaller and a larger learning rate were tried, neither of which was better. `running_top1` is
+    the accuracy with running statistics, `noisy_top1` that on test images with noise. `convergence_steps` is the first
+    step at which the running training accuracy reaches the setting `sgd.converged_at`, missing if there is none.
+    `train_seconds` is the time of training, `seconds` that of the measurements too.
+    """
+
+    epochs: int
+    learning_rate: float
+    rate_is_inside: bool
+    top1: float
+    top5: float
+    loss: float = pa.Field(nullable=True)
+    running_top1: float
+    noisy_top1: float
+    convergence_steps: pd.Int64Dtype = pa.Field(nullable=True)
+    steps: int
+    train_seconds: float
+    seconds: float
+
+    class Config:
+        unique = ["split", "index", "epochs"]  # noqa: RUF012 (pandera reads it)
+
+    @pa.check("top1", "top5", "running_top1", "noisy_top1", error=SHARE)
+    def is_share(cls, values: pd.Series) -> pd.Series:
+        return values.between(0, 1)
+
+    @pa.check("loss", "train_seconds", "seconds", error=FINITE)
+    def is_finite(cls, values: pd.Series) -> pd.Series:
+        return np.isfinite(values)
+
+    @pa.check("learning_rate", error=POSITIVE)
+    def is_positive(cls, values: pd.Series) -> pd.Series:
+        return np.isfinite(values) & (values > 0)
+
+    @pa.check("epochs", "convergence_steps", "steps", error=COUNT)
+    def is_count(cls, values: pd.Series) -> pd.Series:
+        return values >= 1
+
+    @pa.dataframe_check(error="a table with every budget of each architecture")
+    def is_complete(cls, table: pd.DataFrame) -> bool:
+        return bool((table.groupby(["split", "index"]).size() == table["epochs"].nunique()).all())
+
+
+class SgdLearningRates(Contract):
+    """`results/sgd/learning_rates.csv`: a row for each budget and learning rate that was tried.
+
+    `held_out_top1` is the mean accuracy on held-out images, over the architectures that choose.
+    """
+
+    epochs: int
+    learning_rate: float
+    held_out_top1: float
+    is_chosen: bool
+
+    class Config:
+        unique = ["epochs", "learning_rate"]  # noqa: RUF012 (pandera reads it)
+
+    @pa.check("held_out_top1", error=SHARE)
+    def is_share(cls, values: pd.Series) -> pd.Series:
+        return values.between(0, 1)
 
 
 class FinetuningCurves(Contract):
@@ -198,7 +368,7 @@ class FinetuningSummary(Contract):
         return values >= 0
 
 
-class FinetuningBudgets(Contract):
+class FinetuningBudgets(PairedComparisons):
     """`results/finetune/budgets.csv`: a row for each (dataset, images_per_class, initialisation) and budget.
 
     `budget` is a share of the steps, and `step` the step there. `test_top1` is the mean accuracy over the runs,
@@ -215,19 +385,15 @@ class FinetuningBudgets(Contract):
     runs: int
     test_top1: float
     test_top1_error: float = pa.Field(nullable=True)
-    difference: float = pa.Field(nullable=True)
-    difference_error: float = pa.Field(nullable=True)
-    p_value: float = pa.Field(nullable=True)
-    corrected_p_value: float = pa.Field(nullable=True)
 
     class Config:
         unique = ["dataset", "images_per_class", "initialisation", "budget"]  # noqa: RUF012 (pandera reads it)
 
-    @pa.check("budget", "test_top1", "p_value", "corrected_p_value", error=SHARE)
+    @pa.check("budget", "test_top1", error=SHARE)
     def is_share(cls, values: pd.Series) -> pd.Series:
         return values.between(0, 1)
 
-    @pa.check("test_top1_error", "difference", "difference_error", error=FINITE)
+    @pa.check("test_top1_error", error=FINITE)
     def is_finite(cls, values: pd.Series) -> pd.Series:
         return np.isfinite(values)
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evaluation.networks import seed_of
 from pipeline.images.dataset import Images, ImageSubset
-from pipeline.images.subsets import few_shot, in_memory, without_train_part
+from pipeline.images.subsets import few_shot, in_memory, smallest_class, without_train_part
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def possible_shots(images: Images, images_per_class: Sequence[int]) -> list[int]
     Raises:
         UserError: none of them does.
     """
-    labels, counts = np.unique(images.train.labels, return_counts=True)
-    fewest, smallest = int(counts.min()), images.classes[labels[counts.argmin()]]
+    smallest, fewest = smallest_class(images)
     possible = [number for number in images_per_class if number < fewest]
     reason = f"class {smallest} of {images.name} has {fewest} training images, and some are held out"
     if not possible:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from pipeline.console import percent
-from pipeline.evaluation.budgets import BUDGETS, EARLY_BUDGET, SIGNIFICANT
+from pipeline.evaluation.budgets import BUDGETS, EARLY_BUDGET
 from pipeline.evaluation.initialisations import BASELINE
+from pipeline.evaluation.significance import SIGNIFICANT
 from pipeline.reporting.numbers import MINUS_SIGN, difference, listing
 from pipeline.reporting.page import Table
 

@@ -17,10 +17,14 @@ from matplotlib.figure import Figure
 from pipeline.reporting import plots
 from pipeline.reporting.theme import THEME
 from pipeline.storage.files import write_bytes
-from pipeline.workspace import CODE, git
+from pipeline.workspace import CODE, commit_and_changes
 
 MOST_CHANGED_FILES = 3
 """Files with uncommitted changes that a page names."""
+
+
+LARGEST_GRAPH = 300
+"""Nodes: a larger graph gets no picture, because the page would be slow to load."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,35 @@ def provenance(facts: Mapping[str, str], packages: Sequence[str]) -> dict[str, s
 
 def git_state() -> str:
     """Return the commit of the current folder, and which files of code or settings differ from it."""
-    commit = git("rev-parse", "HEAD")
+    commit, changed = _commit_and_changes()
     if commit is None:
-        return "not in a git repository with a commit"
-    changed = git("status", "--porcelain", "--", *CODE, ":/params.yaml", ":/*.jinja")
+        return "unknown: not in a git repository with a commit that git may read"
+    if changed is None:
+        return f"git {commit[:12]}, changes unknown"
     if not changed:
         return f"git {commit[:12]}, clean"
     files = [line.split(maxsplit=1)[1] for line in changed.splitlines()]
     more = f" and {len(files) - MOST_CHANGED_FILES} more" if len(files) > MOST_CHANGED_FILES else ""
     return f"git {commit[:12]}, with uncommitted changes in {', '.join(files[:MOST_CHANGED_FILES])}{more}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The commands that make a page again. Not `is_clean`: code or settings differed from the commit, or may have."""
+
+    commands: tuple[str, ...]
+    is_clean: bool
+
+
+def recipe() -> Recipe:
+    """Return how the current folder's state is run again."""
+    commit, changed = _commit_and_changes()
+    experiment = os.environ.get("DVC_EXP_NAME")
+    checkout = (f"git checkout {commit[:12]}",) if commit else ()
+    applied = (f"dvc exp apply {experiment}",) if experiment else ()
+    commands = (*checkout, "make env", "source .venv/bin/activate", *applied, "dvc repro")
+    return Recipe(commands, is_clean=changed == "")
+
+
+def _commit_and_changes() -> tuple[str | None, str | None]:
+    return commit_and_changes(*CODE, ":/params.yaml", ":/*.jinja")

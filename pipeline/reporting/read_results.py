@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -15,27 +14,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
-from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from ghn.models.config import GHNConfig
 from pipeline.architectures.store import Manifest, content_digest_of
+from pipeline.contracts import (
+    read_raw_table,
+    read_table,
+    require_written,
+    row_explanation,
+    validated_table,
+    write_again,
+)
 from pipeline.errors import UserError
+from pipeline.evaluation.checkpoint import trained_ghn
+from pipeline.evaluation.common_architectures import InitialisationScores
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE, INITIALISATIONS
-from pipeline.evaluation.networks import trained_ghn
+from pipeline.evaluation.property_tables import PropertyScores
+from pipeline.evaluation.study_summary import StudyScores
 from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.evaluation.tables import (
     ArchitectureScores,
     FinetuningBudgets,
     FinetuningCurves,
     FinetuningSummary,
+    SimilarityCorrelations,
+    SimilarityToTraining,
     SplitSummary,
 )
+from pipeline.evaluation.traits import EvaluatedNetworks, TraitEffects
+from pipeline.evaluation.worth import PredictionWorth
 from pipeline.params import SPLITS
 from pipeline.training.tables import VALIDATION_COLUMNS, DroppedArchitectures, TrainingMetrics, history_model
-
-TEXT_COLUMNS = ("split", "name", "identity", "dataset", "initialisation")
-"""Read as text: a hash or a name may consist of digits alone."""
 
 ROUNDING = 1e-3
 """Largest difference between a summary and the table that it summarises."""
@@ -66,6 +75,14 @@ class Results:
         curves: a row for each measurement of fine-tuning.
         finetuning: a row for each (dataset, images_per_class, initialisation).
         budgets: a row for each of these and each budget.
+        study: a row for each (variant, split) of the study.
+        initialisations: a row for each (split, initialisation), on the architectures that were trained by SGD too.
+        worth: a row for each split, what a prediction is worth there.
+        distances: a row for each (split, index, by): the nearest training architecture, and `top1` of predictions.
+        correlations: a row for each (split, initialisation, by): of accuracy with that similarity.
+        properties: a row for each (target, features): how well a property is predicted.
+        networks: a row for each (split, index): traits, principal components of embeddings, and `top1` of predictions.
+        traits: a row for each trait: accuracy of predictions with and without it.
     """
 
     config: GHNConfig
@@ -79,6 +96,14 @@ class Results:
     curves: pd.DataFrame
     finetuning: pd.DataFrame
     budgets: pd.DataFrame
+    study: pd.DataFrame
+    initialisations: pd.DataFrame
+    worth: pd.DataFrame
+    distances: pd.DataFrame
+    correlations: pd.DataFrame
+    properties: pd.DataFrame
+    networks: pd.DataFrame
+    traits: pd.DataFrame
 
     @property
     def chance(self) -> float:
@@ -112,14 +137,14 @@ def read_results(folder: Path) -> Results:
         UserError: something is missing, is not what the contracts want, or two files contradict each other. The message
             names the file and the stage to run.
     """
-    train, evaluate, finetune = folder / "train", folder / "evaluate", folder / "finetune"
+    train, evaluate, finetune, compare = (folder / stage for stage in ("train", "evaluate", "finetune", "compare"))
     stored = _read_manifest(folder / "generate" / "manifest.json")
     history, training, dropped = _read_training(train)
-    architectures = _read_table(evaluate / "architectures.parquet", "evaluate", ArchitectureScores)
-    accuracy = _read_table(evaluate / "summary.csv", "evaluate", SplitSummary)
+    architectures = read_table(evaluate / "architectures.parquet", "evaluate", ArchitectureScores)
+    accuracy = read_table(evaluate / "summary.csv", "evaluate", SplitSummary)
     _check_agreement(architectures, accuracy, evaluate)
-    curves = _read_table(finetune / "curves.parquet", "finetune", FinetuningCurves)
-    finetuning = _read_table(finetune / "summary.csv", "finetune", FinetuningSummary)
+    curves = read_table(finetune / "curves.parquet", "finetune", FinetuningCurves)
+    finetuning = read_table(finetune / "summary.csv", "finetune", FinetuningSummary)
     ghn, checkpoint = trained_ghn(train / "checkpoint")
     return Results(
         config=ghn.config,
@@ -132,8 +157,26 @@ def read_results(folder: Path) -> Results:
         accuracy=_in_split_order(accuracy),
         curves=curves,
         finetuning=finetuning,
-        budgets=_read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
+        budgets=read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
+        study=read_table(compare / "study.csv", "compare", StudyScores),
+        initialisations=_in_split_order(read_table(compare / "initialisations.csv", "compare", InitialisationScores)),
+        worth=_in_split_order(read_table(compare / "worth.csv", "compare", PredictionWorth)),
+        distances=_with_accuracy(
+            read_table(evaluate / "similarity.parquet", "evaluate", SimilarityToTraining), architectures
+        ),
+        correlations=read_table(evaluate / "similarity.csv", "evaluate", SimilarityCorrelations),
+        properties=read_table(folder / "properties" / "scores.csv", "properties", PropertyScores),
+        networks=_with_accuracy(
+            read_table(evaluate / "networks.parquet", "evaluate", EvaluatedNetworks), architectures
+        ),
+        traits=read_table(evaluate / "traits.csv", "evaluate", TraitEffects),
     )
+
+
+def _with_accuracy(networks: pd.DataFrame, architectures: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of networks with the accuracy of predictions, in the order of the splits."""
+    predicted = architectures[architectures["initialisation"] == HEADLINE]
+    return _in_split_order(networks.merge(predicted[["split", "index", "top1"]], on=["split", "index"]))
 
 
 def split_order(split: str) -> int:
@@ -159,11 +202,11 @@ def _read_manifest(path: Path) -> StoredArchitectures:
 def _read_training(folder: Path) -> tuple[pd.DataFrame, TrainingMetrics, pd.DataFrame]:
     """Return the history, the metrics and the dropped architectures, which agree."""
     path = folder / "history.csv"
-    history = _read_raw(path, "train")
-    history = _validated(history, history_model(history.columns), path, "train")
+    history = read_raw_table(path, "train")
+    history = validated_table(history, history_model(history.columns), path, "train")
     training = _read_metrics(folder / "metrics.json")
     _check_validation(history, training, folder)
-    dropped = _read_table(folder / "dropped.csv", "train", DroppedArchitectures)
+    dropped = read_table(folder / "dropped.csv", "train", DroppedArchitectures)
     _check_dropped(history, dropped, folder)
     return history, training, dropped
 
@@ -177,97 +220,19 @@ def _read_metrics(path: Path) -> TrainingMetrics:
 # One file
 
 
-def _read_table(path: Path, stage: str, model: type[pa.DataFrameModel]) -> pd.DataFrame:
-    return _validated(_read_raw(path, stage), model, path, stage)
-
-
-def _read_raw(path: Path, stage: str) -> pd.DataFrame:
-    """Return a table as it is in its file."""
-    _check_exists(path, stage)
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str))
-    except (ValueError, OSError) as error:  # those of pandas and of pyarrow about a damaged file
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}\n{_again(stage)}") from error
-
-
-def _validated(table: pd.DataFrame, model: type[pa.DataFrameModel], path: Path, stage: str) -> pd.DataFrame:
-    """Return the table with the types of its contract.
-
-    Raises:
-        UserError: the table breaks the contract; the message names the missing column, or the first wrong row.
-    """
-    try:
-        return model.validate(table, lazy=True)
-    except SchemaErrors as errors:
-        problems: list[SchemaError] = errors.schema_errors
-        missing = [name for problem in problems for name in _missing_columns(problem)]
-        if missing:
-            raise UserError(f"{path} has no column {missing[0]}\n{_again(stage)}") from errors
-        if table.empty:
-            raise UserError(f"{path} has no rows\n{_again(stage)}") from errors
-        # Failed conversions come first, and explain the other problems of their column.
-        raise UserError(_explanation(problems[0], table, path, stage)) from errors
-
-
-def _missing_columns(problem: SchemaError) -> list[str]:
-    if problem.reason_code is SchemaErrorReason.COLUMN_NOT_IN_DATAFRAME:
-        return [str(problem.failure_cases)]
-    if problem.reason_code is SchemaErrorReason.INVALID_COLUMN_NAME:  # no column matches a pattern such as ^.+_top1$
-        pattern = re.search(r"\^\.\+(.*)\$", str(problem.check))
-        return [f"…{pattern[1]}"] if pattern else []
-    return []
-
-
-def _explanation(problem: SchemaError, table: pd.DataFrame, path: Path, stage: str) -> str:
-    """Return the first wrong value, its row, and what would be right."""
-    cases = problem.failure_cases
-    if not isinstance(cases, pd.DataFrame):
-        return f"{path}: must be {_right(problem, None)}\n{_again(stage)}"
-    name = problem.check.name if isinstance(problem.check, pa.Check) else None
-    if "column" not in cases:
-        column, rows = str(problem.schema.name), cases["index"]
-    elif name in table:  # a check of whole rows with the name of a column; its cases are whole rows
-        column, rows = str(name), cases["index"]
-    else:
-        column = str(cases["column"].iloc[0])
-        rows = cases["index"][cases["column"] == column]
-    right = _right(problem, table[column].iloc[int(rows.min())])
-    return _row_explanation(table, column, int(rows.min()), right, rows.nunique(), path, stage)
-
-
-def _right(problem: SchemaError, value: Any) -> str:
-    """Return what a value must be, in words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "finite"
-    if problem.reason_code in (SchemaErrorReason.DATATYPE_COERCION, SchemaErrorReason.WRONG_DATATYPE):
-        return "a number"
-    if problem.reason_code is SchemaErrorReason.DUPLICATES:
-        return "in one row alone"
-    return str(getattr(problem.check, "error", problem.check))
-
-
-def _row_explanation(table: pd.DataFrame, column: str, row: int, right: str, wrong: int, path: Path, stage: str) -> str:
-    return (
-        f"{column} = {table[column].iloc[row]} in row {row + 1} of {path}: must be {right}\n"
-        f"{wrong:,} of {len(table):,} rows are wrong. {_again(stage)}"
-    )
-
-
 def _read_json(path: Path, stage: str, keys: set[str]) -> dict[str, Any]:
     """Return the content of a JSON file that has these keys and only finite numbers."""
-    _check_exists(path, stage)
+    require_written(path, stage)
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}\n{_again(stage)}") from error
+        raise UserError(f"{path} is not JSON: {error}\n{write_again(stage)}") from error
     for name, value in _leaves(content):
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} = {value} in {path}: must be finite\n{_again(stage)}")
+            raise UserError(f"{name} = {value} in {path}: must be finite\n{write_again(stage)}")
     missing = sorted(keys - content.keys()) if isinstance(content, dict) else sorted(keys)
     if missing:
-        raise UserError(f"{path} has no {missing[0]}\n{_again(stage)}")
+        raise UserError(f"{path} has no {missing[0]}\n{write_again(stage)}")
     return content
 
 
@@ -279,21 +244,12 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     yield name, value
 
 
-def _check_exists(path: Path, stage: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} not found: stage {stage} writes it, run `dvc repro {stage}`")
-
-
-def _again(stage: str) -> str:
-    return f"`dvc repro --force {stage}` writes it again"
-
-
 # Files that must agree
 
 
 def _check_validation(history: pd.DataFrame, training: TrainingMetrics, folder: Path) -> None:
     """Check that history and metrics both have validation or neither has, and that the kept step was validated."""
-    path, metrics, again = folder / "history.csv", folder / "metrics.json", _again("train")
+    path, metrics, again = folder / "history.csv", folder / "metrics.json", write_again("train")
     if not set(VALIDATION_COLUMNS) & set(history):
         if training.val_top1 is not None or training.best_step is not None:
             raise UserError(f"{path} has no column val_top1, but metrics.json beside it has validation\n{again}")
@@ -316,19 +272,19 @@ def _check_dropped(history: pd.DataFrame, dropped: pd.DataFrame, folder: Path) -
     outside = np.flatnonzero(dropped["step"] > last)
     if len(outside):
         right = f"1 to {last}, as in history.csv"
-        raise UserError(_row_explanation(dropped, "step", int(outside[0]), right, len(outside), path, "train"))
+        raise UserError(row_explanation(dropped, "step", int(outside[0]), right, len(outside), path, "train"))
     rows = np.searchsorted(history["step"], dropped["step"])
     counts = np.bincount(rows, minlength=len(history))
     wrong = np.flatnonzero(counts != history["dropped"])
     if len(wrong):
         right = f"{counts[wrong[0]]}, as in dropped.csv"
         path = folder / "history.csv"
-        raise UserError(_row_explanation(history, "dropped", int(wrong[0]), right, len(wrong), path, "train"))
+        raise UserError(row_explanation(history, "dropped", int(wrong[0]), right, len(wrong), path, "train"))
 
 
 def _check_agreement(architectures: pd.DataFrame, accuracy: pd.DataFrame, folder: Path) -> None:
     """Check that the summary is that of the architectures; another one would put wrong numbers on top of the page."""
-    table, summary, again = folder / "architectures.parquet", folder / "summary.csv", _again("evaluate")
+    table, summary, again = folder / "architectures.parquet", folder / "summary.csv", write_again("evaluate")
     if "test" not in set(architectures["split"]):
         raise UserError(f"{table} has no architecture of split test\n{again}")
     for name in (HEADLINE, BASELINE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pandas as pd
 
 from pipeline.console import percent
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE
+from pipeline.evaluation.study_summary import SHIFTED
 from pipeline.params import (
+    CopiesSettings,
     EvaluateSettings,
     FinetuneSettings,
     GenerateSettings,
@@ -19,28 +22,59 @@ from pipeline.params import (
     ImageSettings,
     Params,
     Section,
+    StudySettings,
     TrainSettings,
     flat_settings,
 )
-from pipeline.reporting import accuracy_plots, training_plots
+from pipeline.reporting import accuracy_plots, comparison_plots, property_plots, training_plots
+from pipeline.reporting.comparison_tables import (
+    copies_sentence,
+    correlations_table,
+    distance_findings,
+    initialisations_table,
+    properties_findings,
+    properties_table,
+    worth_findings,
+    worth_table,
+)
+from pipeline.reporting.extremes import ExtremesGallery
 from pipeline.reporting.finetuning_tables import budgets_table, finetuning_findings, finetuning_table
 from pipeline.reporting.leaderboard import LeaderboardRow
 from pipeline.reporting.numbers import count, short_seconds
-from pipeline.reporting.page import HeadlineNumber, PageFigure, Plot, Table, render_page, write_figures
+from pipeline.reporting.page import (
+    LARGEST_GRAPH,
+    HeadlineNumber,
+    PageFigure,
+    Plot,
+    Recipe,
+    Table,
+    render_page,
+    write_figures,
+)
 from pipeline.reporting.read_results import Results
 from pipeline.reporting.results_tables import (
     PAPER_TABLE,
     accuracy_table,
     extremes,
     name_of,
+    speed_findings,
+    speed_table,
     splits_table,
     training_table,
 )
 from pipeline.reporting.seeds_section import seeds_section
+from pipeline.reporting.study_tables import study_changes, study_findings, study_table
+from pipeline.reporting.trait_tables import traits_findings, traits_table
 from pipeline.storage.files import write_bytes
 
-MARKDOWN_TABLES = ("accuracy", "finetuning", "budgets", "training")
+MARKDOWN_TABLES = (
+    *("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "traits", "training"),
+)
 """Tables that are also written as Markdown files."""
+
+
+STUDY_SPLITS = ("test", SHIFTED)
+"""The splits of the study that have a panel in its figure."""
 
 
 class ReportSettings(Section):
@@ -54,7 +88,9 @@ class ReportSettings(Section):
     hypernetwork: HypernetworkSettings
     train: TrainSettings
     evaluate: EvaluateSettings
+    copies: CopiesSettings
     finetune: FinetuneSettings
+    study: StudySettings
 
     @classmethod
     def of(cls, params: Params) -> ReportSettings:
@@ -67,40 +103,49 @@ class ReportSettings(Section):
         return f"{self.dataset} at {self.images.size}×{self.images.size}"
 
 
-def write_report(
-    results: Results,
-    settings: ReportSettings,
-    origin: Mapping[str, str],
-    folder: Path,
-    seeds: LeaderboardRow | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class PageParts:
+    """What a page shows that is not in the results of the stages.
+
+    Attributes:
+        origin: where the page comes from, by name.
+        recipe: how it is made again.
+        gallery: pictures of the best and of the worst architectures.
+        seeds: the row of the leaderboard that is shown, or None.
+    """
+
+    origin: Mapping[str, str]
+    recipe: Recipe
+    gallery: ExtremesGallery
+    seeds: LeaderboardRow | None = None
+
+
+def write_report(results: Results, settings: ReportSettings, parts: PageParts, folder: Path) -> Path:
     """Write plots, Markdown tables and the page to `folder`, and return the path of the page.
 
     Args:
         results: the checked results.
         settings: those that the results depend on.
-        origin: where the page comes from, by name.
-        folder: exists.
-        seeds: the row of the leaderboard that is shown, or None.
+        parts: what else the page shows.
+        folder: the files go there.
     """
     tables = report_tables(results, settings)
     for name in MARKDOWN_TABLES:
         write_bytes(folder / f"{name}.md", tables[name].markdown().encode())
     figures = write_figures(report_plots(results, settings.train), folder)
-    write_bytes(folder / "index.html", render_report(results, settings, origin, tables, figures, seeds).encode())
+    write_bytes(folder / "index.html", render_report(results, settings, parts, tables, figures).encode())
     return folder / "index.html"
 
 
 def render_report(
     results: Results,
     settings: ReportSettings,
-    origin: Mapping[str, str],
+    parts: PageParts,
     tables: Mapping[str, Table],
     figures: Mapping[str, PageFigure],
-    seeds: LeaderboardRow | None = None,
 ) -> str:
-    """Return the page with the given tables and figures, and with a row of the leaderboard if there is one."""
-    accuracy, architectures, budgets = results.accuracy, results.architectures, results.budgets
+    """Return the page with the given tables and figures."""
+    accuracy, architectures, budgets, seeds = results.accuracy, results.architectures, results.budgets, parts.seeds
     return render_page(
         "report.html.jinja",
         title=f"{name_of(results.config)} on {settings.dataset}",
@@ -109,10 +154,23 @@ def render_report(
         warning=nonfinite_warning(accuracy, results.evaluated),
         figures=figures,
         tables=tables,
-        seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
+        worth_findings=worth_findings(results.worth),
+        copies_sentence=copies_sentence(results.initialisations),
+        study_findings=study_findings(results.study),
+        study_changes=study_changes(settings.study).items(),
+        study_minutes=f"{settings.study.minutes:g}",
+        distance_findings=distance_findings(results.correlations, HEADLINE),
+        property_findings=properties_findings(results.properties),
+        trait_findings=traits_findings(results.traits),
+        gallery=parts.gallery,
+        largest_graph=LARGEST_GRAPH,
         extremes=extremes(architectures, results.evaluated),
+        speed_findings=speed_findings(results, settings.meta_batch, settings.train),
         findings=finetuning_findings(budgets, results.labels),
-        origin=origin.items(),
+        seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
+        commands=parts.recipe.commands,
+        is_clean=parts.recipe.is_clean,
+        origin=parts.origin.items(),
         settings=flat_settings(settings.model_dump()).items(),
         dataset=settings.dataset,
     )
@@ -173,6 +231,13 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
         "accuracy": accuracy_table(results.accuracy, results.evaluated),
         "finetuning": finetuning_table(results.finetuning, results.budgets),
         "budgets": budgets_table(results.budgets),
+        "worth": worth_table(results.worth),
+        "initialisations": initialisations_table(results.initialisations, results.labels),
+        "distances": correlations_table(results.correlations, HEADLINE),
+        "properties": properties_table(results.properties),
+        "study": study_table(results.study),
+        "traits": traits_table(results.traits),
+        "speed": speed_table(results.architectures),
         "training": training_table(results, settings.images_in_words, settings.meta_batch, settings.train),
         "splits": splits_table(results.stored.rows, results.accuracy),
         "published": PAPER_TABLE,
@@ -181,10 +246,20 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
 
 def report_plots(results: Results, settings: TrainSettings) -> dict[str, Plot]:
     """Return the plots by the names of their files, without suffix."""
+    return {
+        **_accuracy_plots(results),
+        **_comparison_plots(results),
+        "training": _training_plot(results, settings),
+        "gradients": _gradients_plot(results.history, settings),
+        "time": _time_plot(results),
+        "finetuning": _finetuning_plot(results),
+    }
+
+
+def _accuracy_plots(results: Results) -> dict[str, Plot]:
     architectures, chance = results.architectures, results.chance
     series = accuracy_plots.series_of(results.labels)
     evaluated = [one for one in series if one.name in results.evaluated]
-    finetuned = [one for one in series if one.name in set(results.curves["initialisation"])]
     return {
         "accuracy": Plot(
             "Top-1 of every evaluated architecture: a point is one architecture, a box the middle half of a "
@@ -196,18 +271,53 @@ def report_plots(results: Results, settings: TrainSettings) -> dict[str, Plot]:
             "networks of all splits.",
             partial(accuracy_plots.accuracy_by_size, architectures, evaluated, chance),
         ),
-        "training": _training_plot(results, settings),
-        "gradients": _gradients_plot(results.history, settings),
-        "time": _time_plot(results),
-        "finetuning": Plot(
-            "Test top-1 while fine-tuning on few images of other data sets, mean and standard error over "
-            f"up to {results.finetuning['runs'].max()} runs, each initialisation with its own best learning rate. "
-            "Dashed: chance.",
-            partial(
-                accuracy_plots.finetuning_curves, results.curves, finetuned, finetuning_chances(results.finetuning)
-            ),
+    }
+
+
+def _comparison_plots(results: Results) -> dict[str, Plot]:
+    """Return the plots about training by SGD, the study, distances, properties and embeddings."""
+    study_splits = [split for split in STUDY_SPLITS if split in set(results.study["split"])]
+    figures = {
+        "epochs": Plot(
+            "Top-1 of the architectures that were also trained by SGD, over the epochs of training, mean and standard "
+            "error. Each number of epochs is a run of its own, with its own learning rate.",
+            partial(comparison_plots.accuracy_over_epochs, results.initialisations, BASELINE, HEADLINE, results.chance),
+        ),
+        "study": Plot(
+            "Top-1 of each variant, mean and standard error over seeds; dashed: the first variant.",
+            partial(comparison_plots.study_accuracies, results.study, study_splits),
+        ),
+        "distance": Plot(
+            "Top-1 with predicted parameters against the distance to the most similar training architecture: a "
+            "hypernetwork that remembers would be better near them.",
+            partial(comparison_plots.accuracy_by_distance, results.distances, results.chance),
+        ),
+        "embeddings": Plot(
+            "Mean node embeddings of all evaluated networks in two dimensions. Colours are quarters of the networks by "
+            "top-1 with predicted parameters.",
+            partial(property_plots.embedding_map, results.networks),
         ),
     }
+    known = results.properties.dropna(subset="tau")
+    if len(known):
+        figures["properties"] = Plot(
+            "How well properties of networks of split test are ranked, by embeddings and by two baselines, with 95% "
+            "bootstrap intervals.",
+            partial(property_plots.property_taus, known),
+        )
+    return figures
+
+
+def _finetuning_plot(results: Results) -> Plot:
+    finetuned = [
+        one for one in accuracy_plots.series_of(results.labels) if one.name in set(results.curves["initialisation"])
+    ]
+    return Plot(
+        "Test top-1 while fine-tuning on few images of other data sets, mean and standard error over "
+        f"up to {results.finetuning['runs'].max()} runs, each initialisation with its own best learning rate. "
+        "Dashed: chance.",
+        partial(accuracy_plots.finetuning_curves, results.curves, finetuned, finetuning_chances(results.finetuning)),
+    )
 
 
 def _training_plot(results: Results, settings: TrainSettings) -> Plot:

@@ -11,7 +11,7 @@ from pipeline.console import percent
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.params import TrainSettings
 from pipeline.reporting import training_plots
-from pipeline.reporting.numbers import count, duration, short_count
+from pipeline.reporting.numbers import count, duration, short_count, short_seconds
 from pipeline.reporting.page import Table
 from pipeline.reporting.read_results import Results, split_order
 
@@ -46,8 +46,14 @@ PAPER_TABLE = Table(
 def name_of(config: GHNConfig) -> str:
     """Return the name of a hypernetwork: its variant, and the parts that are not the variant's."""
     own = config.to_dict()
-    parts = [f"{part} {own[part]}" for part in Composition._fields if part in own]
+    parts = [_part_in_words(part, own[part]) for part in Composition._fields if part in own]
     return ", ".join([VARIANT_NAMES.get(config.variant, config.variant), *parts])
+
+
+def _part_in_words(part: str, value: str | bool) -> str:
+    """Return a part of a hypernetwork and its value: "decoder conv", "with dirac", "without layer norm"."""
+    words = part.replace("_", " ")
+    return f"{words} {value}" if isinstance(value, str) else f"{'with' if value else 'without'} {words}"
 
 
 def accuracy_table(accuracy: pd.DataFrame, initialisations: Mapping[str, str]) -> Table:
@@ -139,6 +145,39 @@ def _dropped_rows(dropped: pd.DataFrame) -> dict[str, str]:
         "dropped": f"{count(len(dropped), 'architecture')}, whose loss or gradient was not finite",
         "most often": ", ".join(named),
     }
+
+
+def speed_table(architectures: pd.DataFrame) -> Table:
+    """Return a row for each split: the sizes of its networks, and the seconds in which their parameters are predicted.
+
+    Args:
+        architectures: a row for each (split, index, initialisation).
+    """
+    predicted = architectures[architectures["initialisation"] == HEADLINE]
+    lines = []
+    for split, own in predicted.groupby("split", sort=False):
+        seconds = own["initialise_seconds"]
+        rate = own["parameters"].sum() / seconds.sum()
+        times = (short_seconds(seconds.median()), short_seconds(seconds.max()), short_count(rate))
+        sizes = (f"{own['nodes'].median():,.0f}", short_count(own["parameters"].median()))
+        lines.append((str(split), f"{len(own):,}", *sizes, *times))
+    columns = ("split", "networks", "nodes, median", "parameters, median", "prediction, median", "slowest")
+    return Table((*columns, "parameters a second"), lines)
+
+
+def speed_findings(results: Results, meta_batch: int, settings: TrainSettings) -> list[str]:
+    """Return how fast predictions and training were, in two sentences."""
+    history, training = results.history, results.training
+    predicted = results.architectures[results.architectures["initialisation"] == HEADLINE]
+    step = history["step_seconds"].mean()
+    return [
+        f"All parameters of a network are predicted in {short_seconds(predicted['initialise_seconds'].median())} "
+        f"(median of {count(len(predicted), 'network')}).",
+        f"A step of training with {count(meta_batch, 'architecture')} and {count(settings.batch, 'image')} takes "
+        f"{short_seconds(step)}, {training.architectures_per_second:.3g} architectures a second, with "
+        f"{count(training.workers, 'worker')} on {DEVICE_WORDS[training.device]}; all {training.steps:,} steps took "
+        f"{duration(training.seconds)}.",
+    ]
 
 
 def splits_table(generated: Mapping[str, int], accuracy: pd.DataFrame) -> Table:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pipeline.console import percent
-from pipeline.evaluation.budgets import SIGNIFICANT
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE
+from pipeline.evaluation.significance import SIGNIFICANT
 from pipeline.reporting.leaderboard import (
     NETWORK,
     RACE_SPLITS,

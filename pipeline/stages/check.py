@@ -7,29 +7,41 @@ writes, whose content never changes: settings that change and stay valid make no
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.architectures.imported_splits import find_imported_splits
+from pipeline.architectures.paper_results import read_paper_results
 from pipeline.images.load import find_images
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.files import require_writable, write_bytes
+from pipeline.tracking.store import require_store
+from pipeline.workspace import scm_hint
+
+log = logging.getLogger(__name__)
 
 PASSED = b"The settings are possible, and the places that they name can be used.\n"
 """Content of the output, the same for all settings."""
 
 
 def check(params: Params) -> None:
-    """Write a file to the storage and find the imported architectures and all image sets.
+    """Ask the MLflow store, write a file to the storage, and find imported architectures, results and all image sets.
 
     The values of the settings were validated when they were read.
 
     Raises:
-        UserError: the storage cannot be written, an import is missing, a data set is unknown, or its folder is
-            incomplete.
+        UserError: the MLflow store does not answer, the storage cannot be written, an import is missing, a data set is
+            unknown, or its folder is incomplete.
     """
+    require_store()
     require_writable(params.storage)
-    find_imported_splits(params.storage, params.generate, params.finetune)
+    find_imported_splits(params.storage, params.generate, params.finetune, params.sgd)
+    if params.properties.published is not None:
+        read_paper_results(params.storage, params.properties.published)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
         found = find_images(dataset, params.images, params.storage).found
         if found is not None:
             print(f"{dataset}: {found.summary()}")
+    if hint := scm_hint():
+        log.warning(hint)
     write_bytes(results_folder("check") / "passed", PASSED)

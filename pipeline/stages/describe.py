@@ -9,8 +9,8 @@ from pipeline.architectures.statistics import small_graphs, statistics_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.params import Params
 from pipeline.reporting.architecture_report import write_architecture_report
-from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, LARGEST_GRAPH, SMALL_GRAPH, render_gallery
-from pipeline.reporting.page import provenance
+from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, SMALL_GRAPH, render_gallery
+from pipeline.reporting.page import LARGEST_GRAPH, provenance
 from pipeline.results import results_folder
 from pipeline.tracking.mlflow_runs import stage_run
 

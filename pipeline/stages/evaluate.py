@@ -1,7 +1,7 @@
 """Stage `evaluate`: the test accuracy of networks with predicted parameters, beside other initialisations.
 
-Every architecture of `EVALUATED_SPLITS` is measured on all test images in each initialisation, in parallel over the
-whole cluster. The result is a function of the architecture, the checkpoint and the settings, not of the workers.
+Every architecture of `EVALUATED_SPLITS` is measured on test images in each initialisation, in parallel over the whole
+cluster. The result is a function of the architecture, the checkpoint and the settings, not of the workers.
 Finished architectures are kept under the storage, so that an interrupted run continues where it was.
 """
 
@@ -14,38 +14,43 @@ import pandas as pd
 from pandera.typing import DataFrame
 
 from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.cached_tasks import clear_task_cache, task_cache_folder
+from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
+from pipeline.evaluation.checkpoint import require_fit, trained_ghn
+from pipeline.evaluation.embeddings import StoredArchitectures
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, evaluated_initialisations
-from pipeline.evaluation.measurement import Measurement, measure_all
-from pipeline.evaluation.networks import candidates_of, require_fit, trained_ghn
+from pipeline.evaluation.measurement import Measurement, measure_all, measured_images
+from pipeline.evaluation.networks import EVALUATED_SPLITS, candidates_of
+from pipeline.evaluation.similarity import candidate_embeddings, correlate_accuracy, similarity_to_training
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures
-from pipeline.evaluation.tables import ArchitectureScores, SplitSummary
+from pipeline.evaluation.tables import ALL_SPLITS, ArchitectureScores, SimilarityCorrelations, SplitSummary
+from pipeline.evaluation.traits import describe_networks, trait_effects
 from pipeline.images.load import load_images
-from pipeline.images.subsets import digest, without_train_part
+from pipeline.images.subsets import digest
 from pipeline.params import Params
 from pipeline.results import results_folder
+from pipeline.storage.paths import storage_root
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
 
 log = logging.getLogger(__name__)
 
-EVALUATED_SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
-"""The splits whose architectures are measured, in the order of the tables."""
-
-EVALUATION_FORMAT = 2  # part of the settings hash: raise it whenever the same inputs would be measured differently
+EVALUATION_FORMAT = 3  # part of the settings hash: raise it whenever the same inputs would be measured differently
 
 
 def evaluate(params: Params) -> None:
     """Measure all architectures of `EVALUATED_SPLITS` in each evaluated initialisation and write `results/evaluate/`.
+
+    The results are accuracies, how similar the nearest training architecture is to each of the networks, and the traits
+    of the networks with what they go along with.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or made for other images.
     """
     with stage_run("evaluate", params.model_dump(), experiment=params.tracking.experiment) as run:
         ghn, checkpoint = trained_ghn()
-        images = without_train_part(load_images(params.dataset, params.images, params.storage))
+        images = measured_images(load_images(params.dataset, params.images, params.storage), params.evaluate)
         require_fit(ghn, images, params.images.size)
         store = ArchitectureStore(params.storage)
         run.log_data("architectures", store.digest)
@@ -55,23 +60,53 @@ def evaluate(params: Params) -> None:
             for split in EVALUATED_SPLITS
             for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
         ]
-        settings = [EVALUATION_FORMAT, checkpoint, digest(images), params.evaluate.model_dump(), params.seed]
+        data = digest(images, images.train)
+        settings = [EVALUATION_FORMAT, checkpoint, data, params.evaluate.model_dump(), params.seed]
         initialisations = evaluated_initialisations()
         folder = task_cache_folder(params.storage, "evaluations", [*settings, list(initialisations)])
-        with ray_cluster(params.cluster.address, params.cluster.cpus):
-            measured = measure_all(candidates, initialisations, ghn, images, params.evaluate.batch, params.seed, folder)
+        with named_when_interrupted(folder), ray_cluster(params.cluster.address, params.cluster.cpus):
+            measured = measure_all(candidates, initialisations, ghn, images, params.evaluate, params.seed, folder)
+            classes = len(images.classes)
+            embeddings = candidate_embeddings(candidates, ghn, params.images.size, classes)
+            training = training_architectures(params, store, classes)
+            similarity = similarity_to_training(candidates, embeddings, training, ghn, checkpoint)
         architectures = architectures_table(measured)
+        correlations = correlate_accuracy(architectures, similarity, params.seed)
+        networks = describe_networks(candidates, embeddings, params.images.size, classes)
+        effects = trait_effects(architectures, networks, params.seed)
         summary = summarise_architectures(architectures)
 
         results = results_folder("evaluate")
         write_parquet(results / "architectures.parquet", architectures)
         write_csv(results / "summary.csv", summary)
+        write_parquet(results / "similarity.parquet", similarity)
+        write_csv(results / "similarity.csv", correlations)
+        write_parquet(results / "networks.parquet", networks)
+        write_csv(results / "traits.csv", effects)
         write_json(results / "metrics.json", metrics_of(summary))
         run.log_table(architectures, "architectures")
         run.log_table(summary, "summary")
+        run.log_table(similarity, "similarity")
+        run.log_table(effects, "traits")
         _log_metrics(run, summary)
+        _log_correlations(run, correlations)
     clear_task_cache(folder)
     _print_summary(summary)
+    _print_correlations(correlations, training.count)
+
+
+def training_architectures(params: Params, store: ArchitectureStore, classes: int) -> StoredArchitectures:
+    """Return the training architectures that all others are compared with, at the evaluation's width."""
+    return StoredArchitectures(
+        storage=storage_root(params.storage),  # workers have other working directories
+        manifest=store.manifest,
+        split="train",
+        count=min(params.evaluate.similarity, len(store["train"])),
+        width=params.evaluate.width,
+        head_width=params.evaluate.head_width,
+        image_size=params.images.size,
+        classes=classes,
+    )
 
 
 def architectures_table(measured: Sequence[Measurement]) -> DataFrame[ArchitectureScores]:
@@ -80,9 +115,16 @@ def architectures_table(measured: Sequence[Measurement]) -> DataFrame[Architectu
 
 
 def metrics_of(summary: DataFrame[SplitSummary]) -> dict[str, dict[str, float]]:
-    """Return the headline figures of each split: mean and best top-1 accuracy of each initialisation."""
-    columns = [f"{name}_{figure}" for name in initialisations_of(summary) for figure in ("top1", "top1_max")]
-    return {row["split"]: {name: row[name] for name in [*columns, "nonfinite"]} for row in summary.to_dict("records")}
+    """Return the headline figures of each split: mean and best top-1 accuracy of each initialisation.
+
+    Beside them is the mean with running statistics, where it was measured.
+    """
+    figures = ("top1", "top1_max", "running_top1")
+    columns = [f"{name}_{figure}" for name in initialisations_of(summary) for figure in figures]
+    return {
+        row["split"]: {name: row[name] for name in [*columns, "nonfinite"] if not pd.isna(row[name])}
+        for row in summary.to_dict("records")
+    }
 
 
 def _log_metrics(run: StageRun, summary: DataFrame[SplitSummary]) -> None:
@@ -95,6 +137,28 @@ def _log_metrics(run: StageRun, summary: DataFrame[SplitSummary]) -> None:
     run.log_metrics({f"{split}_nonfinite": count for split, count in by_split["nonfinite"].items()})
 
 
+def _log_correlations(run: StageRun, correlations: DataFrame[SimilarityCorrelations]) -> None:
+    """Log the headline's correlations over all splits, but those that are missing."""
+    own = correlations[(correlations["initialisation"] == HEADLINE) & (correlations["split"] == ALL_SPLITS)]
+    run.log_metrics({f"similarity_{by}_rho": rho for by, rho in zip(own["by"], own["rho"], strict=True) if rho == rho})
+
+
+def _print_correlations(correlations: DataFrame[SimilarityCorrelations], count: int) -> None:
+    """Print the headline's correlations with the similarity of the nearest of `count` training architectures."""
+    rows = [
+        {
+            "split": row["split"],
+            "by": row["by"],
+            "networks": str(row["architectures"]),
+            "ρ": f"{row['rho']:.2f}",
+            "95 % interval": f"{row['low']:.2f} to {row['high']:.2f}",
+        }
+        for row in correlations[correlations["initialisation"] == HEADLINE].dropna().to_dict("records")
+    ]
+    if rows:
+        print_table(f"Accuracy against similarity to the nearest of {count:,} training architectures", rows)
+
+
 def _print_summary(summary: DataFrame[SplitSummary]) -> None:
     rows = [
         {
@@ -104,6 +168,7 @@ def _print_summary(summary: DataFrame[SplitSummary]) -> None:
             "top-1": percent(row[f"{name}_top1"], row[f"{name}_top1_error"]),
             "best": percent(row[f"{name}_top1_max"]),
             "top-5": percent(row[f"{name}_top5"]),
+            "running statistics": percent(running) if (running := row[f"{name}_running_top1"]) >= 0 else "",
         }
         for row in summary.to_dict("records")
         for name in initialisations_of(summary)

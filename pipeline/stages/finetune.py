@@ -16,14 +16,15 @@ import pandas as pd
 from pandera.typing import DataFrame
 
 from pipeline.architectures.store import ArchitectureStore
-from pipeline.cluster.cached_tasks import clear_task_cache, task_cache_folder
+from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
 from pipeline.errors import UserError
 from pipeline.evaluation.budgets import EARLY_BUDGET, compare_budgets
+from pipeline.evaluation.checkpoint import trained_ghn
 from pipeline.evaluation.finetuning import train_all
 from pipeline.evaluation.initialisations import INITIALISATIONS
-from pipeline.evaluation.networks import at_width, trained_ghn
+from pipeline.evaluation.networks import at_width
 from pipeline.evaluation.summaries import final_accuracies, prefix_of, summarise_curves
 from pipeline.evaluation.tables import FinetuningBudgets, FinetuningSummary
 from pipeline.evaluation.targets import Target, target_of
@@ -56,7 +57,7 @@ def finetune(params: Params) -> None:
             for index in range(settings.architectures)
         ]
         folder = task_cache_folder(params.storage, "finetuning", [FINETUNING_FORMAT, checkpoint])
-        with ray_cluster(params.cluster.address, params.cluster.cpus):
+        with named_when_interrupted(folder), ray_cluster(params.cluster.address, params.cluster.cpus):
             finetuned = train_all(networks, INITIALISATIONS, ghn, targets, settings, params.seed, folder)
         classes = {name: len(target.images.classes) for name, target in targets.items()}
         summary, budgets = summarise_curves(finetuned.curves, classes), compare_budgets(finetuned.curves)

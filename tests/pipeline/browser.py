@@ -37,7 +37,7 @@ class Look:
     seen: Any
 
 
-def look_at(page: Path, width: int, folder: Path, probe: str = "return null") -> Look:
+def look_at(page: Path, width: int, folder: Path, probe: str = "return null", dark: bool = False) -> Look:
     """Open a page in a window of `width` pixels, and run `probe` in it, the body of a function in JavaScript.
 
     Files go to `folder`.
@@ -55,6 +55,7 @@ def look_at(page: Path, width: int, folder: Path, probe: str = "return null") ->
             "--no-sandbox",
             "--disable-gpu",
             "--enable-logging=stderr",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             f"--user-data-dir={folder / 'profile'}",
             f"--window-size={max(width, 500)},2000",
             "--dump-dom",

@@ -1,4 +1,4 @@
-"""Fixtures: made-up results of a run, disks that fail, and Ray on this machine."""
+"""Fixtures: made-up results of a run, and disks that fail."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from subprocess import PIPE
 
 import pytest
 from example_results import make_results
-from small_settings import ROOT
-
-from pipeline.cluster.ray_cluster import ray_cluster
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +59,3 @@ def mounted_disk(folder: Path, options: str) -> Iterator[Path]:
                 return
             complaints.append(keeper.stderr.read().strip())
     pytest.skip(f"no disk can be mounted: {'; '.join(complaints)}")
-
-
-@pytest.fixture(scope="module")
-def ray_on_this_machine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start a Ray cluster for the tests of a module, with two cores or as many as its constant `RAY_CORES` says."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for that
-        with ray_cluster(num_cpus=getattr(request.module, "RAY_CORES", 2)):
-            yield

@@ -10,10 +10,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ghn import GHN, GHNConfig
+from ghn import GHN, GHNConfig, sample_architecture
+from ghn.deepnets1m.traits import TRAITS
 from pipeline.evaluation.budgets import compare_budgets
+from pipeline.evaluation.common_architectures import accuracies_of, compare_initialisations, worth_by_split
 from pipeline.evaluation.finetuning import measured_steps
+from pipeline.evaluation.property_tables import PropertyScores
+from pipeline.evaluation.similarity import correlate_accuracy
+from pipeline.evaluation.stored_sources import StoredSource
+from pipeline.evaluation.study_summary import Cell, summarise_study
 from pipeline.evaluation.summaries import summarise_architectures, summarise_curves
+from pipeline.evaluation.traits import EvaluatedNetworks, trait_effects
+from pipeline.reporting.extremes import ExtremesGallery, extreme_architectures, rank_pictures
+from pipeline.reporting.graph_pictures.gallery import render_gallery
+from pipeline.reporting.leaderboard import LeaderboardRow
+from pipeline.reporting.page import recipe
+from pipeline.reporting.read_results import Results
+from pipeline.reporting.results_page import PageParts, ReportSettings
+from pipeline.stages.report import origin_of
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.training.tables import TIME_PARTS
 
@@ -41,7 +55,101 @@ def make_results(folder: Path, seed: int = 0, steps: int = 3000, others: Sequenc
     _make_train(folder / "train", rng, steps)
     _make_evaluate(folder / "evaluate", rng, others)
     _make_finetune(folder / "finetune", rng, others)
+    _make_study(folder / "compare")
+    _make_comparison(folder, rng)
+    _make_traits(folder / "evaluate", rng)
+    _make_properties(folder / "properties")
     return folder
+
+
+def _make_comparison(folder: Path, rng: np.random.Generator) -> None:
+    """Write tables about training by SGD, of the first architectures of each split, and about distances."""
+    evaluated = pd.read_parquet(folder / "evaluate" / "architectures.parquet")
+    rows = [
+        {
+            "split": split,
+            "index": index,
+            "epochs": epochs,
+            "top1": mean * share + rng.normal(0, 0.02),
+            "train_seconds": 2.0 * epochs,
+        }
+        for split, (_, mean, _) in SPLITS.items()
+        for index in range(6)
+        for epochs, share in ((1, 0.8), (4, 1.3))
+    ]
+    trained = pd.DataFrame(rows)
+    copied = [
+        {"split": split, "index": index, "initialisation": name, "top1": mean * share, "share_copied": share}
+        for split, (_, mean, _) in SPLITS.items()
+        for index in range(8)
+        for name, share in (("copy_wl", 0.9), ("copy_embedding", 0.75))
+    ]
+    sources = [StoredSource(index, "", "", "", 1, 0.4, 9.5, "") for index in range(4)]
+    accuracies = accuracies_of(evaluated, trained)
+    initialisations = compare_initialisations(accuracies, pd.DataFrame(copied), sources)
+    write_csv(folder / "compare" / "initialisations.csv", initialisations)
+    write_csv(folder / "compare" / "worth.csv", worth_by_split(accuracies, evaluated, trained))
+    networks = evaluated.drop_duplicates(["split", "index"])[["split", "index"]]
+    nearest = [networks.assign(by=by, similarity=rng.uniform(0.4, 1, len(networks))) for by in ("wl", "embedding")]
+    similarity = pd.concat(nearest, ignore_index=True).assign(nearest=0)
+    write_parquet(folder / "evaluate" / "similarity.parquet", similarity)
+    write_csv(folder / "evaluate" / "similarity.csv", correlate_accuracy(evaluated, similarity))
+
+
+def _make_traits(folder: Path, rng: np.random.Generator) -> None:
+    """Write traits and embeddings of the networks; predictions are worse for those without norm."""
+    evaluated = pd.read_parquet(folder / "architectures.parquet")
+    networks = evaluated.drop_duplicates(["split", "index"])[["split", "index"]].reset_index(drop=True)
+    shares = dict(zip(TRAITS, (0, 0.25, 0.1, 0.2, 0.05, 0.2), strict=True))
+    traits = {name: rng.random(len(networks)) < share for name, share in shares.items()}
+    components = {f"component_{number}": rng.normal(0, 3 - number, len(networks)) for number in range(3)}
+    table = networks.assign(**traits, **components)
+    table["norm_free"] = table["split"] == "bn_free"
+    write_parquet(folder / "networks.parquet", EvaluatedNetworks.validate(table))
+    write_csv(folder / "traits.csv", trait_effects(evaluated, table))
+
+
+def example_parts(results: Results, settings: ReportSettings, seeds: LeaderboardRow | None = None) -> PageParts:
+    """Return what the page shows beside the results."""
+    return PageParts(origin_of(results, settings), recipe(), example_gallery(results), seeds)
+
+
+def example_gallery(results: Results) -> ExtremesGallery:
+    """Return pictures of other architectures in the places of the best and the worst."""
+    rows = extreme_architectures(results.architectures)
+    keys = [f"{row['split']}/{row['index']}" for row in rows.to_dict("records")]
+    graphs = {key: sample_architecture(0, "train", 8 + number).graph(16, 10) for number, key in enumerate(keys)}
+    return rank_pictures(rows, render_gallery(graphs), results.networks)
+
+
+def _make_properties(folder: Path) -> None:
+    """Write the scores of two properties, one of which has too few networks."""
+    figures = {"tau": 0.5, "tau_low": 0.3, "tau_high": 0.7}
+    lead = {"difference": 0.1, "difference_low": -0.1, "difference_high": 0.3}
+    rows = []
+    for features in ("embedding", "size", "graph"):
+        own = {} if features == "embedding" else lead
+        rows.append({"target": "sgd_1_top1", "features": features, "fitted": 40, "scored": 30, **figures, **own})
+    for features in ("embedding", "size", "graph"):
+        few = {"fitted": 2, "scored": 1, "reason": "too few networks"}
+        rows.append({"target": "convergence_steps", "features": features, **few})
+    write_csv(folder / "scores.csv", PropertyScores.validate(pd.DataFrame(rows)))
+
+
+def _make_study(folder: Path) -> None:
+    """Write a study of three variants and three seeds, one of which is worse than the first."""
+    shifts = {"ghn2": 0.0, "mlp": -0.08, "no_dirac": 0.0}
+    scores = {}
+    for number, (variant, shift) in enumerate(shifts.items()):
+        for seed in range(3):
+            level, noise = np.random.default_rng(3), np.random.default_rng([number, seed])
+            rows = [
+                {"split": split, "index": i, "top1": mean + shift + level.normal(0, 0.02) + noise.normal(0, 0.01)}
+                for split, (_, mean, _) in SPLITS.items()
+                for i in range(10)
+            ]
+            scores[Cell(variant, seed)] = pd.DataFrame(rows)
+    write_csv(folder / "study.csv", summarise_study(scores, dict.fromkeys(scores, 1200)))
 
 
 def _make_generate(folder: Path, rng: np.random.Generator) -> None:
@@ -151,7 +259,18 @@ def _architectures(
         top1 = np.clip(own_rng.normal(OTHER_INITIALISATIONS[name], 0.04, count), 0, 0.9)
         measured[name] = (top1, np.clip(0.45 + top1, 0, 0.99), 2.5 - top1)
     frames = [
-        pd.DataFrame({**networks, "initialisation": name, "top1": top1, "top5": top5, "loss": loss, "seconds": seconds})
+        pd.DataFrame(
+            {
+                **networks,
+                "initialisation": name,
+                "top1": top1,
+                "top5": top5,
+                "loss": loss,
+                "running_top1": np.where(np.arange(count) < 10, 0.95 * top1, np.nan),
+                "initialise_seconds": 0.2 * seconds,
+                "seconds": seconds,
+            }
+        )
         for name, (top1, top5, loss) in measured.items()
     ]
     return pd.concat(frames).sort_values("index", kind="stable")

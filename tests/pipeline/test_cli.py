@@ -15,7 +15,20 @@ from ghn import GHN, GHNConfig
 from pipeline.params import Params
 from pipeline.stages.generate import generate
 
-STAGES = ("check", "generate", "describe", "train", "evaluate", "finetune", "report")
+STAGES = (
+    "check",
+    "generate",
+    "describe",
+    "train",
+    "sgd",
+    "evaluate",
+    "copies",
+    "finetune",
+    "properties",
+    "study",
+    "compare",
+    "report",
+)
 
 
 def ghn(*arguments: str) -> tuple[int, str]:
@@ -49,7 +62,8 @@ def test_every_stage_has_a_command_that_says_what_it_does() -> None:
 def test_impossible_settings_stop_every_stage(small_project: Callable[..., Params], stage: str) -> None:
     small_project()
     Path("params.yaml").write_text(yaml.safe_dump(small_settings(meta_batch=0)))
-    assert_refused(stage, names=("meta_batch = 0", "must be", "params.yaml"))
+    arguments = {"study": ("mlp", "0")}.get(stage, ())
+    assert_refused(stage, *arguments, names=("meta_batch = 0", "must be", "params.yaml"))
     assert {path.name for path in Path().iterdir()} == {"params.yaml"}
 
 

@@ -10,7 +10,7 @@ import torch
 from ghn import GHN, GHNConfig
 from pipeline.cluster.cached_tasks import keep_result, read_task_cache, task_cache_folder
 from pipeline.errors import UserError
-from pipeline.evaluation.networks import trained_ghn
+from pipeline.evaluation.checkpoint import trained_ghn
 from pipeline.storage.tables import write_json
 
 CONFIG = GHNConfig(num_classes=10, image_size=8, hidden=8, kernel=3)

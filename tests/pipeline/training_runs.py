@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import psutil
@@ -22,6 +23,9 @@ from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.params import Params
 from pipeline.results import MANIFEST
 from pipeline.stages.train import train
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 MEASURED = ["loss", "top1", "dropped", "step", "learning_rate", "gradient_norm", "architecture_norm_max"]
 TRAIN = "from pipeline.params import load_params; from pipeline.stages.train import train; train(load_params())"
@@ -92,7 +96,7 @@ def last_step() -> int:
     return step or 0
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen, seconds: float = 1200) -> None:
     """Wait for a condition while a process runs."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -115,3 +119,14 @@ def named(processes: Iterator[psutil.Process] | list[psutil.Process], name: str)
             if name in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def processes(cluster: Cluster, name: str) -> list[psutil.Process]:
+    """Return the processes of a cluster with `name` in their title."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+    return named((child for pid in raylets for child in psutil.Process(pid).children(recursive=True)), name)
+
+
+def finished_tasks(cache: Path) -> list[Path]:
+    """Return the results of a stage's finished tasks: those with a record, which is written after the result."""
+    return [record.parents[1] / record.stem for record in cache.glob("*/records/*.json")]

@@ -86,14 +86,14 @@ def count_parameters(architecture: Architecture, program: Program) -> int:
     ppuda counts before pruning, with the operations that do not reach the output, so that the number may be larger than
     `Architecture.num_parameters`. It counts 10 classes for all images, because its generator built all networks so.
     """
-    complete = _with_all_operations(architecture)
+    complete = with_all_operations(architecture)
     if complete != architecture:
         program = complete.compile(program.image_size, program.num_classes)
     last = sum(parameter.size for parameter in program.operations[-1].parameters)
     return program.num_parameters - last + last // program.num_classes * 10
 
 
-def _with_all_operations(architecture: Architecture) -> Architecture:
+def with_all_operations(architecture: Architecture) -> Architecture:
     """Return an architecture with the same parameters whose operations all reach the output, so that none is pruned."""
     genotype = architecture.genotype
     normal, normal_concat = _reaching_output(genotype.normal, genotype.normal_concat)

@@ -17,9 +17,6 @@ GALLERY_SPLITS = ("train", "deep", "dense", "bn_free")
 SMALL_GRAPH = 100
 """Nodes: the picture shows the first graph with at most so many, or the smallest graph if there is none."""
 
-LARGEST_GRAPH = 300
-"""Nodes: a split whose smallest graph has more gets no picture, because the page would be slow to load."""
-
 CSS_PIXELS_PER_INCH = 96
 
 
@@ -38,7 +35,7 @@ def _render_small_graph(name: str, graph: Graph) -> GraphPicture:
     return GraphPicture(
         name=name,
         counts=counts,
-        svg=inline_svg(figure, f"graph-{name.partition('/')[0]}", f"The graph of {name}: {counts}"),
+        svg=inline_svg(figure, f"graph-{name.replace('/', '-')}", f"The graph of {name}: {counts}"),
         width=round(CSS_PIXELS_PER_INCH * figure.get_figwidth()),
         primitives=frozenset(graph.primitives),
     )

@@ -462,3 +462,22 @@ def test_an_imported_test_split_must_be_as_large_as_what_is_made_from_it(
     with pytest.raises(UserError, match=r"generate\.wide = 6: must be at most 5, as split test is imported"):
         check(imported_project(small_project, files, ("test",), wide=6))
     check(imported_project(small_project, files, ("test",), wide=5, test=1))
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "message"),
+    [
+        (
+            "val",
+            {"architectures": {"val": 6}},
+            r"sgd\.architectures\.val = 6: must be at most 5, as split val is imported",
+        ),
+        ("train", {"sources": 6}, r"sgd\.sources = 6: must be at most 5, as split train is imported"),
+    ],
+)
+def test_an_imported_split_must_have_as_many_architectures_as_sgd_trains(
+    small_project: Callable[..., Params], files: Files, split: str, settings: dict, message: str
+) -> None:
+    imported = imported_project(small_project, files, (split,)).generate.imported
+    with pytest.raises(UserError, match=message):
+        check(small_project(generate={"imported": imported}, sgd=settings))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from pipeline.evaluation.budgets import BUDGETS, compare_budgets, holm, paired_p_value, steps_at_budgets
+from pipeline.evaluation.budgets import BUDGETS, compare_budgets, steps_at_budgets
 from pipeline.evaluation.finetuning import Curve, FinetuneRun, curves_table
 from pipeline.evaluation.learning_rates import ChosenRate
 
@@ -61,16 +61,3 @@ def test_data_sets_and_numbers_of_images_are_kept_apart() -> None:
     table = compare_budgets(curves(values))
     final = table[(table["budget"] == 1) & (table["initialisation"] == "predicted")]
     assert final["difference"].tolist() == pytest.approx([0.1, -0.1, 0])
-
-
-def test_equal_differences_need_no_test() -> None:
-    assert paired_p_value(np.zeros(3)) == 1
-    assert paired_p_value(np.full(3, 0.25)) == 0
-    assert np.isnan(paired_p_value(np.array([0.1]))) and np.isnan(paired_p_value(np.array([0.1, 0.1])))
-
-
-def test_p_values_are_corrected_as_holm_wrote() -> None:
-    corrected = holm(np.array([0.01, np.nan, 0.04, 0.03, 0.005]))
-    np.testing.assert_allclose(corrected, [0.03, np.nan, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm(np.array([0.9, 0.8])), [1, 1])
-    assert np.isnan(holm(np.array([np.nan, np.nan]))).all()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from evaluation_examples import SETTINGS
 
 from ghn import GHN
 from pipeline.evaluation.initialisations import evaluated_initialisations
@@ -14,13 +15,30 @@ from pipeline.evaluation.networks import Candidate
 from pipeline.images.dataset import Images
 
 
-def measured(candidate: Candidate, ghn: GHN, images: Images, seed: int) -> dict[str, Measurement]:
-    rows = measure(candidate, evaluated_initialisations(), ghn, images, 64, seed)
+def measured(
+    candidate: Candidate, ghn: GHN, images: Images, seed: int, running_statistics: int = 0
+) -> dict[str, Measurement]:
+    settings = SETTINGS.model_copy(update={"running_statistics": running_statistics})
+    rows = measure(candidate, evaluated_initialisations(), ghn, images, settings, seed)
     return {row["initialisation"]: row for row in rows}
 
 
+def test_running_statistics_are_measured_beside_those_of_batches_and_do_not_change_them(
+    candidates: list[Candidate], ghn: GHN, images: Images
+) -> None:
+    candidate, norm_free = candidates[1], candidates[4]
+    without, with_them = (measured(candidate, ghn, images, 0, running_statistics=number) for number in (1, 2))
+    for name in ("predicted", "random"):
+        assert without[name]["running_top1"] is None
+        assert 0 < with_them[name]["running_top1"] <= 1
+        same = ("top1", "top5", "loss")
+        assert [with_them[name][key] for key in same] == [without[name][key] for key in same]
+    free = measured(norm_free, ghn, images, 0, running_statistics=5)
+    assert [row["running_top1"] for row in free.values()] == [row["top1"] for row in free.values()]
+
+
 def without_time(rows: dict[str, Measurement]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows.values()]
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows.values()]
 
 
 def test_random_initialisation_is_near_chance(candidates: list[Candidate], ghn: GHN, images: Images) -> None:

@@ -9,7 +9,8 @@ from evaluation_examples import ARCHITECTURES, SETTINGS
 from ghn import GHN
 from ghn.deepnets1m.predefined import PREDEFINED
 from pipeline.errors import UserError
-from pipeline.evaluation.networks import at_width, candidates_of, fresh_module, require_fit
+from pipeline.evaluation.checkpoint import require_fit
+from pipeline.evaluation.networks import at_width, candidates_of, fresh_module
 from pipeline.images.dataset import Images
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import networkx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -19,9 +18,9 @@ from small_settings import ROOT
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import OPERATIONS
-from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.deepnets1m.sampling import sample_architecture, widen
 from ghn.networks.graph import Graph, Node
+from ghn.networks.graph_statistics import average_degree, average_path
 from pipeline.architectures.paper_statistics import (
     PAPER_STATISTICS,
     REFERENCE_PARAMETERS,
@@ -32,8 +31,6 @@ from pipeline.architectures.shards import SCHEMA, row, table_of, write_shard
 from pipeline.architectures.statistics import (
     QUANTITIES,
     SetStatistics,
-    average_degree,
-    average_path,
     graph_sample,
     operation_shares,
     small_graphs,
@@ -52,8 +49,8 @@ from pipeline.reporting.architecture_report import (
     statistics_table,
     write_architecture_report,
 )
-from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, LARGEST_GRAPH, SMALL_GRAPH, render_gallery
-from pipeline.reporting.page import GraphGallery
+from pipeline.reporting.graph_pictures.gallery import GALLERY_SPLITS, SMALL_GRAPH, render_gallery
+from pipeline.reporting.page import LARGEST_GRAPH, GraphGallery
 
 COUNTS = {"train": 30, "val": 2, "test": 5, "wide": 5, "deep": 3, "dense": 4, "bn_free": 1}
 GOLDEN = json.loads((ROOT / "tests/golden/deepnets_ghn2.json").read_text())
@@ -155,27 +152,6 @@ def test_imported_splits_are_told_from_sampled_ones(tables: dict[str, pa.Table],
     imported = tables["test"].set_column(seed, SCHEMA.field(seed), pa.nulls(len(tables["test"]), pa.int64()))
     found = split_statistics(make_store(tmp_path, tables | {"test": imported}))["imported"]
     assert found[found].index.tolist() == ["test"]
-
-
-@pytest.mark.parametrize("split", ["train", "deep", "dense", "bn_free"])
-def test_degree_and_path_are_those_of_the_graph_without_directions(split: str) -> None:
-    graph = sample_architecture(1, split, 0).graph(32, 10)
-    undirected = networkx.Graph(graph.edges)
-    assert average_degree(graph) == pytest.approx(np.mean([degree for _, degree in undirected.degree]))
-    assert average_path(graph) == pytest.approx(networkx.average_shortest_path_length(undirected))
-
-
-def test_a_triangle_with_a_tail_has_the_degree_and_the_path_that_one_counts() -> None:
-    graph = Graph(tuple(Node("sum") for _ in range(4)), ((0, 1), (0, 2), (1, 2), (2, 3)))
-    assert average_degree(graph) == 2
-    assert average_path(graph) == (1 + 1 + 2 + 1 + 2 + 1) / 6
-
-
-def test_degree_and_path_of_resnet50_are_the_published_ones() -> None:
-    graph = PREDEFINED["resnet50"].graph(32, 10)
-    assert len(graph.nodes) == 126
-    assert average_degree(graph) == pytest.approx(2.238095238095238)
-    assert average_path(graph) == pytest.approx(11.193269841269842)
 
 
 def test_the_sample_is_the_first_architectures_of_each_split(store: ArchitectureStore) -> None:

@@ -5,35 +5,36 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from evaluation_examples import ARCHITECTURES, digits, example_candidates, make_ghn
+from evaluation_examples import ARCHITECTURES, SETTINGS, digits, example_candidates, make_ghn, store_splits
 from small_settings import ROOT
+from training_runs import finished_tasks, wait_for
 
 from ghn import GHN
-from pipeline.architectures.shards import row, table_of, write_shard
-from pipeline.architectures.store import write_manifest
 from pipeline.evaluation.initialisations import evaluated_initialisations
-from pipeline.evaluation.measurement import Measurement, measure, measure_all
+from pipeline.evaluation.measurement import Measurement, measure, measure_all, measured_images
 from pipeline.evaluation.networks import Candidate
 from pipeline.evaluation.summaries import summarise_architectures
+from pipeline.evaluation.tables import SimilarityCorrelations, SimilarityToTraining
+from pipeline.evaluation.traits import EvaluatedNetworks, TraitEffects
 from pipeline.images.dataset import Images
 from pipeline.images.subsets import digest, in_memory, without_train_part
 from pipeline.params import Params, load_params
-from pipeline.results import CHECKPOINT, MANIFEST
+from pipeline.results import CHECKPOINT
 from pipeline.stages.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(candidates: Sequence[Candidate], ghn: GHN, images: Images, folder: Path) -> list[Measurement]:
-    return measure_all(candidates, evaluated_initialisations(), ghn, images, 64, 0, str(folder))
+    return measure_all(candidates, evaluated_initialisations(), ghn, images, SETTINGS, 0, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_cluster_measures_what_one_process_does(
 ) -> None:
     rows = measured(candidates, ghn, images, tmp_path)
     initialisations = evaluated_initialisations()
-    alone = [row for candidate in candidates for row in measure(candidate, initialisations, ghn, images, 64, 0)]
+    alone = [row for candidate in candidates for row in measure(candidate, initialisations, ghn, images, SETTINGS, 0)]
     exact = ("split", "index", "name", "identity", "parameters", "nodes", "initialisation")
     assert [[row[key] for key in exact] for row in rows] == [[row[key] for key in exact] for row in alone]
     assert [row["initialisation"] for row in rows] == ["predicted", "random"] * len(candidates)
@@ -109,15 +110,11 @@ def project(ray_on_this_machine: None, tmp_path: Path, monkeypatch: pytest.Monke
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["dataset"] = "digits"
     values["images"]["size"] = 8
-    values["evaluate"] |= {"width": 8, "head_width": 16}
+    values["evaluate"] |= {"images": 60, "width": 8, "head_width": 16, "running_statistics": 2, "similarity": 5}
     Path("params.yaml").write_text(yaml.safe_dump(values))
     splits = {"test": ARCHITECTURES[:4], "wide": ARCHITECTURES[:1], "deep": ARCHITECTURES[4:]}
-    splits |= {"dense": ARCHITECTURES[2:3], "bn_free": ARCHITECTURES[4:5]}
-    shards = {
-        split: write_shard(f"storage/{split}/0.parquet", table_of([row(*item) for item in enumerate(architectures)]))
-        for split, architectures in splits.items()
-    }
-    write_manifest(MANIFEST, {split: (split, [shard]) for split, shard in shards.items()})
+    splits |= {"dense": ARCHITECTURES[2:3], "bn_free": ARCHITECTURES[4:5], "train": ARCHITECTURES[::-1]}
+    store_splits(splits)
     make_ghn(0).save(CHECKPOINT)
     return load_params()
 
@@ -129,8 +126,11 @@ def test_the_stage_writes_its_tables_and_never_mixes_two_checkpoints(project: Pa
     first = pd.read_parquet(results / "architectures.parquet")
     assert list(first) == [
         *("split", "index", "name", "identity", "parameters", "nodes"),
-        *("initialisation", "top1", "top5", "loss", "seconds"),
+        *("initialisation", "top1", "top5", "loss", "running_top1", "initialise_seconds", "seconds"),
     ]
+    assert first["running_top1"].notna().tolist() == (first["index"] < 2).tolist()
+    norm_free = first[(first["split"] == "bn_free")]
+    assert norm_free["running_top1"].tolist() == norm_free["top1"].tolist()
     assert first["initialisation"].tolist() == ["predicted", "random"] * 12
     predicted = first[first["initialisation"] == "predicted"]
     assert predicted["split"].value_counts().to_dict() == {
@@ -146,6 +146,21 @@ def test_the_stage_writes_its_tables_and_never_mixes_two_checkpoints(project: Pa
     pd.testing.assert_frame_equal(summary, summarise_architectures(first))
     assert len(summary) == 6
     assert set(json.loads((results / "metrics.json").read_text())) == set(first["split"])
+    similarity = SimilarityToTraining.validate(pd.read_parquet(results / "similarity.parquet"))
+    assert len(similarity) == 24
+    of_test = similarity[(similarity["split"] == "test") & (similarity["by"] == "wl")]
+    assert of_test["nearest"].tolist()[1:] == [
+        4,
+        3,
+        2,
+    ]  # the sixth training architecture, the first of split test, is not compared
+    assert of_test["similarity"].tolist()[1:] == pytest.approx([1] * 3, abs=1e-5)
+    assert of_test["similarity"].tolist()[0] < 1 - 1e-4
+    networks = EvaluatedNetworks.validate(pd.read_parquet(results / "networks.parquet"))
+    assert networks[["split", "index"]].values.tolist() == predicted[["split", "index"]].values.tolist()
+    TraitEffects.validate(pd.read_csv(results / "traits.csv"))
+    correlations = SimilarityCorrelations.validate(pd.read_csv(results / "similarity.csv"))
+    assert set(correlations["split"]) == {*first["split"], "all"}
 
     make_ghn(1).save(CHECKPOINT)
     evaluate(project)
@@ -154,29 +169,30 @@ def test_the_stage_writes_its_tables_and_never_mixes_two_checkpoints(project: Pa
     assert difference.max()["random"] < 1e-4
     assert difference.min()["predicted"] > 0
 
-    make_ghn(0).save(CHECKPOINT)
-    evaluate(project)
-    again = pd.read_parquet(results / "architectures.parquet")
-    pd.testing.assert_frame_equal(again.drop(columns="seconds"), first.drop(columns="seconds"))
+
+def test_as_many_test_images_are_measured_as_the_settings_say(tmp_path: Path) -> None:
+    images = digits(tmp_path)
+    some = measured_images(images, SETTINGS.model_copy(update={"images": 50}))
+    assert len(some.test) == 50 and len(some.train) == 0
+    assert np.bincount(some.test.labels).tolist() == [5] * 10
+    assert len(measured_images(images, SETTINGS).test) == len(images.test)
+
+
+def test_running_statistics_are_estimated_from_training_images(tmp_path: Path) -> None:
+    images = digits(tmp_path)
+    measured = measured_images(images, SETTINGS.model_copy(update={"running_statistics": 1}))
+    assert len(measured.train) == 512
+    shares = np.bincount(measured.train.labels) / 512 - np.bincount(images.train.labels) / len(images.train)
+    assert abs(shares).max() < 0.003
 
 
 @pytest.mark.slow
-def test_an_interrupted_stage_continues_where_it_was(project: Params) -> None:
+def test_an_interrupted_stage_says_where_finished_tasks_are_kept(project: Params) -> None:
     code = "from pipeline.params import load_params; from pipeline.stages.evaluate import evaluate"
     code += "; evaluate(load_params())"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
-    kept = Path("storage/evaluations")
-    deadline = time.monotonic() + 240
-    while not list(kept.glob("*/*.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: bool(finished_tasks(Path("storage/evaluations"))), process)
     os.kill(process.pid, signal.SIGINT)
     _, output = process.communicate(timeout=60)
     assert process.returncode != 0
     assert b"finished tasks are kept in" in output
-    before = [row for file in kept.glob("*/*.json") for row in json.loads(file.read_text())]
-    evaluate(project)
-    rows = pd.read_parquet("results/evaluate/architectures.parquet")
-    assert len(rows) == 24
-    assert {row["seconds"] for row in before} <= set(rows["seconds"])  # measured before the interruption
-    assert not list(kept.iterdir())  # a stage that ended well measures all again the next time

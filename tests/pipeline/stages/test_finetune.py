@@ -7,18 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from evaluation_examples import architecture, digits, make_ghn
+from evaluation_examples import architecture, digits, make_ghn, store_splits
 from small_settings import ROOT
 
 from ghn import GHN
-from pipeline.architectures.shards import row, table_of, write_shard
-from pipeline.architectures.store import write_manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.finetuning import Finetuned, train_all
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.evaluation.targets import Target, target_of
 from pipeline.params import FinetuneSettings, load_params
-from pipeline.results import CHECKPOINT, MANIFEST
+from pipeline.results import CHECKPOINT
 from pipeline.stages.finetune import finetune
 
 SETTINGS = FinetuneSettings(
@@ -120,8 +118,7 @@ def test_the_stage_writes_curves_and_summary(
     Path("params.yaml").write_text(yaml.safe_dump(values))
     params = load_params()
     networks = [NETWORK, replace(NETWORK, norm=None)]
-    shard = write_shard("storage/test/0.parquet", table_of([row(*item) for item in enumerate(networks)]))
-    write_manifest(MANIFEST, {"test": ("test", [shard])})
+    store_splits({"test": networks})
     make_ghn(0).save(CHECKPOINT)
     finetune(params)
 

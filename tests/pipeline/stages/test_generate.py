@@ -142,7 +142,7 @@ def test_what_is_imported_is_not_sampled_for_another_split(
     networks = ArchitectureStore("storage").networks("test")
     shard = write_shard("storage/import/0.parquet", table_of([row(0, networks[1])]))
     write_manifest("storage/import/manifest.json", {"train": ("import", [shard])})
-    store_architectures(small_project(generate={"imported": {"train": "import/manifest.json"}}))
+    store_architectures(small_project(generate={"imported": {"train": "import/manifest.json"}}, sgd={"sources": 1}))
     after = identities("test")
     assert identities("train") == [before[1]]
     assert [after[0], after[2]] == [before[0], before[2]]

@@ -62,7 +62,7 @@ def in_background(root: Path) -> Iterator[subprocess.Popen]:
 
 
 def wait_for_drafts(root: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 1200
     while len(list(root.glob("storage/architectures/train/*-drafts/*.parquet"))) < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

@@ -11,22 +11,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CHROMIUM, look_at
-from example_results import drop, edit, edit_scores, make_results, without_validation
+from example_results import drop, edit, edit_scores, example_parts, make_results, without_validation
 from leaderboard_examples import a_row
 from PIL import Image
 from small_settings import ROOT
+from user_project import git
 
-from ghn import GHNConfig
+from ghn import GHNConfig, sample_architecture
+from pipeline.architectures.shards import row, table_of, write_shard
+from pipeline.architectures.store import write_manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.summaries import summarise_architectures
 from pipeline.params import load_params
 from pipeline.reporting import plots
+from pipeline.reporting.extremes import RENDERED, ExtremesGallery
 from pipeline.reporting.finetuning_tables import finetuning_table
 from pipeline.reporting.leaderboard import LEADERBOARD, leaderboard_json
 from pipeline.reporting.numbers import duration, short_count
-from pipeline.reporting.page import PageFigure, Table, git_state
+from pipeline.reporting.page import PageFigure, Recipe, Table, git_state, recipe
 from pipeline.reporting.read_results import Results, read_results
 from pipeline.reporting.results_page import (
+    PageParts,
     ReportSettings,
     headline,
     headline_numbers,
@@ -37,7 +42,7 @@ from pipeline.reporting.results_page import (
     write_report,
 )
 from pipeline.reporting.results_tables import accuracy_table, extremes, name_of
-from pipeline.stages.report import origin_of, report
+from pipeline.stages.report import gallery_of, origin_of, report
 from pipeline.storage.files import write_bytes
 from pipeline.storage.tables import write_csv
 
@@ -48,7 +53,8 @@ SETTINGS = ReportSettings.of(PARAMS)
 @pytest.fixture(scope="module")
 def page(results_of_a_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = read_results(results_of_a_run)
-    return write_report(results, SETTINGS, origin_of(results, SETTINGS), tmp_path_factory.mktemp("report"))
+    parts = example_parts(results, SETTINGS, a_row(command="python benchmarks/learning.py <name>"))
+    return write_report(results, SETTINGS, parts, tmp_path_factory.mktemp("report"))
 
 
 # What is said
@@ -142,7 +148,7 @@ def test_the_provenance_says_whether_code_or_settings_differ_from_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert git_state() == "not in a git repository with a commit"
+    assert git_state() == "unknown: not in a git repository with a commit that git may read"
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "params.yaml"], [*who, "commit", "-q", "-m", "first"]):
@@ -225,7 +231,7 @@ def test_workers_and_device_are_those_that_trained_not_those_of_the_settings(res
 def test_a_hypernetwork_is_named_after_its_variant_and_the_parts_that_differ() -> None:
     assert name_of(GHNConfig(num_classes=10, image_size=14)) == "GHN-2"
     assert (
-        name_of(GHNConfig(num_classes=10, image_size=14, variant="ghn1", layer_norm=True)) == "GHN-1, layer_norm True"
+        name_of(GHNConfig(num_classes=10, image_size=14, variant="ghn1", layer_norm=True)) == "GHN-1, with layer norm"
     )
 
 
@@ -264,8 +270,11 @@ def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
 
 def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
-    figures = {f"{name}.png" for name in ("accuracy", "size", "training", "gradients", "time", "finetuning")}
-    assert names == {"index.html", "accuracy.md", "finetuning.md", "budgets.md", "training.md", *figures}
+    plots = ("accuracy", "size", "training", "gradients", "time", "finetuning", "epochs", "distance", "study")
+    plots = (*plots, "properties", "embeddings")
+    tables = ("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "training")
+    tables = (*tables, "traits")
+    assert names == {"index.html", *(f"{name}.png" for name in plots), *(f"{name}.md" for name in tables)}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
 
@@ -289,23 +298,69 @@ def test_the_page_names_settings_versions_and_the_published_figures(page: Path) 
         assert text in html
 
 
-def test_names_of_data_sets_are_escaped(results_of_a_run: Path) -> None:
-    results = read_results(results_of_a_run)
-    settings = SETTINGS.model_copy(update={"dataset": "photos/<b>&co"})
+NO_PARTS = PageParts({"code": "<i>"}, Recipe((), is_clean=True), ExtremesGallery([], {}))
+
+
+def rendered(results: Results, settings: ReportSettings = SETTINGS, parts: PageParts = NO_PARTS) -> str:
+    """Return the page without figures."""
     figures = dict.fromkeys(report_plots(results, settings.train), PageFigure("", "", ""))
-    html = render_report(results, settings, {"code": "<i>"}, report_tables(results, settings), figures)
+    return render_report(results, settings, parts, report_tables(results, settings), figures)
+
+
+def test_names_of_data_sets_are_escaped(results_of_a_run: Path) -> None:
+    settings = SETTINGS.model_copy(update={"dataset": "photos/<b>&co"})
+    html = rendered(read_results(results_of_a_run), settings)
     assert "photos/&lt;b&gt;&amp;co" in html
     assert "<i>" not in html
 
 
 def test_several_seeds_have_a_section_only_if_the_leaderboard_has_them(results_of_a_run: Path) -> None:
     results = read_results(results_of_a_run)
-    figures = dict.fromkeys(report_plots(results, SETTINGS.train), PageFigure("", "", ""))
-    parts = results, SETTINGS, {}, report_tables(results, SETTINGS), figures
-    assert "seeds</h2>" not in render_report(*parts)
-    html = render_report(*parts, a_row(command="python benchmarks/learning.py <name>"))
+    assert "seeds</h2>" not in rendered(results)
+    html = rendered(results, parts=replace(NO_PARTS, seeds=a_row(command="python benchmarks/learning.py <name>")))
     assert "<h2>Three seeds</h2>" in html
     assert "python benchmarks/learning.py &lt;name&gt;" in html
+
+
+def test_properties_without_any_figure_have_a_table_and_no_plot(results: Path) -> None:
+    columns = [
+        column for column in pd.read_csv(results / "properties/scores.csv") if "tau" in column or "diff" in column
+    ]
+    edit(
+        results / "properties/scores.csv",
+        lambda table: table.assign(**dict.fromkeys(columns, np.nan), reason="too few networks"),
+    )
+    read = read_results(results)
+    assert "properties" not in report_plots(read, SETTINGS.train)
+    assert "No property has enough networks" in rendered(read)
+
+
+def test_the_page_says_how_to_make_it_again_and_admits_changes(results_of_a_run: Path) -> None:
+    results = read_results(results_of_a_run)
+    parts = replace(NO_PARTS, recipe=Recipe(("git checkout 0123456789ab", "dvc repro"), is_clean=False))
+    html = rendered(results, parts=parts)
+    assert "<pre><code>git checkout 0123456789ab\ndvc repro</code></pre>" in html
+    assert "uncommitted.diff" in html
+    assert "uncommitted.diff" not in rendered(results)
+
+
+def test_the_recipe_checks_out_the_commit_and_applies_the_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    again = ("make env", "source .venv/bin/activate", "dvc repro")
+    assert recipe() == Recipe(again, is_clean=False)
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "params.yaml")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert recipe() == Recipe((f"git checkout {commit[:12]}", *again), is_clean=True)
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-mule")
+    assert recipe().commands[-2:] == ("dvc exp apply puffy-mule", "dvc repro")
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    assert not recipe().is_clean
 
 
 # Any number of initialisations
@@ -340,32 +395,103 @@ def test_the_order_and_text_of_two_initialisations_do_not_change_with_a_third(
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_page_of_five_initialisations_fits_its_window(tmp_path: Path, width: int) -> None:
+def test_a_page_of_five_initialisations_fits_its_window(tmp_path: Path) -> None:
     read = read_results(make_results(tmp_path / "results", others=["sgd", "nearest", "small_norm"]))
     (tmp_path / "report").mkdir()
-    page = write_report(read, SETTINGS, origin_of(read, SETTINGS), tmp_path / "report")
+    page = write_report(read, SETTINGS, example_parts(read, SETTINGS), tmp_path / "report")
     numbers = "return [...document.querySelectorAll('.numbers strong')].map(number => number.innerText)"
-    look = look_at(page, width, tmp_path, numbers)
-    assert (look.width, look.overflow) == (width, 0)
-    assert look.seen == [f"{number.value}{number.unit}" for number in headline_numbers(read)]
+    for width in (1280, 390):
+        look = look_at(page, width, tmp_path, numbers)
+        assert (look.width, look.overflow) == (width, 0)
+        assert look.seen == [f"{number.value}{number.unit}" for number in headline_numbers(read)]
+
+
+STORY = [
+    "What a prediction is worth",
+    "Accuracy by split and initialisation",
+    "Ablations: what the parts are worth",
+    "Generalisation or memory",
+    "Properties of networks from their embeddings",
+    "The best and the worst architectures",
+    "Speed",
+    "Fine-tuning on other data sets",
+    "Three seeds",
+    "Training",
+    "How to reproduce this page",
+]
+"""The headings of the page, in their order."""
+
+PROBE = """
+  const seen = element => element.getBoundingClientRect().height > 0;
+  const sections = [...document.querySelectorAll("main section")];
+  const figures = [...document.querySelectorAll("figure svg")].filter(seen);
+  const ink = getComputedStyle(document.body).color, sheet = getComputedStyle(document.documentElement).backgroundColor;
+  const text = document.querySelector("#accuracy figure svg text");
+  return {
+    headings: [...document.querySelectorAll("h2")].map(heading => heading.innerText),
+    empty: sections.filter(s => !s.querySelector("table tbody td, figure svg")).map(s => s.id),
+    hollow: [...document.querySelectorAll("p, h3, caption, figcaption, li")].filter(e => !e.innerText.trim()).length,
+    unnamed: figures.filter(svg => svg.getAttribute("role") != "img" || !svg.getAttribute("aria-label")).length,
+    figures: figures.length,
+    tooWide: figures.filter(svg => !svg.closest(".graph") && svg.getBoundingClientRect().right > innerWidth).length,
+    requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(n => !n.startsWith("data:")),
+    dark: sheet.match(/\\d+/g).map(Number).reduce((a, b) => a + b) < 200,
+    contrast: sheet != ink && getComputedStyle(text).fill != sheet,
+  };
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_headline_and_the_plots_that_fit_its_width(page: Path, width: int, tmp_path: Path) -> None:
-    probe = """
-      const plots = [...document.querySelectorAll("figure svg")];
-      const shown = plots.filter(svg => svg.getBoundingClientRect().width > 100);
-      const labels = Math.min(...shown.map(svg => svg.querySelectorAll("text").length));
-      return {plots: plots.length, shown: shown.length, labels};
-    """
-    look = look_at(page, width, tmp_path, probe)
-    assert look.seen.pop("labels") > 5
-    assert look.seen == {"plots": 12, "shown": 6}
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_browser_shows_the_story_in_both_themes_without_the_network(
+    page: Path, width: int, dark: bool, tmp_path: Path
+) -> None:
+    look = look_at(page, width, tmp_path, PROBE, dark)
     assert (look.width, look.overflow) == (width, 0)
+    assert look.seen == {
+        "headings": STORY,
+        "empty": [],
+        "hollow": 0,
+        "unnamed": 0,
+        "figures": 11 + 2 * RENDERED,
+        "tooWide": 0,
+        "requests": [],
+        "dark": dark,
+        "contrast": True,
+    }
     assert "The hypernetwork predicted all parameters of 100 architectures" in look.text
+
+
+def store_extremes(results: Path) -> None:
+    """Store architectures of split test, and make them the best and the worst ones of the results."""
+    sampled = [sample_architecture(0, "test", index) for index in range(2 * RENDERED)]
+    shard = write_shard("storage/test/0.parquet", table_of([row(*item) for item in enumerate(sampled)]))
+    write_manifest(results / "generate" / "manifest.json", {"test": ("test", [shard])})
+    hashes = [network.network_hash for network in sampled]
+
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        stored = table["split"].eq("test") & table["index"].lt(len(sampled))
+        table.loc[stored, "top1"] = [0.95, 0.94, 0.01, 0.0]
+        table.loc[stored, "nodes"] = 100
+        table.loc[stored, "identity"] = hashes
+        return table
+
+    edit_scores(results, "predicted", change)
+
+
+def test_pictures_are_only_of_the_architectures_that_were_measured(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store_extremes(results)
+    best, *_, worst = gallery_of(read_results(results), PARAMS).pictures
+    assert (best.end, best.name, best.place) == ("The best", "test/0", "95.0%, 1 of 223")
+    assert (worst.end, worst.name, worst.place) == ("The worst", "test/3", "0.0%, 223 of 223")
+    edit_scores(results, "predicted", lambda table: table.assign(identity="0" * 24))
+    with pytest.raises(UserError, match=r"architecture test/0 is .*\n`dvc repro --force evaluate`"):
+        gallery_of(read_results(results), PARAMS)
 
 
 @pytest.mark.slow
@@ -377,6 +503,7 @@ def test_the_stage_logs_the_page_and_its_tables_and_ends_the_pipeline_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     write_bytes(LEADERBOARD, leaderboard_json([a_row(dataset=PARAMS.dataset)]).encode())
+    store_extremes(results)
     report(PARAMS)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(PARAMS.tracking.experiment)

@@ -90,7 +90,7 @@ def test_sigterm_writes_a_checkpoint_first_from_which_other_workers_go_on(refere
     wait_for(lambda: bool(named(psutil.Process(process.pid).children(recursive=True), "RayTrainWorker")), process)
     assert not checkpoints()
     process.terminate()
-    _, output = process.communicate(timeout=300)
+    _, output = process.communicate()
     assert process.returncode == 143, output.decode()
     assert "the same command goes on from there" in output.decode()
     assert "Traceback" not in output.decode()
@@ -108,7 +108,7 @@ def test_ctrl_c_is_said_to_be_harmless_and_is(reference: Run, project) -> None:
     process = subprocess.Popen([GHN_COMMAND, "train"], start_new_session=True, stderr=subprocess.PIPE)
     wait_for_checkpoint(process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and all that it started
-    _, output = process.communicate(timeout=300)
+    _, output = process.communicate()
     assert process.returncode == 130, output.decode()
     assert "the same command goes on from what is finished" in output.decode()
     assert "Traceback" not in output.decode()

@@ -10,22 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import psutil
 import pytest
-import ray
 from ray.cluster_utils import Cluster
-from small_settings import ROOT, small_settings
+from small_settings import small_settings
 from training_runs import (
     Run,
     checkpoints,
     history,
     in_background,
     last_step,
-    named,
+    processes,
     reference_run,
     take_architectures,
     wait_for,
@@ -39,38 +37,15 @@ from pipeline.params import Params, load_params, with_changes
 pytestmark = pytest.mark.slow
 
 SETTINGS = {
-    "train": {"steps": 90, "validation": {"every": 20}},
-    "workers": {"number": 2, "checkpoint_every": 5, "max_failures": 10},
+    "train": {"steps": 60, "validation": {"every": 20}},
+    "workers": {"number": 2, "checkpoint_every": 2, "max_failures": 10},
 }
 
 
 @pytest.fixture
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Run:
-    return reference_run(tmp_path_factory.mktemp("undisturbed"), Params.model_validate(small_settings(**SETTINGS)))
-
-
-@pytest.fixture
-def cluster(small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Start a cluster of a head without cores, and of two nodes of one core each."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def processes(cluster: Cluster, name: str) -> list[psutil.Process]:
-    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
-    return named((child for pid in raylets for child in psutil.Process(pid).children(recursive=True)), name)
+    one_worker = with_changes(SETTINGS, {"workers": {"number": 1}})  # which learns the same
+    return reference_run(tmp_path_factory.mktemp("undisturbed"), Params.model_validate(small_settings(**one_worker)))
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(
@@ -98,13 +73,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     at_a_random_moment()
     cluster.remove_node(moments.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
     cluster.add_node(num_cpus=1)
-    at_a_random_moment()
-    moments.choice(processes(cluster, "RayTrainWorker")).kill()
 
-    _, output = driver.communicate(timeout=300)
+    _, output = driver.communicate()
     assert driver.returncode == 0, output.decode()
     assert weights() == undisturbed.weights
-    assert list(history()["step"]) == list(range(1, 91))
+    assert list(history()["step"]) == list(range(1, 61))
     assert history()["loss"].equals(undisturbed.history["loss"])
 
 
@@ -131,7 +104,7 @@ class Metadata(BaseHTTPRequestHandler):
 def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_one_worker_goes_on(
     cluster: Cluster, small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # for so long it tries two workers
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # for so long it tries two workers
     endless = {
         "train": {"steps": 100_000, "validation": {"every": None}},
         "workers": {"checkpoint_every": 100_000, "minimum": 1},
@@ -166,6 +139,6 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_of_its_last_moment_and_on
     wait_for(lambda: last_step() > reached, driver)
     assert len(processes(cluster, "RayTrainWorker")) == 1
     driver.terminate()
-    _, output = driver.communicate(timeout=300)
+    _, output = driver.communicate()
     began, ended = re.findall(r"(?:going on from|terminated after) step ([\d,]+)", output.decode())
     assert 0 < int(began.replace(",", "")) < int(ended.replace(",", ""))

@@ -31,12 +31,12 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 RAY_CORES = 3
-RUN = {"steps": 50, "precision": "fp64", "micro_batches": 6, "validation": {"every": 25}}
+RUN = {"steps": 30, "precision": "fp64", "micro_batches": 6, "validation": {"every": 15}}
 
 
 @pytest.fixture(scope="module")
 def reference(ray_on_this_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run of one worker: fifty steps of eight architectures in double precision."""
+    """Return a run of one worker: thirty steps of eight architectures in double precision."""
     settings = small_settings(meta_batch=8, train=RUN)
     return reference_run(tmp_path_factory.mktemp("reference"), Params.model_validate(settings))
 
@@ -92,7 +92,7 @@ def test_workers_on_several_nodes_train_together_while_the_bucket_of_their_check
     take_architectures(reference, storage=False)
     for file in reference.storage.rglob("*.parquet"):
         write_bytes(f"{flaky_bucket.url}/{file.relative_to(reference.storage)}", file.read_bytes())
-    workers = {"number": 2, "checkpoint_every": 5}
+    workers = {"number": 2, "checkpoint_every": 3}
     params = small_project(meta_batch=8, train=RUN, workers=workers, storage=flaky_bucket.url)
     Path(".ray").symlink_to(Path.home() / ".ray")  # the token by which Ray's processes know each other
     monkeypatch.setenv("HOME", str(Path.cwd()))  # where nodes keep their copies of images
