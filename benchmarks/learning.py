@@ -12,9 +12,9 @@ of finished runs are read from `--folder`.
 
 Rules. A row is a result of three seeds; its figures are means ± standard errors over seeds. Training time is the time
 of the steps: neither the start of the processes nor validation counts. Accuracy is the mean top-1 over all stored
-architectures of a split, on all test images, at the end. The time to an accuracy is that of the first validation that
-reaches it, on architectures of split val and on held-out images, which no step has seen. Rows compare if their machine
-is the same and nothing else ran on it.
+architectures of a split, on the test images that `evaluate.images` says, at the end. The time to an accuracy is that of
+the first validation that reaches it, on architectures of split val and on held-out images, which no step has seen. Rows
+compare if their machine is the same and nothing else ran on it.
 
 The last line is JSON: the row.
 """
@@ -60,6 +60,7 @@ from pipeline.reporting.plots import STYLE, WIDE, png
 from pipeline.reporting.seeds_section import NETWORK_LABEL, seeds_markdown
 from pipeline.reporting.theme import SERIES_COLORS
 from pipeline.storage.files import write_bytes
+from pipeline.training import pace
 
 LEADERBOARD = ROOT / LEADERBOARD_FILE
 DOCUMENT, PLOT, README = ROOT / "docs" / "learning.md", ROOT / "docs" / "learning.png", ROOT / "README.md"
@@ -119,7 +120,7 @@ def steps_within(minutes: float, settings: Mapping[str, Any], project: Path) -> 
         run_stages(project, short, ["generate", "train"])
     history = pd.read_csv(project / "results/train/history.csv")
     per_step = history["step_seconds"].iloc[WARM_UP:].mean()
-    return max(1, round(60 * minutes / per_step))
+    return pace.steps_within(minutes, per_step)
 
 
 def run_seed(project: Path, settings: Mapping[str, Any]) -> SeedResult:

@@ -77,6 +77,14 @@ ROWS = (
         ),
     ),
     TableRow(
+        "similarity",
+        lambda r: "the nearest of a million embeddings of 32 numbers, for 1,000 queries",
+        lambda r: (
+            f"{r['search']['32']['seconds']:.1f} s; of 100,000 graphs by the Weisfeiler-Lehman kernel, for 300 "
+            f"queries, {r['kernel_seconds']:.0f} s, {sum(r['kernel_cpu_ms'].values()):.1f} ms of CPU a graph"
+        ),
+    ),
+    TableRow(
         "train_step",
         lambda r: (
             "a training step at the published settings for CIFAR-10 (8 architectures of width 32 to 128, 64 images)"
@@ -103,6 +111,11 @@ ROWS = (
             f"{r['speedup']:.2f} times the architectures a second of one; the slower takes {r['imbalance']:.2f} of "
             "their mean, and Ray's own processes share the two cores"
         ),
+    ),
+    TableRow(
+        "sgd_scaling",
+        lambda r: f"networks trained (stage `sgd`) and measured (stage `evaluate`) by {r['workers']} workers",
+        lambda r: f"{r['sgd']['speedup']:.2f} and {r['evaluate']['speedup']:.2f} times as many a second as by one",
     ),
     TableRow(
         "training_costs",

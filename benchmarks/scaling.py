@@ -33,6 +33,7 @@ def settings_of(
     settings["images"] |= {"size": image_size, "flip": False}
     settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}
     settings["finetune"] |= {"architectures": 1}
+    settings["sgd"] |= {"architectures": {}}
     settings["train"] |= {
         "steps": steps + WARM_UP,
         "batch": batch,
