@@ -25,9 +25,11 @@ $(READY): constraints.txt pyproject.toml
 	touch $@
 
 repro: env
+	@$(BIN)/python -c 'from pipeline.workspace import scm_hint; print(scm_hint() or "git: ready")'
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-# Two processes with one thread each: most tests are too small for a second thread to help.
+# Two processes with one thread each: most tests are too small for a second thread to help. One that starts Ray keeps one
+# core and a half busy, and more of them at once only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: env

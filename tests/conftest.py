@@ -1,10 +1,11 @@
-"""A project folder with small settings, and a bucket on this machine."""
+"""A project folder with small settings, Ray on this machine, and a bucket on it."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,57 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first: a long one that begins last would leave the other processes idle."""
+    """Run files with slow tests first, because one that begins last leaves the other processes idle.
+
+    Among them are those that share a Ray, one after another.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    cores = {item.path: ray_cores(item) for item in items if SHARED_RAY in item.fixturenames}
+    items.sort(key=lambda item: (item.path not in slow, cores.get(item.path, 0)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
     """Let children receive Ctrl-C: a shell starts its background jobs without it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# --- Ray ---
+
+SHARED_RAY = "ray_on_this_machine"
+
+running_ray = ExitStack()
+"""Stops the Ray that modules share, if one runs."""
+
+
+def ray_cores(item: pytest.Item | pytest.FixtureRequest) -> int:
+    """Return how many cores a module wants: two, or what its constant `RAY_CORES` says."""
+    return getattr(item.module, "RAY_CORES", 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_of_another_module(request: pytest.FixtureRequest) -> None:
+    """Stop the Ray of modules before unless this module shares it."""
+    items = (item for item in request.session.items if getattr(item, "module", None) is request.module)
+    if not any(SHARED_RAY in item.fixturenames for item in items):
+        running_ray.close()
+
+
+@pytest.fixture(scope="module")
+def ray_on_this_machine(request: pytest.FixtureRequest) -> None:
+    """Start Ray, or go on with the one of a module before: its start and that of its workers take many seconds."""
+    import ray
+
+    from pipeline.cluster.ray_cluster import ray_cluster
+
+    if ray.is_initialized() and ray.cluster_resources().get("CPU") == ray_cores(request):
+        return
+    running_ray.close()
+    patch = running_ray.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("PYTHONPATH", str(ROOT))  # the packages are found from any working directory
+    patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for that
+    patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more for each run
+    running_ray.enter_context(ray_cluster(num_cpus=ray_cores(request)))
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ def test_the_command_writes_a_row_and_runs_no_finished_seed_again(
     command += ["--folder", str(tmp_path / "runs"), "--leaderboard", str(board)]
 
     def run() -> LeaderboardRow:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         (row,) = read_leaderboard(board)
         assert LeaderboardRow.model_validate_json(done.stdout.splitlines()[-1]) == row

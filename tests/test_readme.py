@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("table", ["report/accuracy", "generate/report/statistics"])
+@pytest.mark.parametrize("table", ["report/accuracy", "report/worth", "generate/report/statistics"])
 def test_its_tables_are_those_that_the_stages_wrote(table: str) -> None:
     assert (ROOT / f"results/{table}.md").read_text().strip() in README
 
@@ -47,7 +49,7 @@ def test_its_rows_of_fine_tuning_are_those_that_the_stage_wrote() -> None:
 
 def test_its_files_are_there() -> None:
     links = re.findall(r"\]\(([^)]+)\)", README)
-    files = [link for link in links if "://" not in link]
+    files = [link.partition("#")[0] for link in links if "://" not in link]
     assert files
     assert [file for file in files if not (ROOT / file).exists()] == []
 
@@ -59,8 +61,7 @@ def test_the_results_beside_it_are_those_of_the_settings() -> None:
     settings = yaml.load(ROOT / "params.yaml")
     for stage in locked.values():
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            section, _, name = key.rpartition(".")
-            assert (settings[section] if section else settings)[name] == value, key
+            assert reduce(getitem, key.split("."), settings) == value, key
 
 
 def test_its_python_examples_name_what_exists() -> None:

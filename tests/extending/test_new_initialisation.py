@@ -12,10 +12,15 @@ from mlflow import MlflowClient
 
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.params import Params
+from pipeline.stages.compare import compare
+from pipeline.stages.copies import copies
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.finetune import finetune
 from pipeline.stages.generate import generate
+from pipeline.stages.properties import properties
 from pipeline.stages.report import report
+from pipeline.stages.sgd import sgd
+from pipeline.stages.study import study
 from pipeline.stages.train import train
 
 
@@ -30,6 +35,11 @@ def add_he_initialisation() -> None:
         return {p.name: kaiming_normal_(empty(p.shape)) for p in parameters if len(p.shape) > 1}
 
     INITIALISATIONS["he"] = Initialisation("He initialisation", he_weights)
+
+
+def small_study(params: Params) -> None:
+    for variant in params.study.variants:
+        study(params, variant, seed=0)
 
 
 @pytest.fixture
@@ -47,12 +57,16 @@ def test_an_initialisation_takes_at_most_15_lines() -> None:
 
 @pytest.mark.slow
 def test_tables_report_and_mlflow_show_a_new_initialisation(
-    small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, with_he_initialisation: None
+    ray_on_this_machine: None,
+    small_project: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+    with_he_initialisation: None,
 ) -> None:
+    monkeypatch.setattr("pipeline.stages.study.seconds_per_step", lambda *arguments: 1.0)
     params = small_project()
     store = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    for stage in (generate, train, evaluate, finetune, report):
+    for stage in (generate, train, sgd, evaluate, copies, finetune, properties, small_study, compare, report):
         stage(params)
 
     architectures = pd.read_parquet("results/evaluate/architectures.parquet")
