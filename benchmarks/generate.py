@@ -92,7 +92,7 @@ def peak_of_workers() -> int:
     for status in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):  # it has ended meanwhile
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            if fields["Name"].strip().startswith("ray::"):
+            if fields["Name"].strip().startswith("ray::") and "VmHWM" in fields:  # a zombie has no memory left
                 peaks.append(1024 * int(fields["VmHWM"].split()[0]))
     return max(peaks)
 

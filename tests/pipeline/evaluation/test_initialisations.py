@@ -45,7 +45,7 @@ def test_a_module_with_predicted_tensors_gives_the_logits_of_the_functional_view
         (parameters,) = ghn.predict_parameters([network], 8, 10)
         module = initialised_module(PREDICTED, network, InitialisationContext(ghn, 8, 10, seed=0)).eval()
         expected = network.forward(parameters, x_BCSS)
-        torch.testing.assert_close(module(x_BCSS), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(module(x_BCSS), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_parameters_that_are_not_returned_stay_in_the_default_initialisation() -> None:

@@ -104,7 +104,7 @@ def test_a_driver_waits_only_so_long_for_workers_to_end(buffer, monkeypatch: pyt
     monkeypatch.setattr(progress, "TERMINATION_SECONDS", 1.0)
     stop = Event()
     stop.set()
-    with pytest.raises(Terminated, match="before the workers had written another checkpoint"):
+    with pytest.raises(Terminated, match="another checkpoint"):  # a slow actor does not answer in a second either
         follow(buffer, 5, Future(), stop)
 
 
