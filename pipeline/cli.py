@@ -17,6 +17,7 @@ import typer
 
 from pipeline.errors import DISK_FULL, NO_PERMISSION, Terminated, UserError
 from pipeline.params import Params, load_params
+from pipeline.results import CHECKPOINT
 from pipeline.secrets import hidden, hide_in_output
 from pipeline.termination import sigterm_raises_terminated
 
@@ -164,6 +165,36 @@ def finetune(file: ParamsFile = PARAMS) -> None:
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
+def adapt(
+    file: ParamsFile = PARAMS,
+    images: Annotated[str | None, typer.Option(help="A data set, or folder of class folders, to adapt to.")] = None,
+    shots: Annotated[int, typer.Option(min=1, help="Training images of each class; others choose when to stop.")] = 10,
+    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")] = CHECKPOINT,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint folder to write.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 200,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 0.001,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and of all else that is sampled.")] = 0,
+) -> None:
+    """Adapt the GHN to few images of other data sets, and compare; with --images, adapt one to those alone."""
+    if images is None:
+        if out is not None:
+            raise typer.BadParameter("--out needs --images, the images to adapt to")
+        params = begin_stage(file)
+        from pipeline.stages.adapt import adapt
+
+        adapt(params)
+        return
+    if out is None:
+        raise typer.BadParameter("--images needs --out, the checkpoint folder to write")
+    from pipeline.commands.adapt import adapt_to_images
+
+    adapt_to_images(checkpoint, out, images, shots, folder, cache, steps, learning_rate, seed)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
 def properties(file: ParamsFile = PARAMS) -> None:
     """Predict properties of networks, such as their accuracy after training, from their graphs."""
     params = begin_stage(file)
@@ -297,25 +328,6 @@ def predict(
         folder=folder,
         cache=cache,
     )
-
-
-@app.command(rich_help_panel=NETWORKS)
-@exits_on_user_error
-def adapt(
-    images: Annotated[str, typer.Option(help="Data set, or folder of class folders, to adapt to.")],
-    shots: Annotated[int, typer.Option(min=1, help="Training images of each class; others choose when to stop.")],
-    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")],
-    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
-    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 200,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 0.001,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and of all else that is sampled.")] = 0,
-) -> None:
-    """Train a GHN on a few images of a new data set; it then predicts for that one."""
-    from pipeline.commands.adapt import adapt_to_images
-
-    adapt_to_images(checkpoint, out, images, shots, folder, cache, steps, learning_rate, seed)
 
 
 @app.command(rich_help_panel=NETWORKS)

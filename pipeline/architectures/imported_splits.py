@@ -5,29 +5,29 @@ from __future__ import annotations
 from pipeline.architectures.shards import ArchitectureShard
 from pipeline.architectures.store import read_manifest
 from pipeline.errors import UserError
-from pipeline.params import SAMPLED_SPLITS, FinetuneSettings, GenerateSettings, SgdSettings
+from pipeline.params import SAMPLED_SPLITS, Params
 from pipeline.storage.files import file_sizes
 from pipeline.storage.paths import storage_url
 
 IMPORT_HINT = "`ghn import-deepnets` writes it, to the storage that it is given, and prints the address for params.yaml"
 
 
-def find_imported_splits(
-    storage: str, generate: GenerateSettings, finetune: FinetuneSettings, sgd: SgdSettings
-) -> dict[str, tuple[str, list[ArchitectureShard]]]:
+def find_imported_splits(params: Params) -> dict[str, tuple[str, list[ArchitectureShard]]]:
     """Return, for each imported split, the address of its folder and its shards.
 
     Raises:
         UserError: a manifest is missing, damaged or of other splits, a shard is missing or incomplete, or a split has
             fewer architectures than other settings need.
     """
-    addresses = generate.imported
-    splits = {split: _find_split(storage, split, addresses[split]) for split in SAMPLED_SPLITS if split in addresses}
+    addresses = params.generate.imported
+    imported = [split for split in SAMPLED_SPLITS if split in addresses]
+    splits = {split: _find_split(params.storage, split, addresses[split]) for split in imported}
     needs = [
-        ("test", "generate.wide", generate.wide),
-        ("test", "finetune.architectures", finetune.architectures),
-        ("train", "sgd.sources", sgd.sources),
-        *((split, f"sgd.architectures.{split}", count) for split, count in sgd.architectures.items()),
+        ("test", "generate.wide", params.generate.wide),
+        ("test", "finetune.architectures", params.finetune.architectures),
+        ("test", "adapt.architectures", params.adapt.architectures),
+        ("train", "sgd.sources", params.sgd.sources),
+        *((split, f"sgd.architectures.{split}", count) for split, count in params.sgd.architectures.items()),
     ]
     for split, setting, needed in needs:
         rows = sum(shard.rows for shard in splits[split][1]) if split in splits else needed

@@ -38,7 +38,7 @@ def store_architectures(params: Params) -> ArchitectureStore:
 
 def make_splits(params: Params) -> dict[str, SplitFiles]:
     """Write the shards that are missing, on the cluster, and return the files of all splits."""
-    splits = find_imported_splits(params.storage, params.generate, params.finetune, params.sgd)
+    splits = find_imported_splits(params)
     imported = {split: _network_hashes(params.storage, split, files) for split, files in splits.items()}
     _warn_of_repeats(imported)
     # A row of the small splits takes many samples. They come before train, so that workers finish at the same time.

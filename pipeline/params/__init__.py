@@ -8,6 +8,7 @@ from __future__ import annotations
 from pipeline.params.data import SAMPLED_SPLITS, SPLITS, GenerateSettings, ImageSettings
 from pipeline.params.hashing import flat_settings, settings_hash
 from pipeline.params.measuring import (
+    AdaptSettings,
     CopiesSettings,
     EvaluateSettings,
     FinetuneSettings,
@@ -48,6 +49,7 @@ __all__ = [
     "MOVED_KEYS",
     "SAMPLED_SPLITS",
     "SPLITS",
+    "AdaptSettings",
     "ClusterSettings",
     "CopiesSettings",
     "Count",

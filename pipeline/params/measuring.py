@@ -1,4 +1,4 @@
-"""Settings of what is measured: stages evaluate, sgd, finetune, properties and study."""
+"""Settings of what is measured: stages evaluate, sgd, copies, finetune, adapt, properties and study."""
 
 from __future__ import annotations
 
@@ -90,6 +90,25 @@ class FinetuneSettings(RateSearchSettings):
     steps: Count
     batch: Annotated[Integer, Field(ge=2)]
     evaluate_every: Count
+
+    @model_validator(mode="after")
+    def _images_per_class_increase(self) -> Self:
+        require_increasing("images_per_class", self.images_per_class)
+        return self
+
+
+class AdaptSettings(RateSearchSettings):
+    """What stage adapt adapts the hypernetwork to, and what it compares that with."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    images_per_class: Annotated[list[Count], Field(min_length=1)]
+    all_images: bool
+    seeds: Count
+    architectures: Count
+    steps: Count
+    batch: Annotated[Integer, Field(ge=2)]
+    validate_every: Count
+    alone_steps: Count
 
     @model_validator(mode="after")
     def _images_per_class_increase(self) -> Self:

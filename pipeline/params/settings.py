@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.errors import UserError
 from pipeline.params.data import GenerateSettings, ImageSettings
 from pipeline.params.measuring import (
+    AdaptSettings,
     CopiesSettings,
     EvaluateSettings,
     FinetuneSettings,
@@ -55,6 +56,7 @@ class Params(Section):
     evaluate: EvaluateSettings
     copies: CopiesSettings
     finetune: FinetuneSettings
+    adapt: AdaptSettings
     properties: PropertiesSettings
     study: StudySettings
     cluster: ClusterSettings
@@ -80,12 +82,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _finetuned_architectures_exist(self) -> Params:
-        if "test" not in self.generate.imported and self.finetune.architectures > self.generate.test:
-            raise ValueError(
-                f"finetune.architectures = {self.finetune.architectures}: must be at most generate.test = "
-                f"{self.generate.test}"
-            )
+    def _architectures_of_transfer_exist(self) -> Params:
+        for name, wanted in (("finetune", self.finetune.architectures), ("adapt", self.adapt.architectures)):
+            if "test" not in self.generate.imported and wanted > self.generate.test:
+                raise ValueError(
+                    f"{name}.architectures = {wanted}: must be at most generate.test = {self.generate.test}"
+                )
         return self
 
     @model_validator(mode="after")

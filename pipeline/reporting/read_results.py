@@ -44,6 +44,7 @@ from pipeline.evaluation.tables import (
 from pipeline.evaluation.traits import EvaluatedNetworks, TraitEffects
 from pipeline.evaluation.worth import PredictionWorth
 from pipeline.params import SPLITS
+from pipeline.training.adaptation_tables import AdaptationSummary
 from pipeline.training.tables import VALIDATION_COLUMNS, DroppedArchitectures, TrainingMetrics, history_model
 
 ROUNDING = 1e-3
@@ -75,6 +76,7 @@ class Results:
         curves: a row for each measurement of fine-tuning.
         finetuning: a row for each (dataset, images_per_class, initialisation).
         budgets: a row for each of these and each budget.
+        adaptation: a row for each (dataset, images_per_class, start).
         study: a row for each (variant, split) of the study.
         initialisations: a row for each (split, initialisation), on the architectures that were trained by SGD too.
         worth: a row for each split, what a prediction is worth there.
@@ -96,6 +98,7 @@ class Results:
     curves: pd.DataFrame
     finetuning: pd.DataFrame
     budgets: pd.DataFrame
+    adaptation: pd.DataFrame
     study: pd.DataFrame
     initialisations: pd.DataFrame
     worth: pd.DataFrame
@@ -158,6 +161,7 @@ def read_results(folder: Path) -> Results:
         curves=curves,
         finetuning=finetuning,
         budgets=read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
+        adaptation=read_table(folder / "adapt" / "summary.csv", "adapt", AdaptationSummary),
         study=read_table(compare / "study.csv", "compare", StudyScores),
         initialisations=_in_split_order(read_table(compare / "initialisations.csv", "compare", InitialisationScores)),
         worth=_in_split_order(read_table(compare / "worth.csv", "compare", PredictionWorth)),

@@ -14,6 +14,7 @@ from pipeline.console import percent
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE
 from pipeline.evaluation.study_summary import SHIFTED
 from pipeline.params import (
+    AdaptSettings,
     CopiesSettings,
     EvaluateSettings,
     FinetuneSettings,
@@ -27,6 +28,7 @@ from pipeline.params import (
     flat_settings,
 )
 from pipeline.reporting import accuracy_plots, comparison_plots, property_plots, training_plots
+from pipeline.reporting.adaptation_section import adaptation_accuracies, adaptation_findings, adaptation_table
 from pipeline.reporting.comparison_tables import (
     copies_sentence,
     correlations_table,
@@ -68,7 +70,8 @@ from pipeline.reporting.trait_tables import traits_findings, traits_table
 from pipeline.storage.files import write_bytes
 
 MARKDOWN_TABLES = (
-    *("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "traits", "training"),
+    *("accuracy", "adaptation", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "traits"),
+    "training",
 )
 """Tables that are also written as Markdown files."""
 
@@ -90,6 +93,7 @@ class ReportSettings(Section):
     evaluate: EvaluateSettings
     copies: CopiesSettings
     finetune: FinetuneSettings
+    adapt: AdaptSettings
     study: StudySettings
 
     @classmethod
@@ -167,6 +171,7 @@ def render_report(
         extremes=extremes(architectures, results.evaluated),
         speed_findings=speed_findings(results, settings.meta_batch, settings.train),
         findings=finetuning_findings(budgets, results.labels),
+        adaptation_findings=adaptation_findings(results.adaptation),
         seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
         commands=parts.recipe.commands,
         is_clean=parts.recipe.is_clean,
@@ -231,6 +236,7 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
         "accuracy": accuracy_table(results.accuracy, results.evaluated),
         "finetuning": finetuning_table(results.finetuning, results.budgets),
         "budgets": budgets_table(results.budgets),
+        "adaptation": adaptation_table(results.adaptation),
         "worth": worth_table(results.worth),
         "initialisations": initialisations_table(results.initialisations, results.labels),
         "distances": correlations_table(results.correlations, HEADLINE),
@@ -253,6 +259,11 @@ def report_plots(results: Results, settings: TrainSettings) -> dict[str, Plot]:
         "gradients": _gradients_plot(results.history, settings),
         "time": _time_plot(results),
         "finetuning": _finetuning_plot(results),
+        "adaptation": Plot(
+            "Top-1 of networks of split test that no training has seen, over the images per class that were learned "
+            "from, mean and standard error over seeds. Dashed: chance.",
+            partial(adaptation_accuracies, results.adaptation),
+        ),
     }
 
 

@@ -35,10 +35,10 @@ def check(params: Params) -> None:
     """
     require_store()
     require_writable(params.storage)
-    find_imported_splits(params.storage, params.generate, params.finetune, params.sgd)
+    find_imported_splits(params)
     if params.properties.published is not None:
         read_paper_results(params.storage, params.properties.published)
-    for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets]):
+    for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets, *params.adapt.datasets]):
         found = find_images(dataset, params.images, params.storage).found
         if found is not None:
             print(f"{dataset}: {found.summary()}")

@@ -6,8 +6,8 @@ learning rate.
 
 The learning rate is chosen for each data set, number of images per class and initialisation: by the mean accuracy of
 some architectures on held-out images, with the first seed alone. The search goes on until the best rate has a smaller
-and a larger neighbour, neither of which is better, or a limit is reached. Held-out images are of the train part and not
-among the few training images of that seed. The test part chooses nothing.
+and a larger neighbour, neither of which is better, or a limit is reached. Held-out images are of the train part, and no
+seed trains on them. The test part chooses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.results import results_folder
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
 
-FINETUNING_FORMAT = 2  # part of the settings hash: raise it whenever the same inputs would be trained differently
+FINETUNING_FORMAT = 3  # part of the settings hash: raise it whenever the same inputs would be trained differently
 
 
 def finetune(params: Params) -> None:

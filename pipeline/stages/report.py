@@ -22,6 +22,7 @@ from pipeline.reporting.results_page import PageParts, ReportSettings, headline,
 from pipeline.reporting.seeds_section import seeds_metrics
 from pipeline.results import RESULTS, results_folder
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
+from pipeline.training.adaptation_tables import adapted_accuracies
 
 
 def report(params: Params) -> None:
@@ -81,6 +82,7 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     """Log the results of all stages, because a stage that DVC skipped has logged nothing to this pipeline's run."""
     run.summary({f"{row['split']}_top1": row[f"{HEADLINE}_top1"] for row in results.accuracy.to_dict("records")})
     run.summary(final_accuracies(results.finetuning))
+    run.summary(adapted_accuracies(results.adaptation))
     if seeds is not None:
         run.summary(seeds_metrics(seeds))
     run.log_table(results.accuracy, "tables/accuracy")
@@ -91,3 +93,4 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     run.log_table(results.traits, "tables/traits")
     run.log_table(results.finetuning, "tables/finetuning")
     run.log_table(results.budgets, "tables/finetuning_budgets")
+    run.log_table(results.adaptation, "tables/adaptation")

@@ -13,6 +13,7 @@
     <storage>/copies/<settings hash>/                       finished tasks of stage copies
     <storage>/similarities/<settings hash>/                 finished comparisons of architectures, of stage evaluate
     <storage>/finetuning/<settings hash>/                   finished tasks of stage finetune
+    <storage>/adaptation/<settings hash>/                   finished tasks of stage adapt
     <storage>/embeddings/<settings hash>/                   embeddings of stored architectures, and their records
     <storage>/studies/<settings hash>/                      finished tasks of a variant of stage study
 
@@ -28,7 +29,7 @@ from uuid import uuid4
 
 from pipeline.workspace import from_workspace
 
-TaskCache = Literal["sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "studies"]
+TaskCache = Literal["sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "adaptation", "studies"]
 """The stages' folders of finished tasks."""
 
 

@@ -45,6 +45,10 @@ HELD_OUT, VALIDATIONS = 500, 8
 """Images that choose the weights, at most, and how often they are measured."""
 
 
+class NoFiniteLossError(UserError):
+    """All architectures of all steps had a loss or gradient that was not finite."""
+
+
 @dataclass(frozen=True)
 class AdaptationSettings:
     """How a hypernetwork is adapted.
@@ -56,6 +60,7 @@ class AdaptationSettings:
         validate_every: steps between measurements on held-out images.
         meta_batch: which architectures a step samples.
         augmentation: random changes of the images.
+        clip: largest norm of the whole gradient.
         seed: of all that is sampled.
     """
 
@@ -65,6 +70,7 @@ class AdaptationSettings:
     validate_every: int
     meta_batch: MetaBatchSettings
     augmentation: Augmentation
+    clip: float
     seed: int
 
 
@@ -114,6 +120,7 @@ def adapt_to_few_images(
         validate_every=max(1, steps // VALIDATIONS),
         meta_batch=META_BATCH,
         augmentation=Augmentation(shift=1),
+        clip=CLIP,
         seed=seed,
     )
     return adapt_hypernetwork(
@@ -154,7 +161,7 @@ def adapt_hypernetwork(
         count_step: called after each step.
 
     Raises:
-        UserError: all architectures of all steps had a loss or gradient that was not finite.
+        NoFiniteLossError: no step could be taken.
     """
     device = next(ghn.parameters()).device
     optimizer = torch.optim.Adam(ghn.parameters(), settings.learning_rate, fused=True)
@@ -182,7 +189,7 @@ def adapt_hypernetwork(
             curve.append((step + 1, top1))
         count_step()
     if not any_finite:
-        raise UserError("no loss was finite: use a smaller learning rate")
+        raise NoFiniteLossError("no loss was finite: use a smaller learning rate")
     return AdaptedHypernetwork(best.eval(), best_step, curve)
 
 
@@ -192,7 +199,7 @@ def _update(
     """Take a step with the mean gradient of the architectures whose loss and gradient were finite."""
     gradients = [weight.grad for weight in ghn.parameters() if weight.grad is not None]
     torch._foreach_div_(gradients, finite)
-    torch.nn.utils.clip_grad_norm_(ghn.parameters(), CLIP)
+    torch.nn.utils.clip_grad_norm_(ghn.parameters(), settings.clip)
     rate = cosine(settings.learning_rate, step, settings.steps) * warm_up(step, settings.steps // 10)
     for group in optimizer.param_groups:
         group["lr"] = rate

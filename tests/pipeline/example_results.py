@@ -29,6 +29,7 @@ from pipeline.reporting.read_results import Results
 from pipeline.reporting.results_page import PageParts, ReportSettings
 from pipeline.stages.report import origin_of
 from pipeline.storage.tables import write_csv, write_json, write_parquet
+from pipeline.training.adaptation_tables import ADAPTED, ALONE, SCRATCH, AdaptationScores, summarise_adaptation
 from pipeline.training.tables import TIME_PARTS
 
 # split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
@@ -55,6 +56,7 @@ def make_results(folder: Path, seed: int = 0, steps: int = 3000, others: Sequenc
     _make_train(folder / "train", rng, steps)
     _make_evaluate(folder / "evaluate", rng, others)
     _make_finetune(folder / "finetune", rng, others)
+    _make_adapt(folder / "adapt", rng)
     _make_study(folder / "compare")
     _make_comparison(folder, rng)
     _make_traits(folder / "evaluate", rng)
@@ -120,6 +122,30 @@ def example_gallery(results: Results) -> ExtremesGallery:
     keys = [f"{row['split']}/{row['index']}" for row in rows.to_dict("records")]
     graphs = {key: sample_architecture(0, "train", 8 + number).graph(16, 10) for number, key in enumerate(keys)}
     return rank_pictures(rows, render_gallery(graphs), results.networks)
+
+
+def _make_adapt(folder: Path, rng: np.random.Generator) -> None:
+    """Write what hypernetworks learn from few images: the adapted one more than one from scratch."""
+    rows = [
+        {
+            "dataset": "digits",
+            "images_per_class": number,
+            "start": start,
+            "learning_rate": 0.003,
+            "rate_is_inside": start != ALONE,
+            "seed": seed,
+            "architecture": architecture,
+            "test_top1": mean + 0.01 * number + rng.normal(0, 0.02),
+        }
+        for number in (1, 10, 30)
+        for start, mean in {ADAPTED: 0.5, SCRATCH: 0.15, ALONE: 0.45}.items()
+        for seed in range(3)
+        for architecture in range(4)
+    ]
+    scores = AdaptationScores.validate(pd.DataFrame(rows))
+    cost = {ADAPTED: 25_600, SCRATCH: 25_600, ALONE: 19_200}
+    seconds = {("digits", 10, ADAPTED): 31.0, ("digits", 10, SCRATCH): 30.0}
+    write_csv(folder / "summary.csv", summarise_adaptation(scores, {"digits": 10}, {"digits": 30}, cost, seconds))
 
 
 def _make_properties(folder: Path) -> None:

@@ -154,15 +154,19 @@ def assert_accounted_for(network: nn.Module, report: PredictionReport, before: d
 
 def assert_reasons_hold(network: nn.Module, report: PredictionReport) -> None:
     parameters = dict(network.named_parameters())
-    torch.manual_seed(0)
-    expected = logits(network)
+    expected = seeded_logits(network)
+    is_steady = all(map(torch.equal, seeded_logits(network), expected))  # some parts change themselves in each pass
     for name, reason in report.not_predicted.items():
         assert any(re.fullmatch(pattern, reason) for pattern in REASONS), (name, reason)
-        if reason == UNUSED and parameters[name].is_floating_point():
+        if reason == UNUSED and parameters[name].is_floating_point() and is_steady:
             with torch.no_grad():
                 parameters[name].add_(1)
-            torch.manual_seed(0)
-            assert all(map(torch.equal, logits(network), expected)), (name, reason)
+            assert all(map(torch.equal, seeded_logits(network), expected)), (name, reason)
+
+
+def seeded_logits(network: nn.Module) -> list[Tensor]:
+    torch.manual_seed(0)
+    return logits(network)
 
 
 @pytest.mark.slow

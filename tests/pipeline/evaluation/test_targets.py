@@ -38,10 +38,20 @@ def test_no_image_both_trains_and_chooses_the_learning_rate(images: Images, targ
     train, held_out = as_set(images.train.pixels), as_set(target.held_out.pixels)
     assert len(held_out) == 500
     assert held_out < train
-    for first, second in target.shots.values():
-        assert not held_out & as_set(first.pixels)
-        assert as_set(first.pixels) < train and as_set(second.pixels) < train
+    for of_seeds in target.shots.values():
+        for shots in of_seeds:
+            assert not held_out & as_set(shots.pixels)
+            assert as_set(shots.pixels) < train
     assert np.array_equal(target.images.test.pixels, images.test.pixels)
+
+
+def test_all_images_are_those_that_are_not_held_out(images: Images) -> None:
+    target = target_of(images, [1, 10], seeds=2, seed=0, all_images=True)
+    assert target.all_images == (len(images.train) - 500) // 10
+    assert list(target.shots) == [1, 10, target.all_images]
+    for shots in target.shots[target.all_images]:
+        assert as_set(shots.pixels) | as_set(target.held_out.pixels) == as_set(images.train.pixels)
+        assert len(shots) == len(images.train) - 500
 
 
 def test_other_seeds_sample_other_images(images: Images, target: Target) -> None:
@@ -60,7 +70,7 @@ def test_numbers_of_images_that_a_class_cannot_spare_are_left_out_and_the_log_sa
     assert list(target.shots) == [10, fewest - 1]
     assert len(target.held_out) > 0
     (message,) = caplog.messages
-    assert f"no fine-tuning on {fewest} or {fewest + 5} images per class of digits" in message
+    assert f"nothing is trained on {fewest} or {fewest + 5} images per class of digits" in message
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         target_of(images, [1, 10], seeds=1, seed=0)

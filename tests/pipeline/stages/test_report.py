@@ -271,9 +271,9 @@ def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
 def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
     plots = ("accuracy", "size", "training", "gradients", "time", "finetuning", "epochs", "distance", "study")
-    plots = (*plots, "properties", "embeddings")
+    plots = (*plots, "properties", "embeddings", "adaptation")
     tables = ("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "training")
-    tables = (*tables, "traits")
+    tables = (*tables, "traits", "adaptation")
     assert names == {"index.html", *(f"{name}.png" for name in plots), *(f"{name}.md" for name in tables)}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
@@ -415,6 +415,7 @@ STORY = [
     "The best and the worst architectures",
     "Speed",
     "Fine-tuning on other data sets",
+    "The hypernetwork adapted to other data sets",
     "Three seeds",
     "Training",
     "How to reproduce this page",
@@ -455,7 +456,7 @@ def test_a_browser_shows_the_story_in_both_themes_without_the_network(
         "empty": [],
         "hollow": 0,
         "unnamed": 0,
-        "figures": 11 + 2 * RENDERED,
+        "figures": 12 + 2 * RENDERED,
         "tooWide": 0,
         "requests": [],
         "dark": dark,
