@@ -195,6 +195,16 @@ def adapt(
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
+def detect(file: ParamsFile = PARAMS) -> None:
+    """Train detectors of objects on predicted and on random backbones."""
+    params = begin_stage(file)
+    from pipeline.stages.detect import detect
+
+    detect(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
 def properties(file: ParamsFile = PARAMS) -> None:
     """Predict properties of networks, such as their accuracy after training, from their graphs."""
     params = begin_stage(file)

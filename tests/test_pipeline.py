@@ -36,6 +36,7 @@ STAGES = [
     "copies",
     "finetune",
     "adapt",
+    "detect",
     "properties",
     "study@mlp-0",
     "compare",
@@ -96,7 +97,7 @@ def test_every_stage_leaves_its_results(clone: Path) -> None:
     assert list(evaluated["split"]) == ["test", "wide", "deep", "dense", "bn_free", "predefined"]
     assert evaluated["predicted_top1"].between(0, 1).all()
     assert len(pd.read_csv(results / "train/history.csv")) == 6
-    for stage in ("train", "sgd", "evaluate", "copies", "finetune", "adapt", "properties", "study/mlp-0", "compare"):
+    for stage in (*STAGES[3:11], "study/mlp-0", "compare"):
         json.loads((results / stage / "metrics.json").read_text())
     assert "Beside the published set" in (results / "generate/report/index.html").read_text()
     page = (results / "report/index.html").read_text()
@@ -118,7 +119,7 @@ def test_an_experiment_repeats_only_what_depends_on_it_and_is_listed_with_its_me
     before = json.loads((workspace / "results/train/metrics.json").read_text())
     output = run(workspace, "dvc", "exp", "run", "--name", "smaller", "-S", "meta_batch=2", "train")
     assert stages_run(output) == ["check", "train"]
-    following = {"evaluate", "copies", "finetune", "adapt", "properties", "study@mlp-0", "report"}
+    following = {"evaluate", "copies", "finetune", "adapt", "detect", "properties", "study@mlp-0", "report"}
     assert set(stages_run(run(workspace, "dvc", "repro", "--dry"))) == following
     assert (workspace / "results/generate/manifest.json").read_bytes() == manifest
 
@@ -143,18 +144,18 @@ def test_another_way_to_run_training_trains_nothing_again(workspace: Path) -> No
     [
         ("pipeline/reporting/templates/page.html.jinja", ["describe", "report"]),
         ("pipeline/reporting/plots.py", ["describe", "report"]),
-        ("ghn/tracing/trace.py", []),
+        ("ghn/tracing/trace.py", ["detect"]),
         ("pipeline/params/measuring.py", ["check"]),
         ("pipeline/tracking/mlflow_runs.py", []),
         ("pipeline/stages/train.py", ["train"]),
         ("pipeline/stages/finetune.py", ["finetune"]),
         (
             "pipeline/evaluation/sgd.py",
-            ["sgd", "evaluate", "copies", "finetune", "adapt", "properties", "compare", "report"],
+            ["sgd", "evaluate", "copies", "finetune", "adapt", "detect", "properties", "compare", "report"],
         ),
         (
             "pipeline/evaluation/summaries.py",
-            ["evaluate", "copies", "finetune", "adapt", "properties", "compare", "report"],
+            ["evaluate", "copies", "finetune", "adapt", "detect", "properties", "compare", "report"],
         ),
         ("pipeline/training/pace.py", ["train", "adapt", "study@mlp-0", "report"]),
     ],

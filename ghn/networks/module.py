@@ -46,6 +46,19 @@ class ProgramModule(nn.Module):
         """Return the logits (B, K) of images (B, 3, S, S); there is dropout in training mode only."""
         return evaluate(self.program, images_BCSS, self._run, torch.default_generator if self.training else None)
 
+    def feature_maps(self, images_BCSS: Tensor) -> dict[int, Tensor]:
+        """Return the last feature map (B, C, Y, X) of each width X, by X, largest first; none of a single pixel."""
+        maps: dict[int, Tensor] = {}
+
+        def run_and_keep(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
+            result = self._run(operation, inputs)
+            if result.ndim == 4 and operation.kind != "position_encoding" and min(result.shape[2:]) > 1:
+                maps[result.shape[-1]] = result
+            return result
+
+        evaluate(self.program, images_BCSS, run_and_keep, torch.default_generator if self.training else None)
+        return dict(sorted(maps.items(), reverse=True))
+
     def _run(self, operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
         if not operation.parameters:
             return run_operation(operation, inputs, ())

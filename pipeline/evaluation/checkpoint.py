@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 from ghn.models.checkpoints import CheckpointError
 from ghn.models.hypernetwork import Hypernetwork
 from pipeline.errors import UserError
 from pipeline.images.dataset import Images
 from pipeline.results import CHECKPOINT
+
+AnyHypernetwork = TypeVar("AnyHypernetwork", bound=Hypernetwork)
 
 
 def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
@@ -18,11 +21,19 @@ def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
     Raises:
         UserError: a file is missing or damaged; the message names it.
     """
-    folder = Path(folder)
+    return trained(Hypernetwork, Path(folder))
+
+
+def trained(kind: type[AnyHypernetwork], folder: Path = CHECKPOINT) -> tuple[AnyHypernetwork, str]:
+    """Return what `trained_ghn` does, as a hypernetwork of a kind.
+
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} not found: stage train writes it, run `dvc repro train`")
     try:
-        ghn = Hypernetwork.from_pretrained(folder)
+        ghn = kind.from_pretrained(folder)
     except CheckpointError as error:
         raise UserError(f"{error}\n`dvc repro --force train` trains it again") from error
     digest = hashlib.blake2b(digest_size=16)

@@ -10,6 +10,7 @@ from pipeline.params.hashing import flat_settings, settings_hash
 from pipeline.params.measuring import (
     AdaptSettings,
     CopiesSettings,
+    DetectSettings,
     EvaluateSettings,
     FinetuneSettings,
     PropertiesSettings,
@@ -53,6 +54,7 @@ __all__ = [
     "ClusterSettings",
     "CopiesSettings",
     "Count",
+    "DetectSettings",
     "EvaluateSettings",
     "FinetuneSettings",
     "GenerateSettings",

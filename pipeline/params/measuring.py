@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.params.data import SPLITS
-from pipeline.params.sections import Count, Integer, Natural, Positive, Section, Seed, Share, Width, require_increasing
+from pipeline.params.sections import (
+    Count,
+    Integer,
+    Natural,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    Width,
+    require_different,
+    require_increasing,
+)
 from pipeline.params.training import HypernetworkSettings, TrainSettings
 
 
@@ -33,7 +45,6 @@ class RateSearchSettings(Section):
 
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
     learning_rate_limits: Annotated[list[Positive], Field(min_length=2, max_length=2)]
-    tuning_architectures: Count
 
     @model_validator(mode="after")
     def _learning_rates_increase(self) -> Self:
@@ -56,6 +67,7 @@ class SgdSettings(RateSearchSettings):
 
     architectures: dict[str, Count]
     sources: Count
+    tuning_architectures: Count
     epochs: Annotated[list[Count], Field(min_length=1)]
     batch: Annotated[Integer, Field(ge=2)]
     held_out: Annotated[float, Field(gt=0, le=0.5)]
@@ -85,6 +97,7 @@ class FinetuneSettings(RateSearchSettings):
 
     datasets: Annotated[list[str], Field(min_length=1)]
     architectures: Count
+    tuning_architectures: Count
     images_per_class: Annotated[list[Count], Field(min_length=1)]
     seeds: Count
     steps: Count
@@ -105,6 +118,7 @@ class AdaptSettings(RateSearchSettings):
     all_images: bool
     seeds: Count
     architectures: Count
+    tuning_architectures: Count
     steps: Count
     batch: Annotated[Integer, Field(ge=2)]
     validate_every: Count
@@ -113,6 +127,36 @@ class AdaptSettings(RateSearchSettings):
     @model_validator(mode="after")
     def _images_per_class_increase(self) -> Self:
         require_increasing("images_per_class", self.images_per_class)
+        return self
+
+
+class DetectSettings(RateSearchSettings):
+    """What stage detect detects, with which backbones, and how it trains."""
+
+    dataset: Literal["scenes", "penn_fudan", "coco"]
+    folder: str | None
+    backbones: Annotated[list[str], Field(min_length=1)]
+    pyramid: bool
+    size: Annotated[Integer, Field(ge=32)]
+    images: Annotated[Integer, Field(ge=2)]
+    test_images: Count
+    held_out: Annotated[float, Field(gt=0, le=0.5)]
+    epochs: Count
+    batch: Annotated[Integer, Field(ge=2)]
+    seeds: Count
+
+    @model_validator(mode="after")
+    def _backbones_are_known(self) -> Self:
+        for name in self.backbones:
+            if not re.fullmatch(r"resnet(18|34|50)|[a-z_]+/\d+", name):
+                raise ValueError(f"backbones has {name}: must be resnet18, resnet34, resnet50 or as test/3")
+        require_different("backbones", self.backbones)
+        return self
+
+    @model_validator(mode="after")
+    def _folder_belongs_to_files(self) -> Self:
+        if self.dataset != "scenes" and self.folder is None:
+            raise ValueError(f"folder = null: must be where the files of {self.dataset} lie")
         return self
 
 
@@ -152,7 +196,6 @@ class StudySettings(Section):
 
     @model_validator(mode="after")
     def _nothing_is_there_twice(self) -> StudySettings:
-        for name, values in (("variants", self.variants), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} = {values}: must be different")
+        require_different("variants", self.variants)
+        require_different("seeds", self.seeds)
         return self

@@ -32,6 +32,12 @@ def require_increasing(name: str, values: Sequence[float]) -> None:
         raise ValueError(f"{name} = {values}: must be different and in increasing order")
 
 
+def require_different(name: str, values: Sequence[object]) -> None:
+    """Raise ValueError if a value is there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} = {values}: must be different")
+
+
 def section_of(key: str, section: type[Section]) -> type[Section] | None:
     """Return the class of the section that a key of a section names, or None if the key is no section's."""
     field = section.model_fields.get(key)

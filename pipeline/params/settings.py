@@ -15,6 +15,7 @@ from pipeline.params.data import GenerateSettings, ImageSettings
 from pipeline.params.measuring import (
     AdaptSettings,
     CopiesSettings,
+    DetectSettings,
     EvaluateSettings,
     FinetuneSettings,
     PropertiesSettings,
@@ -57,6 +58,7 @@ class Params(Section):
     copies: CopiesSettings
     finetune: FinetuneSettings
     adapt: AdaptSettings
+    detect: DetectSettings
     properties: PropertiesSettings
     study: StudySettings
     cluster: ClusterSettings

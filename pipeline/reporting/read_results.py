@@ -28,6 +28,7 @@ from pipeline.contracts import (
 from pipeline.errors import UserError
 from pipeline.evaluation.checkpoint import trained_ghn
 from pipeline.evaluation.common_architectures import InitialisationScores
+from pipeline.evaluation.detection_tables import DetectionCurves, DetectionSummary, ShownDetections
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE, INITIALISATIONS
 from pipeline.evaluation.property_tables import PropertyScores
 from pipeline.evaluation.study_summary import StudyScores
@@ -77,6 +78,9 @@ class Results:
         finetuning: a row for each (dataset, images_per_class, initialisation).
         budgets: a row for each of these and each budget.
         adaptation: a row for each (dataset, images_per_class, start).
+        detection: a row for each (backbone, initialisation).
+        detection_curves: a row for each of these, each seed and each epoch.
+        detection_scenes: test scenes, and what is found in them.
         study: a row for each (variant, split) of the study.
         initialisations: a row for each (split, initialisation), on the architectures that were trained by SGD too.
         worth: a row for each split, what a prediction is worth there.
@@ -99,6 +103,9 @@ class Results:
     finetuning: pd.DataFrame
     budgets: pd.DataFrame
     adaptation: pd.DataFrame
+    detection: pd.DataFrame
+    detection_curves: pd.DataFrame
+    detection_scenes: ShownDetections
     study: pd.DataFrame
     initialisations: pd.DataFrame
     worth: pd.DataFrame
@@ -127,6 +134,12 @@ class Results:
         return {name: INITIALISATIONS[name].label if name in INITIALISATIONS else name for name in names}
 
     @property
+    def detection_labels(self) -> dict[str, str]:
+        """The labels of the initialisations of backbones by name, in their order."""
+        own = {name: one.label for name, one in INITIALISATIONS.items()} | {"pretrained": "torchvision's checkpoint"}
+        return {name: own.get(name, name) for name in dict.fromkeys(self.detection["initialisation"])}
+
+    @property
     def evaluated(self) -> dict[str, str]:
         """The labels of the initialisations in `architectures` and `accuracy`."""
         measured = set(self.architectures["initialisation"])
@@ -141,6 +154,7 @@ def read_results(folder: Path) -> Results:
             names the file and the stage to run.
     """
     train, evaluate, finetune, compare = (folder / stage for stage in ("train", "evaluate", "finetune", "compare"))
+    detect = folder / "detect"
     stored = _read_manifest(folder / "generate" / "manifest.json")
     history, training, dropped = _read_training(train)
     architectures = read_table(evaluate / "architectures.parquet", "evaluate", ArchitectureScores)
@@ -162,6 +176,9 @@ def read_results(folder: Path) -> Results:
         finetuning=finetuning,
         budgets=read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
         adaptation=read_table(folder / "adapt" / "summary.csv", "adapt", AdaptationSummary),
+        detection=read_table(detect / "summary.csv", "detect", DetectionSummary),
+        detection_curves=read_table(detect / "curves.parquet", "detect", DetectionCurves),
+        detection_scenes=_read_scenes(detect / "shown.json"),
         study=read_table(compare / "study.csv", "compare", StudyScores),
         initialisations=_in_split_order(read_table(compare / "initialisations.csv", "compare", InitialisationScores)),
         worth=_in_split_order(read_table(compare / "worth.csv", "compare", PredictionWorth)),
@@ -175,6 +192,11 @@ def read_results(folder: Path) -> Results:
         ),
         traits=read_table(evaluate / "traits.csv", "evaluate", TraitEffects),
     )
+
+
+def _read_scenes(path: Path) -> ShownDetections:
+    content = _read_json(path, "detect", set(ShownDetections.__annotations__))
+    return ShownDetections(classes=content["classes"], scenes=content["scenes"], found=content["found"])
 
 
 def _with_accuracy(networks: pd.DataFrame, architectures: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from pipeline.evaluation.study_summary import SHIFTED
 from pipeline.params import (
     AdaptSettings,
     CopiesSettings,
+    DetectSettings,
     EvaluateSettings,
     FinetuneSettings,
     GenerateSettings,
@@ -38,6 +39,13 @@ from pipeline.reporting.comparison_tables import (
     properties_table,
     worth_findings,
     worth_table,
+)
+from pipeline.reporting.detection_section import (
+    SHOWN_SCORE,
+    detected_scenes,
+    detection_curves,
+    detection_findings,
+    detection_table,
 )
 from pipeline.reporting.extremes import ExtremesGallery
 from pipeline.reporting.finetuning_tables import budgets_table, finetuning_findings, finetuning_table
@@ -71,7 +79,7 @@ from pipeline.storage.files import write_bytes
 
 MARKDOWN_TABLES = (
     *("accuracy", "adaptation", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "traits"),
-    "training",
+    *("detection", "training"),
 )
 """Tables that are also written as Markdown files."""
 
@@ -94,6 +102,7 @@ class ReportSettings(Section):
     copies: CopiesSettings
     finetune: FinetuneSettings
     adapt: AdaptSettings
+    detect: DetectSettings
     study: StudySettings
 
     @classmethod
@@ -172,6 +181,7 @@ def render_report(
         speed_findings=speed_findings(results, settings.meta_batch, settings.train),
         findings=finetuning_findings(budgets, results.labels),
         adaptation_findings=adaptation_findings(results.adaptation),
+        detection_findings=detection_findings(results.detection, results.detection_labels),
         seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
         commands=parts.recipe.commands,
         is_clean=parts.recipe.is_clean,
@@ -237,6 +247,7 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
         "finetuning": finetuning_table(results.finetuning, results.budgets),
         "budgets": budgets_table(results.budgets),
         "adaptation": adaptation_table(results.adaptation),
+        "detection": detection_table(results.detection, results.detection_labels),
         "worth": worth_table(results.worth),
         "initialisations": initialisations_table(results.initialisations, results.labels),
         "distances": correlations_table(results.correlations, HEADLINE),
@@ -264,6 +275,27 @@ def report_plots(results: Results, settings: TrainSettings) -> dict[str, Plot]:
             "from, mean and standard error over seeds. Dashed: chance.",
             partial(adaptation_accuracies, results.adaptation),
         ),
+        "detection": Plot(
+            "AP50 on test scenes after each epoch, mean and standard error over seeds, each initialisation of the "
+            "backbone with its own best learning rate.",
+            partial(detection_curves, results.detection_curves, results.detection_labels),
+        ),
+        **_scenes_plot(results),
+    }
+
+
+def _scenes_plot(results: Results) -> dict[str, Plot]:
+    """Return the figure of detections in scenes; none where all detectors have diverged."""
+    shown = results.detection_scenes
+    backbone = next(iter(shown["found"]), None)
+    if backbone is None:
+        return {}
+    return {
+        "scenes": Plot(
+            f"Test scenes with what detectors on {backbone} find after training, above a score of "
+            f"{SHOWN_SCORE:g}: a box in green has the right class and place.",
+            partial(detected_scenes, shown, backbone, results.detection_labels),
+        )
     }
 
 

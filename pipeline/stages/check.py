@@ -12,6 +12,7 @@ import logging
 from pipeline.architectures.imported_splits import find_imported_splits
 from pipeline.architectures.paper_results import read_paper_results
 from pipeline.images.load import find_images
+from pipeline.images.scene_sets import find_scenes
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.files import require_writable, write_bytes
@@ -38,6 +39,7 @@ def check(params: Params) -> None:
     find_imported_splits(params)
     if params.properties.published is not None:
         read_paper_results(params.storage, params.properties.published)
+    find_scenes(params.detect)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets, *params.adapt.datasets]):
         found = find_images(dataset, params.images, params.storage).found
         if found is not None:

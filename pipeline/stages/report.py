@@ -8,6 +8,7 @@ from __future__ import annotations
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.contracts import write_again
 from pipeline.errors import UserError
+from pipeline.evaluation.detection_tables import detection_metrics
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.evaluation.networks import evaluated_network
 from pipeline.evaluation.summaries import final_accuracies
@@ -83,6 +84,7 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     run.summary({f"{row['split']}_top1": row[f"{HEADLINE}_top1"] for row in results.accuracy.to_dict("records")})
     run.summary(final_accuracies(results.finetuning))
     run.summary(adapted_accuracies(results.adaptation))
+    run.summary(detection_metrics(results.detection))
     if seeds is not None:
         run.summary(seeds_metrics(seeds))
     run.log_table(results.accuracy, "tables/accuracy")
@@ -94,3 +96,4 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     run.log_table(results.finetuning, "tables/finetuning")
     run.log_table(results.budgets, "tables/finetuning_budgets")
     run.log_table(results.adaptation, "tables/adaptation")
+    run.log_table(results.detection, "tables/detection")

@@ -14,6 +14,7 @@
     <storage>/similarities/<settings hash>/                 finished comparisons of architectures, of stage evaluate
     <storage>/finetuning/<settings hash>/                   finished tasks of stage finetune
     <storage>/adaptation/<settings hash>/                   finished tasks of stage adapt
+    <storage>/detection/<settings hash>/                    finished tasks of stage detect
     <storage>/embeddings/<settings hash>/                   embeddings of stored architectures, and their records
     <storage>/studies/<settings hash>/                      finished tasks of a variant of stage study
 
@@ -29,7 +30,9 @@ from uuid import uuid4
 
 from pipeline.workspace import from_workspace
 
-TaskCache = Literal["sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "adaptation", "studies"]
+TaskCache = Literal[
+    "sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "adaptation", "detection", "studies"
+]
 """The stages' folders of finished tasks."""
 
 

@@ -12,8 +12,10 @@ from mlflow import MlflowClient
 
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.params import Params
+from pipeline.stages.adapt import adapt
 from pipeline.stages.compare import compare
 from pipeline.stages.copies import copies
+from pipeline.stages.detect import detect
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.finetune import finetune
 from pipeline.stages.generate import generate
@@ -66,7 +68,8 @@ def test_tables_report_and_mlflow_show_a_new_initialisation(
     params = small_project()
     store = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    for stage in (generate, train, sgd, evaluate, copies, finetune, properties, small_study, compare, report):
+    transfer = (finetune, adapt, detect)
+    for stage in (generate, train, sgd, evaluate, copies, *transfer, properties, small_study, compare, report):
         stage(params)
 
     architectures = pd.read_parquet("results/evaluate/architectures.parquet")

@@ -14,6 +14,8 @@ from ghn import GHN, GHNConfig, sample_architecture
 from ghn.deepnets1m.traits import TRAITS
 from pipeline.evaluation.budgets import compare_budgets
 from pipeline.evaluation.common_architectures import accuracies_of, compare_initialisations, worth_by_split
+from pipeline.evaluation.detection_runs import as_png
+from pipeline.evaluation.detection_tables import DetectionCurves, summarise_detection
 from pipeline.evaluation.finetuning import measured_steps
 from pipeline.evaluation.property_tables import PropertyScores
 from pipeline.evaluation.similarity import correlate_accuracy
@@ -57,6 +59,7 @@ def make_results(folder: Path, seed: int = 0, steps: int = 3000, others: Sequenc
     _make_evaluate(folder / "evaluate", rng, others)
     _make_finetune(folder / "finetune", rng, others)
     _make_adapt(folder / "adapt", rng)
+    _make_detect(folder / "detect", rng)
     _make_study(folder / "compare")
     _make_comparison(folder, rng)
     _make_traits(folder / "evaluate", rng)
@@ -146,6 +149,35 @@ def _make_adapt(folder: Path, rng: np.random.Generator) -> None:
     cost = {ADAPTED: 25_600, SCRATCH: 25_600, ALONE: 19_200}
     seconds = {("digits", 10, ADAPTED): 31.0, ("digits", 10, SCRATCH): 30.0}
     write_csv(folder / "summary.csv", summarise_adaptation(scores, {"digits": 10}, {"digits": 30}, cost, seconds))
+
+
+def _make_detect(folder: Path, rng: np.random.Generator) -> None:
+    """Write what detectors reach, those on predicted backbones sooner, and two scenes with what they find."""
+    rows = [
+        {
+            "backbone": "resnet18",
+            "initialisation": initialisation,
+            "learning_rate": 0.05,
+            "rate_is_inside": initialisation != "random",
+            "seed": seed,
+            "epoch": epoch,
+            "ap": 0.5 * (reached := 0.6 * epoch / (epoch + delay) + rng.uniform(0, 0.02)),
+            "ap50": reached,
+        }
+        for initialisation, delay in {"predicted": 2, "random": 5, "predicted_orthogonal": 3}.items()
+        for seed in range(3)
+        for epoch in range(1, 7)
+    ]
+    curves = DetectionCurves.validate(pd.DataFrame(rows))
+    write_parquet(folder / "curves.parquet", curves)
+    write_csv(folder / "summary.csv", summarise_detection(curves))
+    pixels = np.zeros((2, 20, 28), np.uint8)
+    pixels[:, 4:15, 6:13] = 200
+    scene = {"png": as_png(np.stack([pixels[0]] * 3)), "boxes": [[6.0, 4.0, 13.0, 15.0]], "labels": [3]}
+    right, wrong = ([[6.0, 4.0, 13.0, 14.0]], [3], [0.9]), ([[1.0, 4.0, 8.0, 14.0]], [5], [0.6])
+    found = {"predicted": [right, right], "random": [wrong, right]}
+    classes = [str(digit) for digit in range(10)]
+    write_json(folder / "shown.json", {"classes": classes, "scenes": [scene] * 2, "found": {"resnet18": found}})
 
 
 def _make_properties(folder: Path) -> None:

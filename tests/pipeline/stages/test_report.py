@@ -271,9 +271,9 @@ def test_drops_of_the_learning_rate_are_those_of_a_schedule_in_steps(
 def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
     plots = ("accuracy", "size", "training", "gradients", "time", "finetuning", "epochs", "distance", "study")
-    plots = (*plots, "properties", "embeddings", "adaptation")
+    plots = (*plots, "properties", "embeddings", "adaptation", "detection", "scenes")
     tables = ("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "training")
-    tables = (*tables, "traits", "adaptation")
+    tables = (*tables, "traits", "adaptation", "detection")
     assert names == {"index.html", *(f"{name}.png" for name in plots), *(f"{name}.md" for name in tables)}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
@@ -416,6 +416,7 @@ STORY = [
     "Speed",
     "Fine-tuning on other data sets",
     "The hypernetwork adapted to other data sets",
+    "Detection on predicted backbones",
     "Three seeds",
     "Training",
     "How to reproduce this page",
@@ -456,7 +457,7 @@ def test_a_browser_shows_the_story_in_both_themes_without_the_network(
         "empty": [],
         "hollow": 0,
         "unnamed": 0,
-        "figures": 12 + 2 * RENDERED,
+        "figures": 14 + 2 * RENDERED,
         "tooWide": 0,
         "requests": [],
         "dark": dark,
