@@ -32,7 +32,8 @@ def settings_of(
     settings = project_settings("cifar10") | {"dataset": "mnist_5k"}
     settings["images"] |= {"size": image_size, "flip": False}
     settings["generate"] |= dict.fromkeys(("val", "test", "wide", "deep", "dense", "bn_free"), 4) | {"train": 1000}
-    settings["finetune"] |= {"architectures": 1}
+    for stage in ("finetune", "adapt", "condition"):
+        settings[stage]["architectures"] = 1
     settings["sgd"] |= {"architectures": {}}
     settings["train"] |= {
         "steps": steps + WARM_UP,

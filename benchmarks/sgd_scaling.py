@@ -46,7 +46,8 @@ def settings_of(networks: int) -> dict[str, Any]:
     settings["generate"] |= dict.fromkeys(("train", "val", "wide", "deep", "dense", "bn_free"), 1) | {"test": networks}
     settings["train"]["validation"]["architectures"] = 1
     settings["sgd"] |= {"architectures": {}, "sources": 1}
-    settings["finetune"]["architectures"] = 1
+    for stage in ("finetune", "adapt", "condition"):
+        settings[stage]["architectures"] = 1
     return settings
 
 

@@ -195,6 +195,16 @@ def adapt(
 
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
+def condition(file: ParamsFile = PARAMS) -> None:
+    """Train one GHN for several data sets, and predict for others from a few images."""
+    params = begin_stage(file)
+    from pipeline.stages.condition import condition
+
+    condition(params)
+
+
+@app.command(rich_help_panel=STAGES)
+@exits_on_user_error
 def detect(file: ParamsFile = PARAMS) -> None:
     """Train detectors of objects on predicted and on random backbones."""
     params = begin_stage(file)

@@ -59,6 +59,16 @@ SMALL = {
         "alone_steps": 2,
         "learning_rate_limits": [0.001, 0.1],
     },
+    "condition": {
+        "datasets": ["digits", "faces"],
+        "unseen": ["mnist_5k"],
+        "images_per_class": 2,
+        "architectures": 1,
+        "tuning_architectures": 1,
+        "steps": 2,
+        "batch": 8,
+        "validate_every": 2,
+    },
     "detect": {
         "size": 32,
         "images": 5,

@@ -11,6 +11,7 @@ import pytest
 from small_settings import ROOT
 
 COMMANDS = {
+    "copies": ("--sources 2 --epochs 1", {"itself", "one primitive", "nearest other source", "random parameters"}),
     "depthwise": ("--channels 2 --image-size 4 --batch 2 --repeats 1", {"ratio", "seconds"}),
     "generate": ("--count 200 --workers 1 --shard-rows 100 --compiled 5", {"architectures_per_second", "bytes"}),
     "hypernetwork": ("--meta-batch 1 --repeats 1 --largest 300", {"forward_seconds", "node_by_node_ratio", "growth"}),

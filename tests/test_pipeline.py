@@ -36,12 +36,15 @@ STAGES = [
     "copies",
     "finetune",
     "adapt",
+    "condition",
     "detect",
     "properties",
     "study@mlp-0",
     "compare",
     "report",
 ]
+
+AFTER_TRAINING = ["evaluate", "copies", "finetune", "adapt", "condition", "detect", "properties", "compare", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_every_stage_leaves_its_results(clone: Path) -> None:
     assert list(evaluated["split"]) == ["test", "wide", "deep", "dense", "bn_free", "predefined"]
     assert evaluated["predicted_top1"].between(0, 1).all()
     assert len(pd.read_csv(results / "train/history.csv")) == 6
-    for stage in (*STAGES[3:11], "study/mlp-0", "compare"):
+    for stage in (*STAGES[3:12], "study/mlp-0", "compare"):
         json.loads((results / stage / "metrics.json").read_text())
     assert "Beside the published set" in (results / "generate/report/index.html").read_text()
     page = (results / "report/index.html").read_text()
@@ -149,15 +152,9 @@ def test_another_way_to_run_training_trains_nothing_again(workspace: Path) -> No
         ("pipeline/tracking/mlflow_runs.py", []),
         ("pipeline/stages/train.py", ["train"]),
         ("pipeline/stages/finetune.py", ["finetune"]),
-        (
-            "pipeline/evaluation/sgd.py",
-            ["sgd", "evaluate", "copies", "finetune", "adapt", "detect", "properties", "compare", "report"],
-        ),
-        (
-            "pipeline/evaluation/summaries.py",
-            ["evaluate", "copies", "finetune", "adapt", "detect", "properties", "compare", "report"],
-        ),
-        ("pipeline/training/pace.py", ["train", "adapt", "study@mlp-0", "report"]),
+        ("pipeline/evaluation/sgd.py", ["sgd", *AFTER_TRAINING]),
+        ("pipeline/evaluation/summaries.py", AFTER_TRAINING),
+        ("pipeline/training/pace.py", ["train", "adapt", "condition", "study@mlp-0", "report"]),
     ],
 )
 def test_a_change_of_code_runs_the_stages_that_read_it(workspace: Path, file: str, expected: list[str]) -> None:

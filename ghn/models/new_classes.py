@@ -33,7 +33,7 @@ def with_new_classes(ghn: AnyHypernetwork, num_classes: int, seed: int) -> AnyHy
         torch.manual_seed(seed)
         adapted = type(ghn)(replace(ghn.config, num_classes=num_classes))
     weights = {name: weight for name, weight in ghn.state_dict().items() if not _is_of_classes(name)}
-    weights[CHANNELS] = _channel_embeddings(weights[CHANNELS], ghn.config.num_classes, num_classes)
+    weights[CHANNELS] = channel_embeddings(weights[CHANNELS], ghn.config.num_classes, num_classes)
     missing, unexpected = adapted.load_state_dict(weights, strict=False)
     assert not unexpected and all(_is_of_classes(name) for name in missing), "only rows of classes are left out"
     return adapted.to(weights[CHANNELS])
@@ -43,7 +43,7 @@ def _is_of_classes(name: str) -> bool:
     return "classes" in name.split(".")
 
 
-def _channel_embeddings(before: Tensor, old_classes: int, new_classes: int) -> Tensor:
+def channel_embeddings(before: Tensor, old_classes: int, new_classes: int) -> Tensor:
     """Return the embeddings of the vocabulary for `new_classes`, from those of the vocabulary for `old_classes`.
 
     A number that is new in it has the embedding of the nearest one, but for the number of classes, which has that of

@@ -26,6 +26,7 @@ def find_imported_splits(params: Params) -> dict[str, tuple[str, list[Architectu
         ("test", "generate.wide", params.generate.wide),
         ("test", "finetune.architectures", params.finetune.architectures),
         ("test", "adapt.architectures", params.adapt.architectures),
+        ("test", "condition.architectures", params.condition.architectures),
         ("train", "sgd.sources", params.sgd.sources),
         *((split, f"sgd.architectures.{split}", count) for split, count in params.sgd.architectures.items()),
     ]

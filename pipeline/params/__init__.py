@@ -9,6 +9,7 @@ from pipeline.params.data import SAMPLED_SPLITS, SPLITS, GenerateSettings, Image
 from pipeline.params.hashing import flat_settings, settings_hash
 from pipeline.params.measuring import (
     AdaptSettings,
+    ConditionSettings,
     CopiesSettings,
     DetectSettings,
     EvaluateSettings,
@@ -52,6 +53,7 @@ __all__ = [
     "SPLITS",
     "AdaptSettings",
     "ClusterSettings",
+    "ConditionSettings",
     "CopiesSettings",
     "Count",
     "DetectSettings",

@@ -130,6 +130,26 @@ class AdaptSettings(RateSearchSettings):
         return self
 
 
+class ConditionSettings(Section):
+    """Which data sets stage condition learns together, and which it predicts for without learning from them."""
+
+    datasets: Annotated[list[str], Field(min_length=2)]
+    unseen: list[str]
+    images_per_class: Count
+    seeds: Count
+    architectures: Count
+    tuning_architectures: Count
+    steps: Count
+    batch: Annotated[Integer, Field(ge=2)]
+    validate_every: Count
+    learning_rate: Positive
+
+    @model_validator(mode="after")
+    def _no_data_set_is_there_twice(self) -> Self:
+        require_different("datasets + unseen", [*self.datasets, *self.unseen])
+        return self
+
+
 class DetectSettings(RateSearchSettings):
     """What stage detect detects, with which backbones, and how it trains."""
 

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.params.data import GenerateSettings, ImageSettings
 from pipeline.params.measuring import (
     AdaptSettings,
+    ConditionSettings,
     CopiesSettings,
     DetectSettings,
     EvaluateSettings,
@@ -58,6 +59,7 @@ class Params(Section):
     copies: CopiesSettings
     finetune: FinetuneSettings
     adapt: AdaptSettings
+    condition: ConditionSettings
     detect: DetectSettings
     properties: PropertiesSettings
     study: StudySettings
@@ -85,7 +87,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _architectures_of_transfer_exist(self) -> Params:
-        for name, wanted in (("finetune", self.finetune.architectures), ("adapt", self.adapt.architectures)):
+        for name in ("finetune", "adapt", "condition"):
+            wanted = getattr(self, name).architectures
             if "test" not in self.generate.imported and wanted > self.generate.test:
                 raise ValueError(
                     f"{name}.architectures = {wanted}: must be at most generate.test = {self.generate.test}"

@@ -46,6 +46,7 @@ from pipeline.evaluation.traits import EvaluatedNetworks, TraitEffects
 from pipeline.evaluation.worth import PredictionWorth
 from pipeline.params import SPLITS
 from pipeline.training.adaptation_tables import AdaptationSummary
+from pipeline.training.conditioning_tables import ConditioningSummary
 from pipeline.training.tables import VALIDATION_COLUMNS, DroppedArchitectures, TrainingMetrics, history_model
 
 ROUNDING = 1e-3
@@ -78,6 +79,7 @@ class Results:
         finetuning: a row for each (dataset, images_per_class, initialisation).
         budgets: a row for each of these and each budget.
         adaptation: a row for each (dataset, images_per_class, start).
+        conditioning: a row for each data set of stage condition.
         detection: a row for each (backbone, initialisation).
         detection_curves: a row for each of these, each seed and each epoch.
         detection_scenes: test scenes, and what is found in them.
@@ -103,6 +105,7 @@ class Results:
     finetuning: pd.DataFrame
     budgets: pd.DataFrame
     adaptation: pd.DataFrame
+    conditioning: pd.DataFrame
     detection: pd.DataFrame
     detection_curves: pd.DataFrame
     detection_scenes: ShownDetections
@@ -176,6 +179,7 @@ def read_results(folder: Path) -> Results:
         finetuning=finetuning,
         budgets=read_table(finetune / "budgets.csv", "finetune", FinetuningBudgets),
         adaptation=read_table(folder / "adapt" / "summary.csv", "adapt", AdaptationSummary),
+        conditioning=read_table(folder / "condition" / "summary.csv", "condition", ConditioningSummary),
         detection=read_table(detect / "summary.csv", "detect", DetectionSummary),
         detection_curves=read_table(detect / "curves.parquet", "detect", DetectionCurves),
         detection_scenes=_read_scenes(detect / "shown.json"),

@@ -15,6 +15,7 @@ from pipeline.evaluation.initialisations import BASELINE, HEADLINE
 from pipeline.evaluation.study_summary import SHIFTED
 from pipeline.params import (
     AdaptSettings,
+    ConditionSettings,
     CopiesSettings,
     DetectSettings,
     EvaluateSettings,
@@ -40,6 +41,7 @@ from pipeline.reporting.comparison_tables import (
     worth_findings,
     worth_table,
 )
+from pipeline.reporting.conditioning_section import conditioning_findings, conditioning_table
 from pipeline.reporting.detection_section import (
     SHOWN_SCORE,
     detected_scenes,
@@ -79,7 +81,7 @@ from pipeline.storage.files import write_bytes
 
 MARKDOWN_TABLES = (
     *("accuracy", "adaptation", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "traits"),
-    *("detection", "training"),
+    *("conditioning", "detection", "training"),
 )
 """Tables that are also written as Markdown files."""
 
@@ -102,6 +104,7 @@ class ReportSettings(Section):
     copies: CopiesSettings
     finetune: FinetuneSettings
     adapt: AdaptSettings
+    condition: ConditionSettings
     detect: DetectSettings
     study: StudySettings
 
@@ -181,6 +184,7 @@ def render_report(
         speed_findings=speed_findings(results, settings.meta_batch, settings.train),
         findings=finetuning_findings(budgets, results.labels),
         adaptation_findings=adaptation_findings(results.adaptation),
+        conditioning_findings=conditioning_findings(results.conditioning),
         detection_findings=detection_findings(results.detection, results.detection_labels),
         seeds=seeds and seeds_section(seeds, accuracy, architectures, budgets),
         commands=parts.recipe.commands,
@@ -247,6 +251,7 @@ def report_tables(results: Results, settings: ReportSettings) -> dict[str, Table
         "finetuning": finetuning_table(results.finetuning, results.budgets),
         "budgets": budgets_table(results.budgets),
         "adaptation": adaptation_table(results.adaptation),
+        "conditioning": conditioning_table(results.conditioning),
         "detection": detection_table(results.detection, results.detection_labels),
         "worth": worth_table(results.worth),
         "initialisations": initialisations_table(results.initialisations, results.labels),

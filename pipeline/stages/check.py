@@ -40,7 +40,8 @@ def check(params: Params) -> None:
     if params.properties.published is not None:
         read_paper_results(params.storage, params.properties.published)
     find_scenes(params.detect)
-    for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets, *params.adapt.datasets]):
+    conditioned = (*params.condition.datasets, *params.condition.unseen)
+    for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets, *params.adapt.datasets, *conditioned]):
         found = find_images(dataset, params.images, params.storage).found
         if found is not None:
             print(f"{dataset}: {found.summary()}")

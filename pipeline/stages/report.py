@@ -24,6 +24,7 @@ from pipeline.reporting.seeds_section import seeds_metrics
 from pipeline.results import RESULTS, results_folder
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
 from pipeline.training.adaptation_tables import adapted_accuracies
+from pipeline.training.conditioning_tables import conditioned_accuracies
 
 
 def report(params: Params) -> None:
@@ -84,6 +85,7 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     run.summary({f"{row['split']}_top1": row[f"{HEADLINE}_top1"] for row in results.accuracy.to_dict("records")})
     run.summary(final_accuracies(results.finetuning))
     run.summary(adapted_accuracies(results.adaptation))
+    run.summary(conditioned_accuracies(results.conditioning))
     run.summary(detection_metrics(results.detection))
     if seeds is not None:
         run.summary(seeds_metrics(seeds))
@@ -96,4 +98,5 @@ def _log_results(run: StageRun, results: Results, seeds: LeaderboardRow | None) 
     run.log_table(results.finetuning, "tables/finetuning")
     run.log_table(results.budgets, "tables/finetuning_budgets")
     run.log_table(results.adaptation, "tables/adaptation")
+    run.log_table(results.conditioning, "tables/conditioning")
     run.log_table(results.detection, "tables/detection")

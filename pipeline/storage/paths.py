@@ -15,6 +15,7 @@
     <storage>/finetuning/<settings hash>/                   finished tasks of stage finetune
     <storage>/adaptation/<settings hash>/                   finished tasks of stage adapt
     <storage>/detection/<settings hash>/                    finished tasks of stage detect
+    <storage>/conditioning/<settings hash>/                 finished tasks of stage condition
     <storage>/embeddings/<settings hash>/                   embeddings of stored architectures, and their records
     <storage>/studies/<settings hash>/                      finished tasks of a variant of stage study
 
@@ -31,7 +32,15 @@ from uuid import uuid4
 from pipeline.workspace import from_workspace
 
 TaskCache = Literal[
-    "sgd/tasks", "evaluations", "copies", "similarities", "finetuning", "adaptation", "detection", "studies"
+    "sgd/tasks",
+    "evaluations",
+    "copies",
+    "similarities",
+    "finetuning",
+    "adaptation",
+    "conditioning",
+    "detection",
+    "studies",
 ]
 """The stages' folders of finished tasks."""
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.sampling import sample_architecture, samples
@@ -25,6 +27,8 @@ from pipeline.images.batches import Augmentation, training_batch
 from pipeline.images.dataset import Images
 from pipeline.images.subsets import few_and_held_out
 from pipeline.training.validation import Validation
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CLIP = 5.0
 """Largest norm of the whole gradient, as in training."""
@@ -163,13 +167,57 @@ def adapt_hypernetwork(
     Raises:
         NoFiniteLossError: no step could be taken.
     """
-    device = next(ghn.parameters()).device
-    optimizer = torch.optim.Adam(ghn.parameters(), settings.learning_rate, fused=True)
+
+    def held_out_top1() -> float:
+        return validation.measure(ghn, 0, 1)["val_top1"]
+
+    kept = learn(ghn, lambda step: (ghn, images), held_out_top1, training_set, settings, count_step)
+    return AdaptedHypernetwork(kept.model.eval(), kept.step, kept.curve)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptModel(Generic[Model]):
+    """The weights of a model that did best in validation.
+
+    Attributes:
+        model: the model with them.
+        step: the number of steps after which it had them.
+        curve: pairs of a step and the accuracy in validation then, 0 to 1.
+    """
+
+    model: Model
+    step: int
+    curve: list[tuple[int, float]]
+
+
+def learn(
+    model: Model,
+    at_step: Callable[[int], tuple[Hypernetwork, Images]],
+    validate: Callable[[], float],
+    training_set: TrainingSet,
+    settings: AdaptationSettings,
+    count_step: Callable[[], object] = lambda: None,
+) -> KeptModel[Model]:
+    """Train a model in place, and return a copy of it with the weights that did best in validation.
+
+    Args:
+        model: has the weights that are trained.
+        at_step: the hypernetwork of a step, whose weights are those of the model or functions of them, and its images.
+        validate: the accuracy of the model as it is.
+        training_set: the architectures whose parameters are predicted.
+        count_step: called after each step.
+
+    Raises:
+        NoFiniteLossError: no step could be taken.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, fused=True)
     step_settings = StepSettings(settings.seed, architecture_clip=1.0)
     watch = Stopwatch(device)
-    best, best_step, any_finite = ghn, 0, False
+    best, best_step, any_finite = model, 0, False
     curve: list[tuple[int, float]] = []
     for step in range(settings.steps):
+        ghn, images = at_step(step)
         meta_batch = sample_meta_batch(
             training_set, settings.meta_batch, settings.seed, step, images.test.side, len(images.classes)
         )
@@ -181,25 +229,25 @@ def adapt_hypernetwork(
         scores = accumulate_micro_batch(ghn, micro_batch, x_BCSS, labels_B.to(device), step, step_settings, watch)
         if finite := sum(score.is_finite for score in scores.values()):
             any_finite = True
-            _update(ghn, optimizer, settings, step, finite)
+            _update(model, optimizer, settings, step, finite)
         if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
-            top1 = validation.measure(ghn, 0, 1)["val_top1"]
+            top1 = validate()
             if not curve or top1 > max(accuracy for _, accuracy in curve):
-                best, best_step = copy.deepcopy(ghn), step + 1
+                best, best_step = copy.deepcopy(model), step + 1
             curve.append((step + 1, top1))
         count_step()
     if not any_finite:
         raise NoFiniteLossError("no loss was finite: use a smaller learning rate")
-    return AdaptedHypernetwork(best.eval(), best_step, curve)
+    return KeptModel(best, best_step, curve)
 
 
 def _update(
-    ghn: Hypernetwork, optimizer: torch.optim.Optimizer, settings: AdaptationSettings, step: int, finite: int
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: AdaptationSettings, step: int, finite: int
 ) -> None:
     """Take a step with the mean gradient of the architectures whose loss and gradient were finite."""
-    gradients = [weight.grad for weight in ghn.parameters() if weight.grad is not None]
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     torch._foreach_div_(gradients, finite)
-    torch.nn.utils.clip_grad_norm_(ghn.parameters(), settings.clip)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     rate = cosine(settings.learning_rate, step, settings.steps) * warm_up(step, settings.steps // 10)
     for group in optimizer.param_groups:
         group["lr"] = rate

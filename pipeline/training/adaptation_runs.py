@@ -20,18 +20,18 @@ from ghn.deepnets1m.architecture import Architecture
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.models.new_classes import with_new_classes
 from pipeline.architectures.store import ArchitectureStore, Manifest
-from pipeline.errors import UserError
 from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.finetuning import digests_of, train_all
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
 from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates, tried_rates
-from pipeline.evaluation.networks import at_width, available_device, seed_of
+from pipeline.evaluation.networks import available_device, seed_of
 from pipeline.evaluation.targets import Target
 from pipeline.images.batches import Augmentation
 from pipeline.params import AdaptSettings, FinetuneSettings, Params, settings_hash
 from pipeline.storage.paths import storage_root
 from pipeline.training.adaptation import AdaptationSettings, NoFiniteLossError, adapt_hypernetwork
 from pipeline.training.adaptation_tables import ADAPTED, ALONE, SCRATCH, AdaptationRates, AdaptationScores
+from pipeline.training.first_networks import first_networks
 from pipeline.training.job import RunSettings
 from pipeline.training.step_loader import meta_batch_settings, training_set_of
 from pipeline.training.validation import Validation
@@ -103,18 +103,15 @@ class AdaptSetup:
         Raises:
             UserError: split test has fewer than the settings want.
         """
-        count, stored = params.adapt.architectures, len(store["test"])
-        if count > stored:
-            raise UserError(
-                f"adapt.architectures = {count}: must be at most {stored}, the number of architectures of split test"
-            )
         validated = min(params.adapt.tuning_architectures, len(store["val"]))
-        first = {
-            split: [at_width(store.read(split, index), params.evaluate, params.images.size) for index in range(number)]
-            for split, number in (("val", validated), ("test", count))
-        }
-        learned = RunSettings.of(params)
-        return cls(params.adapt, learned, storage_root(params.storage), store.manifest, first["val"], first["test"])
+        return cls(
+            params.adapt,
+            RunSettings.of(params),
+            storage_root(params.storage),
+            store.manifest,
+            first_networks(store, "val", validated, params),
+            first_networks(store, "test", params.adapt.architectures, params, "adapt.architectures"),
+        )
 
 
 class Adapted(NamedTuple):

@@ -14,6 +14,7 @@ from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.params import Params
 from pipeline.stages.adapt import adapt
 from pipeline.stages.compare import compare
+from pipeline.stages.condition import condition
 from pipeline.stages.copies import copies
 from pipeline.stages.detect import detect
 from pipeline.stages.evaluate import evaluate
@@ -68,7 +69,7 @@ def test_tables_report_and_mlflow_show_a_new_initialisation(
     params = small_project()
     store = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    transfer = (finetune, adapt, detect)
+    transfer = (finetune, adapt, condition, detect)
     for stage in (generate, train, sgd, evaluate, copies, *transfer, properties, small_study, compare, report):
         stage(params)
 

@@ -32,6 +32,7 @@ from pipeline.reporting.results_page import PageParts, ReportSettings
 from pipeline.stages.report import origin_of
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.training.adaptation_tables import ADAPTED, ALONE, SCRATCH, AdaptationScores, summarise_adaptation
+from pipeline.training.conditioning_tables import SINGLE, TOGETHER, ConditioningScores, summarise_conditioning
 from pipeline.training.tables import TIME_PARTS
 
 # split: architectures, mean predicted top-1, millions of parameters (smallest, largest)
@@ -59,6 +60,7 @@ def make_results(folder: Path, seed: int = 0, steps: int = 3000, others: Sequenc
     _make_evaluate(folder / "evaluate", rng, others)
     _make_finetune(folder / "finetune", rng, others)
     _make_adapt(folder / "adapt", rng)
+    _make_condition(folder / "condition", rng)
     _make_detect(folder / "detect", rng)
     _make_study(folder / "compare")
     _make_comparison(folder, rng)
@@ -149,6 +151,29 @@ def _make_adapt(folder: Path, rng: np.random.Generator) -> None:
     cost = {ADAPTED: 25_600, SCRATCH: 25_600, ALONE: 19_200}
     seconds = {("digits", 10, ADAPTED): 31.0, ("digits", 10, SCRATCH): 30.0}
     write_csv(folder / "summary.csv", summarise_adaptation(scores, {"digits": 10}, {"digits": 30}, cost, seconds))
+
+
+def _make_condition(folder: Path, rng: np.random.Generator) -> None:
+    """Write what one hypernetwork for two data sets predicts for them and for a third."""
+    rows = [
+        {
+            "dataset": dataset,
+            "hypernetwork": hypernetwork,
+            "is_learned": dataset != "digits",
+            "seed": seed,
+            "architecture": architecture,
+            "test_top1": mean + rng.uniform(0, 0.04),
+        }
+        for hypernetwork, of_sets in {
+            TOGETHER: {"mnist_5k": 0.6, "faces": 0.8, "digits": 0.45},
+            SINGLE: {"mnist_5k": 0.62, "faces": 0.79},
+        }.items()
+        for dataset, mean in of_sets.items()
+        for seed in range(3)
+        for architecture in range(4)
+    ]
+    scores = ConditioningScores.validate(pd.DataFrame(rows))
+    write_csv(folder / "summary.csv", summarise_conditioning(scores, {"mnist_5k": 10, "faces": 2, "digits": 10}))
 
 
 def _make_detect(folder: Path, rng: np.random.Generator) -> None:

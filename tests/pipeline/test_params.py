@@ -48,7 +48,7 @@ def test_the_projects_settings_are_valid_and_complete() -> None:
     assert load_params(ROOT / "params.yaml").model_dump() == VALUES
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenet", "fashion_mnist", "fashion_mnist_hour", "study"])
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "fashion_mnist", "fashion_mnist_hour", "study", "transfer"])
 def test_every_preset_is_valid_and_repeats_no_default(name: str) -> None:
     values = preset_settings(name)
     assert Params.model_validate(values).model_dump() == values

@@ -32,7 +32,7 @@ def keys(text: str) -> list[str]:
     return [line.partition("#")[0].partition(":")[0] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study"])
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study", "transfer"])
 def test_a_preset_changes_values_and_neither_comments_nor_the_order_of_keys(name: str) -> None:
     before = PARAMS.read_text()
     apply_preset(name, PARAMS)
@@ -102,7 +102,7 @@ def test_a_settings_file_that_is_not_valid_is_refused_before_it_is_changed() -> 
 
 def test_a_name_that_no_preset_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(
-        UserError, match=r"no preset cifar100: .*cifar10, fashion_mnist, fashion_mnist_hour, imagenet, study"
+        UserError, match=r"no preset cifar100: .*cifar10, fashion_mnist, fashion_mnist_hour, imagenet, study, transfer"
     ):
         apply_preset("cifar100", PARAMS)
 

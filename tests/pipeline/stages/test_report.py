@@ -273,7 +273,7 @@ def test_the_report_has_the_page_the_plots_and_the_tables_of_the_readme(page: Pa
     plots = ("accuracy", "size", "training", "gradients", "time", "finetuning", "epochs", "distance", "study")
     plots = (*plots, "properties", "embeddings", "adaptation", "detection", "scenes")
     tables = ("accuracy", "finetuning", "budgets", "worth", "initialisations", "properties", "study", "training")
-    tables = (*tables, "traits", "adaptation", "detection")
+    tables = (*tables, "traits", "adaptation", "conditioning", "detection")
     assert names == {"index.html", *(f"{name}.png" for name in plots), *(f"{name}.md" for name in tables)}
     with Image.open(page.parent / "accuracy.png") as image:
         assert image.width == 1440
@@ -416,6 +416,7 @@ STORY = [
     "Speed",
     "Fine-tuning on other data sets",
     "The hypernetwork adapted to other data sets",
+    "One hypernetwork for several data sets",
     "Detection on predicted backbones",
     "Three seeds",
     "Training",
