@@ -20,11 +20,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 from frame import RecordName, finish, introduce
 from scratch_project import project_settings, scratch_project
-from torch import Tensor
+from torch import Tensor, inference_mode
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import OPERATIONS
@@ -135,7 +134,7 @@ def copied(
         copy = copy_parameters(target.program(size, classes), source.program(size, classes), tensors)
         module.load_state_dict(copy.tensors, strict=False)
         share = copy.share
-    with torch.inference_mode():
+    with inference_mode():
         top1 = score(classifier(module), evaluation_batches(images.test, images, batch), available_device()).top1
     return {
         "edit": name,

@@ -79,7 +79,7 @@ SMALL = {
     },
     "study": {"variants": ["mlp"], "minutes": 0.02, "architectures": 1, "images": 20},
     "properties": {"batch": 4, "repeats": 2, "resamples": 100},
-    "cluster": {"cpus": 2},
+    "cluster": {"cpus": 1},
 }
 
 

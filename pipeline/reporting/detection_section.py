@@ -22,7 +22,7 @@ from pipeline.reporting.page import Table
 from pipeline.reporting.plots import STYLE, WIDE, accuracy_axis, add_legend, dot_handle, panel_grid
 from pipeline.reporting.theme import INK, MUTED, SERIES_COLORS
 
-SHOWN_SCORE = 0.5
+SHOWN_SCORE = 0.3
 """Detections with a lower score are not drawn."""
 
 RIGHT_OVERLAP = 0.5

@@ -29,10 +29,11 @@ from pipeline.evaluation.targets import Target
 from pipeline.images.batches import Augmentation
 from pipeline.params import AdaptSettings, FinetuneSettings, Params, settings_hash
 from pipeline.storage.paths import storage_root
-from pipeline.training.adaptation import AdaptationSettings, NoFiniteLossError, adapt_hypernetwork
+from pipeline.training.adaptation import adapt_hypernetwork
 from pipeline.training.adaptation_tables import ADAPTED, ALONE, SCRATCH, AdaptationRates, AdaptationScores
 from pipeline.training.first_networks import first_networks
 from pipeline.training.job import RunSettings
+from pipeline.training.learning import LearningSettings, NoFiniteLossError
 from pipeline.training.step_loader import meta_batch_settings, training_set_of
 from pipeline.training.validation import Validation
 
@@ -243,7 +244,7 @@ def adapt_and_measure(run: AdaptRun, setup: AdaptSetup, ghn: Hypernetwork, targe
             training_set_of(store["train"], learned.train.architectures),
             images,
             validation,
-            AdaptationSettings(
+            LearningSettings(
                 steps=settings.steps,
                 learning_rate=run.learning_rate,
                 batch=settings.batch,

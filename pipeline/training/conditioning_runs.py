@@ -7,7 +7,7 @@ never learned from (`ghn.models.conditioned`). All are measured on networks that
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypedDict
 
@@ -18,7 +18,9 @@ from pandera.typing import DataFrame
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.models.conditioned import ConditionedHypernetwork
+from ghn.models.config import GHNConfig
 from ghn.models.hypernetwork import Hypernetwork
+from ghn.training.meta_batch import TrainingSet
 from pipeline.architectures.store import ArchitectureStore, Manifest
 from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.networks import available_device, seed_of
@@ -28,9 +30,10 @@ from pipeline.images.dataset import Images
 from pipeline.images.subsets import balanced_choice, hold_out, in_memory
 from pipeline.params import ConditionSettings, Params, settings_hash
 from pipeline.storage.paths import storage_root
-from pipeline.training.adaptation import AdaptationSettings, adapt_hypernetwork, learn
+from pipeline.training.adaptation import adapt_hypernetwork
 from pipeline.training.conditioning_tables import SINGLE, TOGETHER, ConditioningScores
 from pipeline.training.job import RunSettings
+from pipeline.training.learning import LearningSettings, Model, learn
 from pipeline.training.step_loader import meta_batch_settings, training_set_of
 from pipeline.training.validation import Validation
 
@@ -167,17 +170,74 @@ def scores_table(results: Mapping[ConditionRun, ConditionResult]) -> DataFrame[C
 
 
 def learn_and_measure(run: ConditionRun, setup: ConditionSetup) -> ConditionResult:
-    """Train a hypernetwork on the data sets of a run, in turn, and measure it on networks that it never trained for.
+    """Train a hypernetwork on the data sets of a run, and measure it on networks that it never trained for.
 
-    One that learns from several data sets is measured on the unseen ones too. Every random number is a function of
-    (seed, run.seed).
+    One that learns from several data sets takes them in turn, and is measured on the unseen ones too. Every random
+    number is a function of (seed, run.seed).
     """
     started = time.perf_counter()
-    settings, learned, device = setup.settings, setup.learned, available_device()
+    learned = setup.learned
     key = seed_of(learned.seed, "condition", run.seed)
     store = ArchitectureStore(setup.storage, setup.manifest)
     training_set = training_set_of(store["train"], learned.train.architectures)
-    training = AdaptationSettings(
+    train = _together if len(run.datasets) > 1 else _alone
+    step, ghns = train(run, setup, training_set, key)
+    return ConditionResult(
+        step=step,
+        seconds=time.perf_counter() - started,
+        test_top1={name: tested(ghn, setup.sets[name], setup.measured) for name, ghn in ghns.items()},
+    )
+
+
+def _alone(
+    run: ConditionRun, setup: ConditionSetup, training_set: TrainingSet, key: int
+) -> tuple[int, dict[str, Hypernetwork]]:
+    """Return the step that is kept and the hypernetwork of one data set, by its name."""
+    (name,) = run.datasets
+    own = setup.sets[name]
+    ghn = _seeded(lambda: Hypernetwork(_config(setup, own.images)), key)
+    adapted = adapt_hypernetwork(ghn, training_set, own.images, own.validation, _learning(run, setup, key))
+    return adapted.step, {name: adapted.ghn}
+
+
+def _together(
+    run: ConditionRun, setup: ConditionSetup, training_set: TrainingSet, key: int
+) -> tuple[int, dict[str, Hypernetwork]]:
+    """Return the step that is kept and the hypernetworks of all data sets, also of the unseen ones, by name."""
+    per_class = setup.settings.images_per_class
+    sets = [setup.sets[name] for name in run.datasets]
+    model = _seeded(lambda: ConditionedHypernetwork(_config(setup, sets[0].images), COUNT), key)
+    device = next(model.parameters()).device
+
+    def at_step(step: int) -> tuple[Hypernetwork, Images]:
+        images = sets[step % len(sets)].images
+        return model.for_statistics(class_statistics(images, per_class, key, step).to(device)), images
+
+    def mean_top1() -> float:
+        accuracies = [top1_of(specialised(model, one.images, per_class, key), one.validation) for one in sets]
+        return sum(accuracies) / len(sets)
+
+    kept = learn(model, at_step, mean_top1, training_set, _learning(run, setup, key))
+    names = (*run.datasets, *setup.settings.unseen)
+    return kept.step, {name: specialised(kept.model, setup.sets[name].images, per_class, key) for name in names}
+
+
+def _config(setup: ConditionSetup, images: Images) -> GHNConfig:
+    return setup.learned.hypernetwork.config(len(images.classes), images.test.side)
+
+
+def _seeded(make: Callable[[], Model], key: int) -> Model:
+    """Return a model whose initial weights are a function of the key, on the device where it is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key)
+        model = make()
+    return model.to(available_device())
+
+
+def _learning(run: ConditionRun, setup: ConditionSetup, key: int) -> LearningSettings:
+    """Return how a run is trained: with as many steps on each of its data sets as another run has on one."""
+    settings, learned = setup.settings, setup.learned
+    return LearningSettings(
         steps=settings.steps * len(run.datasets),
         learning_rate=settings.learning_rate,
         batch=settings.batch,
@@ -186,36 +246,6 @@ def learn_and_measure(run: ConditionRun, setup: ConditionSetup) -> ConditionResu
         augmentation=Augmentation(learned.images.shift, learned.images.flip),
         clip=learned.train.clip,
         seed=key,
-    )
-    sets = [setup.sets[name] for name in run.datasets]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
-        config = learned.hypernetwork.config(len(sets[0].images.classes), sets[0].images.test.side)
-        alone, together = Hypernetwork(config), ConditionedHypernetwork(config, COUNT)
-    ghns: dict[str, Hypernetwork]
-    if len(sets) == 1:
-        adapted = adapt_hypernetwork(alone.to(device), training_set, sets[0].images, sets[0].validation, training)
-        ghns, step = {run.datasets[0]: adapted.ghn}, adapted.step
-    else:
-        model, per_class = together.to(device), settings.images_per_class
-
-        def at_step(step: int) -> tuple[Hypernetwork, Images]:
-            images = sets[step % len(sets)].images
-            return model.for_statistics(class_statistics(images, per_class, key, step).to(device)), images
-
-        def mean_top1() -> float:
-            return sum(top1_of(specialised(model, one.images, per_class, key), one.validation) for one in sets) / len(
-                sets
-            )
-
-        kept = learn(model, at_step, mean_top1, training_set, training)
-        names = (*run.datasets, *settings.unseen)
-        ghns = {name: specialised(kept.model, setup.sets[name].images, per_class, key) for name in names}
-        step = kept.step
-    return ConditionResult(
-        step=step,
-        seconds=time.perf_counter() - started,
-        test_top1={name: tested(ghn, setup.sets[name], setup.measured) for name, ghn in ghns.items()},
     )
 
 

@@ -32,7 +32,7 @@ def project(small_project: Callable[..., Params], monkeypatch: pytest.MonkeyPatc
 
 def test_it_compares_initialisations_of_each_backbone(project: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stages.detect.clear_task_cache", lambda folder: None)
-    params = project(backbones=["resnet18", "test/0"], epochs=2, seeds=2, learning_rates=[0.02, 0.05])
+    params = project(backbones=["resnet18", "test/0"], epochs=2, seeds=2, learning_rates=[0.01, 0.02])
     detect(params)
     curves = pd.read_parquet("results/detect/curves.parquet")
     assert len(curves) == 2 * 3 * 2 * 2  # backbones, initialisations, seeds, epochs

@@ -49,7 +49,7 @@ def test_a_run_has_another_name_if_something_else_is_learned(changes: dict[str, 
     [
         {"workers": {"number": 3, "minimum": 2, "cpus": 2, "gpus": 1, "placement": "SPREAD"}},
         {"workers": {"max_failures": 9, "checkpoint_every": 1, "profile_steps": 2}},
-        {"cluster": {"cpus": 1}},
+        {"cluster": {"cpus": 3}},
         {"evaluate": {"batch": 9}},
         {"storage": "elsewhere"},
         {"tracking": {"experiment": "other"}},
