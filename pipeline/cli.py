@@ -174,7 +174,7 @@ def adapt(
     folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 200,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 0.001,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 0.003,
     seed: Annotated[int, typer.Option(min=0, help="Of the images and of all else that is sampled.")] = 0,
 ) -> None:
     """Adapt the GHN to few images of other data sets, and compare; with --images, adapt one to those alone."""

@@ -20,7 +20,7 @@ def adapt_to_images(
     folder: str | None = None,
     cache: Path = Path("storage/images"),
     steps: int = 200,
-    learning_rate: float = 0.001,
+    learning_rate: float = 0.003,
     seed: int = 0,
 ) -> None:
     """Train a hypernetwork on a few images of each class of a data set, and write it to a checkpoint folder.
