@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from pipeline.evaluation.detection_tables import (
 )
 from pipeline.evaluation.detectors import RESNETS, backbone_module, detector, initialise, pretrained_file
 from pipeline.evaluation.initialisations import BASELINE
-from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates, tried_rates
+from pipeline.evaluation.learning_rates import ChosenRate, best_rate, rate_rows, search_rates
 from pipeline.evaluation.networks import evaluated_network, seed_of
 from pipeline.images.scenes import ScenesInMemory
 from pipeline.params import DetectSettings, EvaluateSettings, settings_hash
@@ -214,8 +214,7 @@ def curves_table(
 
 def rates_table(tried: Mapping[Competition, Mapping[float, float]]) -> DataFrame[DetectionRates]:
     """Return a row for each competition and learning rate that was tried, rates in increasing order."""
-    rows: list[dict[str, Any]] = [{**competition._asdict(), **rate} for competition, rate in tried_rates(tried)]
-    return DetectionRates.validate(pd.DataFrame(rows).rename(columns={"held_out_top1": "held_out_ap50"}))
+    return DetectionRates.validate(pd.DataFrame(rate_rows(tried)).rename(columns={"held_out_top1": "held_out_ap50"}))
 
 
 # One run

@@ -19,7 +19,7 @@ from ghn.networks.network import Network
 from pipeline.evaluation.budgets import steps_at_budgets
 from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.initialisations import Initialisation, InitialisationContext, load_body
-from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates, tried_rates
+from pipeline.evaluation.learning_rates import ChosenRate, best_rate, rate_rows, search_rates
 from pipeline.evaluation.networks import available_device, fresh_module, seed_of
 from pipeline.evaluation.scores import score
 from pipeline.evaluation.sgd import Measure, SgdRun, classifier, train_by_sgd
@@ -173,8 +173,7 @@ def curves_table(
 
 def rates_table(tried: Mapping[Competition, Mapping[float, float]]) -> DataFrame[LearningRates]:
     """Return a row for each competition and learning rate that was tried, rates in increasing order."""
-    rows = [{**competition._asdict(), **rate} for competition, rate in tried_rates(tried)]
-    return LearningRates.validate(pd.DataFrame(rows))
+    return LearningRates.validate(pd.DataFrame(rate_rows(tried)))
 
 
 # One run

@@ -65,6 +65,11 @@ def tried_rates(tried: Mapping[Key, Mapping[float, float]]) -> Iterator[tuple[Ke
             yield key, {"learning_rate": rate, "held_out_top1": accuracies[rate], "is_chosen": rate == best}
 
 
+def rate_rows(tried: Mapping[Any, Mapping[float, float]]) -> list[dict[str, Any]]:
+    """Return a row for each learning rate that was tried, where the keys are named tuples: their fields are columns."""
+    return [{**key._asdict(), **rate} for key, rate in tried_rates(tried)]
+
+
 def next_rate(ladder: Sequence[float], accuracies: Mapping[float, float]) -> float | None:
     """Return the learning rate to try next; None if the best one lies inside, or at the end of the ladder.
 

@@ -92,42 +92,35 @@ class SgdSettings(RateSearchSettings):
         return {"train": self.sources} | {split: self.architectures.get(split, 0) for split in SPLITS[1:]}
 
 
-class FinetuneSettings(RateSearchSettings):
+class TransferSettings(RateSearchSettings):
+    """What a stage transfers to: data sets with few training images, on which some architectures are measured."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    images_per_class: Annotated[list[Count], Field(min_length=1)]
+    seeds: Count
+    architectures: Count
+    tuning_architectures: Count
+    steps: Count
+    batch: Annotated[Integer, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _images_per_class_increase(self) -> Self:
+        require_increasing("images_per_class", self.images_per_class)
+        return self
+
+
+class FinetuneSettings(TransferSettings):
     """What stage finetune transfers to, and how it trains there."""
 
-    datasets: Annotated[list[str], Field(min_length=1)]
-    architectures: Count
-    tuning_architectures: Count
-    images_per_class: Annotated[list[Count], Field(min_length=1)]
-    seeds: Count
-    steps: Count
-    batch: Annotated[Integer, Field(ge=2)]
     evaluate_every: Count
 
-    @model_validator(mode="after")
-    def _images_per_class_increase(self) -> Self:
-        require_increasing("images_per_class", self.images_per_class)
-        return self
 
-
-class AdaptSettings(RateSearchSettings):
+class AdaptSettings(TransferSettings):
     """What stage adapt adapts the hypernetwork to, and what it compares that with."""
 
-    datasets: Annotated[list[str], Field(min_length=1)]
-    images_per_class: Annotated[list[Count], Field(min_length=1)]
     all_images: bool
-    seeds: Count
-    architectures: Count
-    tuning_architectures: Count
-    steps: Count
-    batch: Annotated[Integer, Field(ge=2)]
     validate_every: Count
     alone_steps: Count
-
-    @model_validator(mode="after")
-    def _images_per_class_increase(self) -> Self:
-        require_increasing("images_per_class", self.images_per_class)
-        return self
 
 
 class ConditionSettings(Section):

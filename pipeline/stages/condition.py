@@ -13,6 +13,7 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
+from pipeline.evaluation.first_networks import first_networks
 from pipeline.images.load import load_images
 from pipeline.params import Params
 from pipeline.results import results_folder
@@ -24,7 +25,6 @@ from pipeline.training.conditioning_tables import (
     conditioned_accuracies,
     summarise_conditioning,
 )
-from pipeline.training.first_networks import first_networks
 
 CONDITIONING_FORMAT = 1  # part of the settings hash: raise it whenever the same inputs would be trained differently
 

@@ -19,12 +19,11 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
-from pipeline.errors import UserError
 from pipeline.evaluation.budgets import EARLY_BUDGET, compare_budgets
 from pipeline.evaluation.checkpoint import trained_ghn
 from pipeline.evaluation.finetuning import train_all
+from pipeline.evaluation.first_networks import first_networks
 from pipeline.evaluation.initialisations import INITIALISATIONS
-from pipeline.evaluation.networks import at_width
 from pipeline.evaluation.summaries import final_accuracies, prefix_of, summarise_curves
 from pipeline.evaluation.tables import FinetuningBudgets, FinetuningSummary
 from pipeline.evaluation.targets import Target, target_of
@@ -51,11 +50,7 @@ def finetune(params: Params) -> None:
         run.log_data("architectures", store.digest)
         for target in targets.values():
             run.log_data(target.images.name, target.images.settings_hash)
-        _require_architectures(store, settings.architectures)
-        networks = [
-            at_width(store.read("test", index), params.evaluate, params.images.size)
-            for index in range(settings.architectures)
-        ]
+        networks = first_networks(store, "test", settings.architectures, params, "finetune.architectures")
         folder = task_cache_folder(params.storage, "finetuning", [FINETUNING_FORMAT, checkpoint])
         with named_when_interrupted(folder), ray_cluster(params.cluster.address, params.cluster.cpus):
             finetuned = train_all(networks, INITIALISATIONS, ghn, targets, settings, params.seed, folder)
@@ -85,14 +80,6 @@ def load_targets(settings: FinetuneSettings, images: ImageSettings, storage: str
         dataset: target_of(load_images(dataset, images, storage), settings.images_per_class, settings.seeds, seed)
         for dataset in settings.datasets
     }
-
-
-def _require_architectures(store: ArchitectureStore, count: int) -> None:
-    if count > len(store["test"]):
-        raise UserError(
-            f"finetune.architectures = {count}: must be at most {len(store['test'])}, "
-            "the number of architectures of split test"
-        )
 
 
 def metrics_of(summary: DataFrame[FinetuningSummary]) -> dict[str, dict[str, dict[str, float]]]:

@@ -102,10 +102,8 @@ def adapt_to_few_images(
 
 def accuracies_of_unseen(ghn: Hypernetwork, images: Images, seed: int) -> list[float]:
     """Return top-1 on test images, 0 to 1, of networks that no training has seen."""
-    return [
-        Validation([network], images.test, images, BATCH).measure(ghn, 0, 1)["val_top1"]
-        for network in _sampled(seed, "test", MEASURED)
-    ]
+    networks = _sampled(seed, "test", MEASURED)
+    return Validation(networks, images.test, images, BATCH).top1_of_each(ghn, images.test)
 
 
 def adapt_hypernetwork(
@@ -130,11 +128,7 @@ def adapt_hypernetwork(
     Raises:
         NoFiniteLossError: no step could be taken.
     """
-
-    def held_out_top1() -> float:
-        return validation.measure(ghn, 0, 1)["val_top1"]
-
-    kept = learn(ghn, lambda step: (ghn, images), held_out_top1, training_set, settings, count_step)
+    kept = learn(ghn, lambda step: (ghn, images), lambda: validation.top1(ghn), training_set, settings, count_step)
     return AdaptedHypernetwork(kept.model.eval(), kept.step, kept.curve)
 
 

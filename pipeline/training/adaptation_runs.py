@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import pandas as pd
 import ray
@@ -22,8 +22,9 @@ from ghn.models.new_classes import with_new_classes
 from pipeline.architectures.store import ArchitectureStore, Manifest
 from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.finetuning import digests_of, train_all
+from pipeline.evaluation.first_networks import first_networks
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
-from pipeline.evaluation.learning_rates import ChosenRate, best_rate, search_rates, tried_rates
+from pipeline.evaluation.learning_rates import ChosenRate, best_rate, rate_rows, search_rates
 from pipeline.evaluation.networks import available_device, seed_of
 from pipeline.evaluation.targets import Target
 from pipeline.images.batches import Augmentation
@@ -31,7 +32,6 @@ from pipeline.params import AdaptSettings, FinetuneSettings, Params, settings_ha
 from pipeline.storage.paths import storage_root
 from pipeline.training.adaptation import adapt_hypernetwork
 from pipeline.training.adaptation_tables import ADAPTED, ALONE, SCRATCH, AdaptationRates, AdaptationScores
-from pipeline.training.first_networks import first_networks
 from pipeline.training.job import RunSettings
 from pipeline.training.learning import LearningSettings, NoFiniteLossError
 from pipeline.training.step_loader import meta_batch_settings, training_set_of
@@ -214,8 +214,7 @@ def scores_table(
 
 def rates_table(tried: Mapping[Competition, Mapping[float, float]]) -> DataFrame[AdaptationRates]:
     """Return a row for each competition and learning rate that was tried, rates in increasing order."""
-    rows: list[dict[str, Any]] = [{**competition._asdict(), **rate} for competition, rate in tried_rates(tried)]
-    return AdaptationRates.validate(pd.DataFrame(rows))
+    return AdaptationRates.validate(pd.DataFrame(rate_rows(tried)))
 
 
 # One run
@@ -258,13 +257,9 @@ def adapt_and_measure(run: AdaptRun, setup: AdaptSetup, ghn: Hypernetwork, targe
     except NoFiniteLossError:
         return AdaptResult(held_out_top1=0.0, step=0, seconds=0.0, test_top1=[0.0] * len(setup.measured))
     seconds = time.perf_counter() - started
-    tested = replace(validation, held_out=images.test)
     return AdaptResult(
         held_out_top1=dict(adapted.curve)[adapted.step],
         step=adapted.step,
         seconds=seconds,
-        test_top1=[
-            replace(tested, architectures=[network]).measure(adapted.ghn, 0, 1)["val_top1"]
-            for network in setup.measured
-        ],
+        test_top1=replace(validation, architectures=setup.measured).top1_of_each(adapted.ghn, images.test),
     )

@@ -185,7 +185,7 @@ def learn_and_measure(run: ConditionRun, setup: ConditionSetup) -> ConditionResu
     return ConditionResult(
         step=step,
         seconds=time.perf_counter() - started,
-        test_top1={name: tested(ghn, setup.sets[name], setup.measured) for name, ghn in ghns.items()},
+        test_top1={name: _tested(ghn, setup.sets[name], setup.measured) for name, ghn in ghns.items()},
     )
 
 
@@ -214,7 +214,7 @@ def _together(
         return model.for_statistics(class_statistics(images, per_class, key, step).to(device)), images
 
     def mean_top1() -> float:
-        accuracies = [top1_of(specialised(model, one.images, per_class, key), one.validation) for one in sets]
+        accuracies = [one.validation.top1(specialised(model, one.images, per_class, key)) for one in sets]
         return sum(accuracies) / len(sets)
 
     kept = learn(model, at_step, mean_top1, training_set, _learning(run, setup, key))
@@ -255,12 +255,6 @@ def specialised(model: ConditionedHypernetwork, images: Images, per_class: int, 
     return model.specialised(class_statistics(images, per_class, CONDITION, seed).to(device))
 
 
-def top1_of(ghn: Hypernetwork, validation: Validation) -> float:
-    """Return the mean accuracy on the images of a validation."""
-    return validation.measure(ghn, 0, 1)["val_top1"]
-
-
-def tested(ghn: Hypernetwork, one: LearnedSet, networks: Sequence[Architecture]) -> list[float]:
+def _tested(ghn: Hypernetwork, one: LearnedSet, networks: Sequence[Architecture]) -> list[float]:
     """Return the accuracy of each network on the test images of a data set."""
-    on_test = replace(one.validation, held_out=one.images.test)
-    return [top1_of(ghn, replace(on_test, architectures=[network])) for network in networks]
+    return replace(one.validation, architectures=networks).top1_of_each(ghn, one.images.test)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -76,6 +76,17 @@ class Validation:
             dist.all_reduce(results_3A)
         top1, loss, finite = results_3A.sum(1).tolist()
         return {"val_top1": top1 / len(costs), "val_loss": loss / finite if finite else math.nan}
+
+    def top1(self, ghn: Hypernetwork) -> float:
+        """Return the mean top-1 over the architectures, measured by this process alone."""
+        return self.measure(ghn, 0, 1)["val_top1"]
+
+    def top1_of_each(self, ghn: Hypernetwork, images: ImageSubset) -> list[float]:
+        """Return the top-1 of each architecture on other images of the data set, measured by this process alone."""
+        return [
+            replace(self, architectures=[architecture], held_out=images).top1(ghn)
+            for architecture in self.architectures
+        ]
 
 
 def _classify(
