@@ -93,7 +93,9 @@ def test_the_stage_scores_every_target_from_all_features(project: Params, capsys
     assert (scores["fitted"] == 6).all() and (scores["scored"] == 6).all()
     known = scores.dropna(subset="tau")
     assert len(known) > len(scores) / 2
-    assert (known["tau_low"] < known["tau_high"]).all()
+    assert (known["tau_low"] <= known["tau_high"]).all()
+    of_accuracy = known[known["target"] == "top1_after_3"]  # times may follow the size of networks to the last rank
+    assert (of_accuracy["tau_low"] < of_accuracy["tau_high"]).all()
 
     predictions = read_table(RESULTS / "predictions.parquet", "properties", PropertyPredictions)
     assert set(predictions["split"]) == {"val", "test"}
