@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from leaderboard_examples import TOP1, a_row, a_seed
+from ray_for_processes import ray_for_processes
 from small_settings import ROOT, small_settings
 
 from pipeline.errors import UserError
@@ -217,7 +218,6 @@ def test_the_command_writes_a_row_and_runs_no_finished_seed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     board = tmp_path / "leaderboard.json"
     command = [sys.executable, str(ROOT / "benchmarks/learning.py"), "a row", "--seeds", "1", *small_changes()]
     command += ["--folder", str(tmp_path / "runs"), "--leaderboard", str(board)]
@@ -229,7 +229,9 @@ def test_the_command_writes_a_row_and_runs_no_finished_seed_again(
         assert LeaderboardRow.model_validate_json(done.stdout.splitlines()[-1]) == row
         return row
 
-    first = run()
+    with ray_for_processes() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        first = run()
     (seed,) = first.seeds
     assert (first.name, first.dataset, seed.seed, seed.steps) == ("a row", "digits", 0, 4)
     assert set(seed.top1) == {"test", "wide", "deep", "dense", "bn_free"}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pytest
 import yaml
+from ray_for_processes import ray_for_processes
 from small_settings import ROOT, small_settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-NOT_PASSED_ON = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")
+NOT_PASSED_ON = ("MLFLOW_TRACKING_URI", "PYTHONDONTWRITEBYTECODE")
 README = (ROOT / "README.md").read_text()
 STAGES = [
     "check",
@@ -48,8 +49,8 @@ AFTER_TRAINING = ["evaluate", "copies", "finetune", "adapt", "condition", "detec
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the files of the repository, committed there with small settings and run once."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with the files of the repository, committed there with small settings and run once."""
     folder = tmp_path_factory.mktemp("clone")
     listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
@@ -61,10 +62,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "config", "user.email", "reader@example.org")
     run(folder, "git", "config", "user.name", "Reader")
     save(folder, "begin")
-    output = run(folder, "dvc", "repro")
-    assert stages_run(output) == sorted(STAGES)
-    save(folder, "run")
-    return folder
+    with ray_for_processes(folder) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", address)
+        output = run(folder, "dvc", "repro")
+        assert stages_run(output) == sorted(STAGES)
+        save(folder, "run")
+        yield folder
 
 
 def run(folder: Path, *command: str, fails: bool = False) -> str:
@@ -206,8 +209,9 @@ def test_dvc_renders_the_history_of_training(clone: Path) -> None:
 
 
 def test_a_bucket_holds_what_a_folder_does_and_a_second_run_has_nothing_to_do(
-    workspace: Path, flaky_bucket: FlakyBucket
+    workspace: Path, flaky_bucket: FlakyBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS")  # each machine of a cluster has its own right to the bucket
     manifest = (workspace / "results/generate/manifest.json").read_bytes()
     output = run(workspace, "dvc", "exp", "run", "-S", f"storage={flaky_bucket.url}", "generate")
     assert stages_run(output) == ["check", "generate"]

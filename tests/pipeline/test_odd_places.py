@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from ray_for_processes import ray_for_processes
 from small_settings import small_settings
 from user_project import environment, git
 
@@ -192,11 +193,11 @@ def test_all_that_training_writes_lies_where_it_is_meant_to_lie(
     monkeypatch.chdir(project)
     Path("params.yaml").write_text(values)
     load_params()
-    for stage in ("check", "generate", "train"):
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", stage], capture_output=True, text=True, env=environment()
-        )
-        assert done.returncode == 0, done.stderr
+    with ray_for_processes() as address:
+        for stage in ("check", "generate", "train"):
+            command = [sys.executable, "-m", "pipeline.cli", stage]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment(RAY_ADDRESS=address))
+            assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {project.name}
     assert {path.name for path in project.iterdir()} <= {
         *(".ghn", "mlartifacts", "mlflow.db", "params.yaml", "results", "sto::re %20#"),

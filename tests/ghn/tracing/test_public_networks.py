@@ -23,7 +23,7 @@ SMALL = (Path(__file__).with_name("timm_networks.txt")).read_text().split()
 RUN_BELOW = 15_000_000
 """Parameters; larger networks of timm are predicted and not run, to save time."""
 
-LARGE = 100_000_000
+LARGE = 50_000_000
 """Parameters; larger networks of torchvision are predicted and not run, to save time."""
 
 

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from evaluation_examples import ARCHITECTURES, store_splits
 from mlflow import MlflowClient
 from mlflow_server import TrackingServer
+from ray_for_processes import ray_for_processes
 from training_runs import checkpoints, last_step, wait_for
 
 from pipeline.params import Params
@@ -28,9 +29,16 @@ GHN_COMMAND = Path(sys.executable).with_name("ghn")
 STEPS = 400
 
 
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    with ray_for_processes() as address:
+        yield address
+
+
 @pytest.fixture
 def train(
     project: Path,
+    ray_address: str,
     small_project: Callable[..., Params],
     tracking_server: TrackingServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,6 +46,7 @@ def train(
     """Return a function that starts the stage and waits until its first steps are in MLflow."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.address)
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
     small_project(train={"steps": STEPS, "validation": {"every": None}}, workers={"checkpoint_every": 10_000})
     store_splits({"train": ARCHITECTURES, "val": ARCHITECTURES})
 
