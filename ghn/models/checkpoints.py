@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,7 +39,7 @@ def write_checkpoint(folder: str | Path, config: GHNConfig, weights: Mapping[str
         whole.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, whole / WEIGHTS_FILE)
-        (whole / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
+        (whole / CONFIG_FILE).write_text(json.dumps(config.to_file(), indent=2) + "\n")
         shutil.copymode(whole / CONFIG_FILE, whole / WEIGHTS_FILE)  # safetensors makes files that only the owner reads
         _replace(folder, whole, Path(scratch) / "before")
 

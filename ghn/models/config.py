@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ghn.models.weight_decoder import WeightDecoder
 
 
+LONGEST_DISTANCE = 254
+"""The longest distance, in edges, that the transformer has an embedding for."""
+
+
 class Composition(NamedTuple):
     """The parts of a hypernetwork."""
 
@@ -28,28 +32,49 @@ class Composition(NamedTuple):
     """Whether weights are scaled by their fan-in, and the parameters of norms and biases bounded."""
     layer_norm: bool
     """Whether the states of the graph neural network go through a layer norm."""
-    dirac: bool
+    dirac: bool = False
     """Whether convolutions are predicted as a change of ones that pass features on: see `ghn.models.dirac`."""
+    layers: int = 1
+    """Rounds of a gated GNN, which share their weights, or layers of a transformer, each with its own."""
+    heads: int = 1
+    """Heads of each layer of a transformer."""
+    channels: int | None = None
+    """The most out and in channels that are decoded before they repeat; None: 2H."""
+    small_start: bool = False
+    """Whether embeddings begin with variance 1/H, and the last layers of the decoders with a fifth of their size."""
 
 
 VARIANTS = {
-    "ghn2": Composition(gnn="gated_virtual", decoder="conv", normalise=True, layer_norm=True, dirac=False),
-    "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False, dirac=False),
-    "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True, dirac=False),
+    "ghn2": Composition(gnn="gated_virtual", decoder="conv", normalise=True, layer_norm=True),
+    "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False),
+    "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True),
+    "ghn3": Composition("transformer", "conv_central", True, True, layers=3, heads=8, small_start=True),
 }
 """Presets: the published hypernetworks by name.
 
 Sources: Zhang, Ren, Urtasun, "Graph HyperNetworks for Neural Architecture Search", ICLR 2019 (GHN-1); Knyazev,
-Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021 (GHN-2, MLP).
+Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021 (GHN-2, MLP);
+Knyazev, Hwang, Lacoste-Julien, "Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?", ICML
+2023 (GHN-3).
 """
+
+LATER_PARTS = ("layers", "heads", "channels", "small_start")
+"""Parts that came with GHN-3. In the variants before it they have their defaults."""
+
+GHN3_SIZES = {
+    "ghn3_t": {"hidden": 64, "layers": 3, "heads": 8, "channels": 64},
+    "ghn3_s": {"hidden": 128, "layers": 5, "heads": 16, "channels": 128},
+    "ghn3_l": {"hidden": 256, "layers": 12, "heads": 16, "channels": 256},
+    "ghn3_xl": {"hidden": 384, "layers": 24, "heads": 16, "channels": 384},
+}
+"""Sizes of the published GHN-3 by name: `GHNConfig(1000, 224, "ghn3", kernel=16, **GHN3_SIZES["ghn3_t"])`."""
 
 
 @dataclass(frozen=True)
 class GHNConfig:
     """The configuration of a hypernetwork.
 
-    `variant` names a preset. Each of `gnn`, `decoder`, `normalise`, `layer_norm` and `dirac` that is None takes the
-    preset's value, so that none of them is None afterwards: see `Composition`.
+    `variant` names a preset. Each part of `Composition` that is None takes the preset's value.
 
     Attributes:
         num_classes: classes that its class layers are trained for.
@@ -57,6 +82,7 @@ class GHNConfig:
         hidden: width H of node states, a multiple of 8.
         kernel: S, the largest predicted kernel or position encoding, in positions: 11 for small images, 16 for 224.
         virtual_edges: s_max, the longest virtual edge, in edges. A GNN without virtual edges ignores it.
+        gnn, decoder, normalise, layer_norm, dirac, layers, heads, channels, small_start: see `Composition`.
 
     Raises:
         ValueError: a value is impossible; the message names it and what is possible.
@@ -73,6 +99,10 @@ class GHNConfig:
     normalise: bool | None = None
     layer_norm: bool | None = None
     dirac: bool | None = None
+    layers: int | None = None
+    heads: int | None = None
+    channels: int | None = None
+    small_start: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_name("variant", VARIANTS)
@@ -81,14 +111,21 @@ class GHNConfig:
                 object.__setattr__(self, part, value)  # the dataclass is frozen
         self._check_name("gnn", GNNS)
         self._check_name("decoder", WEIGHT_DECODERS)
-        for name in ("normalise", "layer_norm", "dirac"):
+        for name in ("normalise", "layer_norm", "dirac", "small_start"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be true or false")
-        for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges"):
+        channels = () if self.channels is None else ("channels",)
+        for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges", "layers", "heads", *channels):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be an integer, at least 1")
         if self.hidden < 8 or self.hidden % 8:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of 8, at least 8")
+        if self.gnn == "transformer":
+            if self.hidden % self.composition.heads:
+                raise ValueError(f"heads = {self.heads}: must be a divisor of hidden = {self.hidden}")
+            if self.virtual_edges > LONGEST_DISTANCE:
+                message = f"must be at most {LONGEST_DISTANCE} for gnn = transformer"
+                raise ValueError(f"virtual_edges = {self.virtual_edges}: {message}")
 
     def _check_name(self, field: str, known: Collection[str]) -> None:
         value = getattr(self, field)
@@ -110,17 +147,29 @@ class GHNConfig:
         implied = VARIANTS[self.variant]._asdict()
         return {name: value for name, value in asdict(self).items() if name not in implied or value != implied[name]}
 
+    def to_file(self) -> dict[str, Any]:
+        """Return the fields that a checkpoint holds: all, so that it means the same should a variant ever change.
+
+        `LATER_PARTS` are left out where they have their defaults: files of GHN-2 are what they were before those parts.
+        """
+        implied, defaults = VARIANTS[self.variant]._asdict(), Composition._field_defaults
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in LATER_PARTS or not value == implied[name] == defaults[name]
+        }
+
 
 def _gated(config: GHNConfig) -> GNN:
     from ghn.models.gated_gnn import GatedGNN
 
-    return GatedGNN(config.hidden)
+    return GatedGNN(config.hidden, rounds=config.composition.layers)
 
 
 def _gated_with_virtual_edges(config: GHNConfig) -> GNN:
     from ghn.models.gated_gnn import GatedGNN
 
-    return GatedGNN(config.hidden, config.virtual_edges)
+    return GatedGNN(config.hidden, config.virtual_edges, config.composition.layers)
 
 
 def _mlp(config: GHNConfig) -> GNN:
@@ -129,18 +178,30 @@ def _mlp(config: GHNConfig) -> GNN:
     return NodewiseMLP(config.hidden)
 
 
-def _conv(config: GHNConfig) -> WeightDecoder:
+def _transformer(config: GHNConfig) -> GNN:
+    from ghn.models.graph_transformer import GraphTransformer
+
+    parts = config.composition
+    return GraphTransformer(config.hidden, parts.layers, parts.heads, config.virtual_edges)
+
+
+def _conv(config: GHNConfig, central: bool = False) -> WeightDecoder:
     from ghn.models.conv_decoder import ConvDecoder
 
-    return ConvDecoder(config.hidden, config.kernel, config.num_classes)
+    return ConvDecoder(config.hidden, config.kernel, config.num_classes, config.channels, central)
+
+
+def _conv_central(config: GHNConfig) -> WeightDecoder:
+    return _conv(config, central=True)
 
 
 GNNS: dict[str, Callable[[GHNConfig], GNN]] = {
     "gated": _gated,
     "gated_virtual": _gated_with_virtual_edges,
     "mlp": _mlp,
+    "transformer": _transformer,
 }
 """Graph neural networks by name, each as a function that builds it."""
 
-WEIGHT_DECODERS: dict[str, Callable[[GHNConfig], WeightDecoder]] = {"conv": _conv}
+WEIGHT_DECODERS: dict[str, Callable[[GHNConfig], WeightDecoder]] = {"conv": _conv, "conv_central": _conv_central}
 """Weight decoders by name, each as a function that builds it."""

@@ -2,7 +2,7 @@
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, appendix B.
 
-Dimensions: M nodes of a group, H hidden, S largest kernel, W = 2H most channels, O/I out/in channels, Y×X kernel
+Dimensions: M nodes of a group, H hidden, S largest kernel, W most channels, O/I out/in channels, Y×X kernel
 positions, P = Y·X, F features of a position, K classes.
 """
 
@@ -24,18 +24,27 @@ from ghn.networks.parameter_axes import Shape
 class ConvDecoder(WeightDecoder):
     """A decoder of weights with two or more dimensions.
 
-    Linear H→4H·S·S and ReLU, viewed as (4H, S, S); 1×1 convolutions to 8H (ReLU) and to 2H·2H channels, viewed
-    as (2H out, 2H in, S, S). The classification layer takes the tensor at 1×1, ReLU and a 1×1 convolution
-    2H→classes along the out axis.
+    Linear H→4H·S·S and ReLU, viewed as (4H, S, S); 1×1 convolutions to 8H (ReLU) and to W·W channels, viewed
+    as (W out, W in, S, S). The classification layer takes the tensor at 1×1, ReLU and a 1×1 convolution
+    W→classes along the out axis.
+
+    Args:
+        hidden: H.
+        kernel: S.
+        num_classes: K.
+        channels: W, by default 2H.
+        central: whether a kernel smaller than S is the middle of it (from ⌊S/2⌋ - ⌊k/2⌋), as in GHN-3, and not the
+            upper left corner.
     """
 
-    def __init__(self, hidden: int, kernel: int, num_classes: int):
-        super().__init__(max_channels=2 * hidden, max_kernel=kernel, class_channels=2 * hidden)
-        self.hidden = hidden
+    def __init__(self, hidden: int, kernel: int, num_classes: int, channels: int | None = None, central: bool = False):
+        channels = 2 * hidden if channels is None else channels
+        super().__init__(max_channels=channels, max_kernel=kernel, class_channels=channels)
+        self.hidden, self.central = hidden, central
         self.expand = nn.Linear(hidden, 4 * hidden * kernel * kernel)
         self.mix = nn.Linear(4 * hidden, 8 * hidden)
-        self.channels = nn.Linear(8 * hidden, 2 * hidden * 2 * hidden)
-        self.classes = nn.Linear(2 * hidden, num_classes)
+        self.channels = nn.Linear(8 * hidden, channels * channels)
+        self.classes = nn.Linear(channels, num_classes)
 
     def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
         """Return for each group of nodes its weights (M, O, I, Y, X); only the needed part is computed.
@@ -49,10 +58,12 @@ class ConvDecoder(WeightDecoder):
         H, S, W = self.hidden, self.max_kernel, self.max_channels
         kernels = list(dict.fromkeys((height, width) for _, _, height, width in sizes))
         channels = list(dict.fromkeys((out, inputs) for out, inputs, _, _ in sizes))
-        expand_weights = _Corners.apply(self.expand.weight.view(4 * H, S, S, H).permute(1, 2, 0, 3), kernels)
-        expand_biases = _Corners.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), kernels)
-        channel_weights = _Corners.apply(self.channels.weight.view(W, W, 8 * H), channels)
-        channel_biases = _Corners.apply(self.channels.bias.view(W, W), channels)
+        positions = [(self._positions(height), self._positions(width)) for height, width in kernels]
+        expand_weights = _Parts.apply(self.expand.weight.view(4 * H, S, S, H).permute(1, 2, 0, 3), positions)
+        expand_biases = _Parts.apply(self.expand.bias.view(4 * H, S, S).permute(1, 2, 0), positions)
+        leading = [(slice(out), slice(inputs)) for out, inputs in channels]
+        channel_weights = _Parts.apply(self.channels.weight.view(W, W, 8 * H), leading)
+        channel_biases = _Parts.apply(self.channels.bias.view(W, W), leading)
         # Groups with the same channels share one product, because its gradient is as large as all weights.
         expanded: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # in the order of `channels`
         for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True):
@@ -79,29 +90,38 @@ class ConvDecoder(WeightDecoder):
             for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True)
         ]
 
+    def _positions(self, size: int) -> slice:
+        """Return where a kernel of so many positions a side lies in the largest one."""
+        first = self.max_kernel // 2 - size // 2 if self.central else 0
+        return slice(first, first + size)
+
     def classification(self, weights_MOI11: Tensor) -> Tensor:
         """Return classification weights (M, classes, I) of decoded weights (M, W, I, 1, 1)."""
         x_MIO = F.relu(weights_MOI11[..., 0, 0]).transpose(1, 2)
         weights_MIK: Tensor = self.classes(x_MIO)
         return weights_MIK.transpose(1, 2)
 
+    def last_layers(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs are the predicted numbers."""
+        return [self.channels, self.classes]
 
-class _Corners(torch.autograd.Function):
-    """The leading parts `table[:a, :b]` of a table for several (a, b), with one gradient for the table.
+
+class _Parts(torch.autograd.Function):
+    """Parts of a table, for several slices of its first two axes, with one gradient for the table.
 
     Plain slicing would allocate and fill a table of gradients for each part, and add them up.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Return a copy of each leading part."""
-        ctx.sizes, ctx.shape = sizes, table.shape
-        return tuple(table[:a, :b].clone(memory_format=torch.contiguous_format) for a, b in sizes)
+    def forward(ctx: Any, table: Tensor, slices: list[tuple[slice, slice]]) -> tuple[Tensor, ...]:
+        """Return a copy of each part."""
+        ctx.slices, ctx.shape = slices, table.shape
+        return tuple(table[part].clone(memory_format=torch.contiguous_format) for part in slices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient at the table."""
         total = gradients[0].new_zeros(ctx.shape)
-        for (a, b), gradient in zip(ctx.sizes, gradients, strict=True):
-            total[:a, :b] += gradient
+        for part, gradient in zip(ctx.slices, gradients, strict=True):
+            total[part] += gradient
         return total, None

@@ -34,15 +34,17 @@ from ghn.networks.graph_batch import GraphBatch
 
 
 class GatedGNN(GNN):
-    """One round of gated message passing, as in the module docstring.
+    """Rounds of gated message passing, as in the module docstring; all have the same weights.
 
     Args:
         hidden: H.
         longest_virtual_edge: s_max, in edges; None: no virtual edges, as in GHN-1.
+        rounds: one as published.
     """
 
-    def __init__(self, hidden: int, longest_virtual_edge: int | None = None):
+    def __init__(self, hidden: int, longest_virtual_edge: int | None = None, rounds: int = 1):
         super().__init__()
+        self.rounds = rounds
         self.longest_edge = 1 if longest_virtual_edge is None else longest_virtual_edge
         inner = hidden if longest_virtual_edge is None else hidden // 2
         self.mlp = _message_mlp(hidden, inner)
@@ -65,8 +67,9 @@ class GatedGNN(GNN):
             self.gru.bias_hh,
         )
         forward, backward = schedules(batch, len(mlps), h_NH.dtype, h_NH.device)
-        h_NH = _Pass.apply(h_NH, forward, *weights)
-        h_NH = _Pass.apply(h_NH, backward, *weights)
+        for _ in range(self.rounds):
+            h_NH = _Pass.apply(h_NH, forward, *weights)
+            h_NH = _Pass.apply(h_NH, backward, *weights)
         return h_NH
 
 

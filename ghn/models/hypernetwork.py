@@ -26,7 +26,8 @@ from ghn.models.checkpoints import (
 from ghn.models.config import GNNS, WEIGHT_DECODERS, GHNConfig
 from ghn.models.node_encoder import NodeEncoder
 from ghn.models.parameter_decoder import ParameterDecoder
-from ghn.models.ppuda_checkpoints import read_ppuda_checkpoint, write_ppuda_checkpoint
+from ghn.models.public_checkpoints import read_public_checkpoint, write_public_checkpoint
+from ghn.models.small_start import start_small
 from ghn.models.vector_decoder import VectorDecoder
 from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
@@ -45,10 +46,12 @@ class Hypernetwork(nn.Module):
         self.norm = nn.LayerNorm(config.hidden) if parts.layer_norm else nn.Identity()
         self.decoder = ParameterDecoder(
             WEIGHT_DECODERS[parts.decoder](config),
-            VectorDecoder(config.hidden, config.num_classes),
+            VectorDecoder(config.hidden, config.num_classes, config.channels),
             parts.normalise,
             parts.dirac,
         )
+        if parts.small_start:
+            start_small(self.encoder, self.gnn, self.decoder)
 
     def forward(self, batch: GraphBatch) -> list[dict[str, Tensor]]:
         """Return for each graph its predicted parameters by name: tensors that carry gradients to the hypernetwork."""
@@ -151,12 +154,12 @@ class Hypernetwork(nn.Module):
 
     @classmethod
     def from_public_checkpoint(cls, path: str | Path) -> Self:
-        """Return the hypernetwork of a file in the published format, in evaluation mode; no code of it is executed.
+        """Return the hypernetwork of a file in a published format, in evaluation mode; no code of it is executed.
 
         Raises:
             CheckpointError: the file is missing, damaged or does not fit.
         """
-        config, weights = read_ppuda_checkpoint(path)
+        config, weights = read_public_checkpoint(path)
         try:
             ghn = cls(config)
         except (RuntimeError, MemoryError) as error:
@@ -167,9 +170,9 @@ class Hypernetwork(nn.Module):
         """Write a file in the published format, which `from_public_checkpoint` reads.
 
         Raises:
-            CheckpointError: the format cannot describe the hypernetwork's parts or its longest virtual edge.
+            CheckpointError: no published format can describe the hypernetwork.
         """
-        write_ppuda_checkpoint(path, self.config, self.state_dict(), epoch)
+        write_public_checkpoint(path, self.config, self.state_dict(), epoch)
 
     def _with_weights(self, weights: dict[str, Tensor], path: Path) -> Self:
         """Load weights that were read from a file and return the hypernetwork, in evaluation mode."""

@@ -56,6 +56,10 @@ class ParameterDecoder(nn.Module):
         super().__init__()
         self.weights, self.vectors, self.normalise, self.dirac = weights, vectors, normalise, dirac
 
+    def last_layers(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs are the predicted numbers."""
+        return [*self.weights.last_layers(), *self.vectors.last_layers()]
+
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> list[dict[str, Tensor]]:
         """Return for each graph its parameters by name, in the shapes of the target networks.
 

@@ -1,22 +1,20 @@
-"""Checkpoints in the format that was published with GHN-2: `torch.save` of `{config, state_dict, epoch}`.
+"""The contents of checkpoints that were published with GHN-2: `{config, state_dict, epoch}`.
 
 Source of the format: the checkpoints that accompany Knyazev et al., "Parameter Prediction for Unseen Deep
-Architectures", NeurIPS 2021 (code: ppuda). Reading one executes no code of it.
+Architectures", NeurIPS 2021 (code: ppuda).
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ghn.models.checkpoints import CheckpointError
 from ghn.models.config import VARIANTS, Composition, GHNConfig
+from ghn.models.safe_pickle import require_state
 
 PPUDA_VARIANTS = ("ghn2", "ghn1", "mlp")
 """The variants that checkpoints were published of."""
@@ -41,60 +39,42 @@ PPUDA_GNNS = {
 """The settings of ppuda for each name in `ghn.models.config.GNNS`."""
 
 
-def read_ppuda_checkpoint(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
-    """Return the configuration and the weights, by their names here, of a file `{config, state_dict, epoch}`.
+def read_ppuda_checkpoint(contents: Mapping[str, Any], path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    """Return the configuration and the weights, by their names here, of the contents `{config, state_dict, epoch}`.
+
+    Args:
+        path: of the file, which errors name.
 
     Raises:
-        CheckpointError: the file is missing, needs code to be loaded, or does not fit.
+        CheckpointError: the contents do not fit.
     """
-    path = Path(path)
-    contents = _load(path)
-    if _is_ghn3(contents["config"]):
-        raise CheckpointError(f"{path} is a GHN-3, which is not supported: must be one of {', '.join(PPUDA_VARIANTS)}")
     try:
         config = _config_of(contents["config"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
     weights: dict[str, Tensor] = {}
-    for name, tensor in contents["state_dict"].items():
-        if tensor.dim() == 4:  # 1×1 convolutions of the published decoders are linear layers here
-            if tensor.shape[2:] != (1, 1):
-                raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, must be a 1×1 convolution")
-            tensor = tensor[:, :, 0, 0]
+    for name, tensor in require_state(contents["state_dict"], path).items():
         if _our_name(name) in weights:
             raise CheckpointError(f"{path}: {name} is there twice, under another name too")
-        weights[_our_name(name)] = tensor
+        weights[_our_name(name)] = as_matrix(tensor, name, path)
     return config, weights
 
 
-def _is_ghn3(config: object) -> bool:
-    """Return whether a configuration is that of a GHN-3, which has a transformer in place of the gated GNN."""
-    return isinstance(config, Mapping) and ("heads" in config or config.get("is_ghn2") is False)
+def as_matrix(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """Return a published weight as it is here, where 1×1 convolutions of the decoders are linear layers.
+
+    Raises:
+        CheckpointError: it is another convolution.
+    """
+    if tensor.dim() < 4:
+        return tensor
+    if tensor.shape[2:] != (1, 1):
+        raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, must be a 1×1 convolution")
+    return tensor[:, :, 0, 0]
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Return the contents of a file: `config`, of any kind, and `state_dict`, tensors by name."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} not found")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers store their options beside the rest
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise any exception
-        raise CheckpointError(
-            f"{path} cannot be loaded without executing code, or is no file of torch.save, or damaged"
-        ) from error
-    if not isinstance(contents, dict) or not {"config", "state_dict"} <= contents.keys():
-        raise CheckpointError(f"{path} is not a GHN checkpoint: must hold config and state_dict")
-    state = contents["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
-    return contents
-
-
-def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping[str, Tensor], epoch: int = 0) -> None:
-    """Write a file `{config, state_dict, epoch}`, as a whole or not at all.
+def ppuda_checkpoint(config: GHNConfig, weights: Mapping[str, Tensor], epoch: int) -> dict[str, Any]:
+    """Return the contents `{config, state_dict, epoch}` of a file.
 
     Reading it gives the same weights and, except for the image size, the same configuration: the format only
     distinguishes small images (32) from large ones (224), by the size of the largest kernel.
@@ -112,7 +92,7 @@ def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping
         raise CheckpointError(
             f"virtual_edges = {config.virtual_edges}: must be {PPUDA_VIRTUAL_EDGES} for the published format"
         )
-    contents = {
+    return {
         "config": {
             "max_shape": (2 * config.hidden, 2 * config.hidden, config.kernel, config.kernel),
             "num_classes": config.num_classes,
@@ -129,11 +109,6 @@ def write_ppuda_checkpoint(path: str | Path, config: GHNConfig, weights: Mapping
         },
         "epoch": epoch,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        torch.save(contents, Path(scratch) / "whole")
-        (Path(scratch) / "whole").replace(path)
 
 
 def _config_of(config: dict[str, Any]) -> GHNConfig:
@@ -144,7 +119,7 @@ def _config_of(config: dict[str, Any]) -> GHNConfig:
     """
     with_graph = "gated_virtual" if config["ve"] else "gated"
     gnn = "mlp" if config["hypernet"] == "mlp" else with_graph
-    parts = Composition(gnn, config["decoder"], config["weight_norm"], config["layernorm"], dirac=False)
+    parts = Composition(gnn, config["decoder"], config["weight_norm"], config["layernorm"])
     variant = next((name for name in PPUDA_VARIANTS if VARIANTS[name] == parts), None)
     if variant is None:
         raise ValueError(f"{parts}: must be that of {', '.join(PPUDA_VARIANTS)}")

@@ -41,3 +41,7 @@ class WeightDecoder(nn.Module, ABC):
     @abstractmethod
     def classification(self, weights_MOI11: Tensor) -> Tensor:
         """Return classification weights (M, classes, I) of decoded weights (M, class_channels, I, 1, 1)."""
+
+    @abstractmethod
+    def last_layers(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs are the predicted numbers."""

@@ -21,7 +21,7 @@ EXTREMES = 3
 MOST_DROPPED_LISTED = 3
 """Architectures that are named because they were dropped most often in training."""
 
-VARIANT_NAMES = {"ghn2": "GHN-2", "ghn1": "GHN-1", "mlp": "MLP"}
+VARIANT_NAMES = {"ghn2": "GHN-2", "ghn1": "GHN-1", "mlp": "MLP", "ghn3": "GHN-3"}
 
 PRECISION_WORDS = {
     "fp32": "fp32",
@@ -50,10 +50,10 @@ def name_of(config: GHNConfig) -> str:
     return ", ".join([VARIANT_NAMES.get(config.variant, config.variant), *parts])
 
 
-def _part_in_words(part: str, value: str | bool) -> str:
+def _part_in_words(part: str, value: str | int) -> str:
     """Return a part of a hypernetwork and its value: "decoder conv", "with dirac", "without layer norm"."""
     words = part.replace("_", " ")
-    return f"{words} {value}" if isinstance(value, str) else f"{'with' if value else 'without'} {words}"
+    return f"{'with' if value else 'without'} {words}" if isinstance(value, bool) else f"{words} {value}"
 
 
 def accuracy_table(accuracy: pd.DataFrame, initialisations: Mapping[str, str]) -> Table:

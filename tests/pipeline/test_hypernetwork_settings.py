@@ -41,8 +41,9 @@ def test_a_part_that_is_set_replaces_that_of_the_variant() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gnn": "transformer"}, "gnn = 'transformer': must be gated, gated_virtual or mlp"),
-        ({"decoder": "low_rank"}, "decoder = 'low_rank': must be conv"),
+        ({"gnn": "gcn"}, "gnn = 'gcn': must be gated, gated_virtual, mlp or transformer"),
+        ({"decoder": "diffusion"}, "decoder = 'diffusion': must be conv or conv_central"),
+        ({"variant": "ghn3", "heads": 5}, "heads = 5: must be a divisor of hidden = 32"),
         ({"hidden": 12}, "hidden = 12: must be a multiple of 8"),
         ({"kernel": 17}, "kernel = 17: must be at most 16"),
         ({"virtual_edges": 0}, "virtual_edges = 0: must be an integer, at least 1"),

@@ -124,7 +124,7 @@ def test_the_papers_settings_are_the_papers() -> None:
             {"train.validation.every": 250, "train.validation.architectures": 51, "generate.val": 50},
             "train.validation.architectures = 51: must be at most generate.val = 50",
         ),
-        ({"hypernetwork.variant": "ghn3"}, "ghn2"),
+        ({"hypernetwork.variant": "ghn4"}, "ghn2"),
         ({"properties.repeats": 0}, "properties.repeats = 0"),
         ({"properties.resamples": 10}, "properties.resamples = 10"),
         (

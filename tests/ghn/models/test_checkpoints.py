@@ -109,7 +109,7 @@ def test_garbage_is_refused_with_its_name(name: str, garbage: bytes, tmp_path_fa
 
 @pytest.mark.parametrize(
     "change",
-    [{"hidden": 12}, {"hidden": 8.0}, {"num_classes": "3"}, {"kernel": 1.5}, {"variant": None}, {"layers": 2}],
+    [{"hidden": 12}, {"hidden": 8.0}, {"num_classes": "3"}, {"kernel": 1.5}, {"variant": None}, {"depth": 2}],
 )
 def test_an_impossible_configuration_is_refused_with_its_name(folder: Path, change: dict) -> None:
     file = folder / "config.json"

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,20 @@ def test_a_composed_hypernetwork_is_saved_completely_and_loaded(tmp_path: Path) 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"variant": "ghn3", "layers": 1, "heads": 1, "small_start": False},
+        {"variant": "ghn3", "channels": 5},
+        {"layers": 2, "channels": 5, "small_start": True},
+    ],
+)
+def test_parts_that_came_later_are_saved_where_they_differ(tmp_path: Path, parts: dict[str, Any]) -> None:
+    config = GHNConfig(**SIZES, **parts)
+    GHN(config).save(tmp_path / "checkpoint")
+    assert GHN.from_pretrained(tmp_path / "checkpoint").config == config
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_file_that_only_names_the_variant_is_read(tmp_path: Path, variant: str) -> None:
     GHN(GHNConfig(**SIZES, variant=variant)).save(tmp_path / "checkpoint")
@@ -85,19 +100,43 @@ def test_a_file_that_only_names_the_variant_is_read(tmp_path: Path, variant: str
 @pytest.mark.parametrize(
     ("field", "value", "possible"),
     [
-        ("variant", "ghn3", "ghn2, ghn1 or mlp"),
-        ("variant", None, "ghn2, ghn1 or mlp"),
-        ("gnn", "transformer", "gated, gated_virtual or mlp"),
-        ("gnn", ["mlp"], "gated, gated_virtual or mlp"),
-        ("decoder", "low_rank", "conv"),
+        ("variant", "ghn4", "ghn2, ghn1, mlp or ghn3"),
+        ("variant", None, "ghn2, ghn1, mlp or ghn3"),
+        ("gnn", "gcn", "gated, gated_virtual, mlp or transformer"),
+        ("gnn", ["mlp"], "gated, gated_virtual, mlp or transformer"),
+        ("decoder", "diffusion", "conv or conv_central"),
         ("normalise", "yes", "true or false"),
         ("layer_norm", 1, "true or false"),
+        ("layers", 0, "an integer, at least 1"),
+        ("channels", 0, "an integer, at least 1"),
     ],
 )
 def test_an_unknown_part_is_refused_with_what_is_possible(field: str, value: object, possible: str) -> None:
     with pytest.raises(ValueError) as error:
         GHNConfig(**{**SIZES, field: value})
     assert str(error.value) == f"{field} = {value!r}: must be {possible}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "heads = 3: must be a divisor of hidden = 8"),
+        ({"virtual_edges": 255}, "virtual_edges = 255: must be at most 254 for gnn = transformer"),
+    ],
+)
+def test_sizes_that_a_transformer_cannot_have_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GHNConfig(**SIZES, variant="ghn3", **changes)
+    GHNConfig(**SIZES, variant="ghn2", **changes)  # which has no use for them
+
+
+def test_rounds_of_message_passing_share_their_weights() -> None:
+    torch.manual_seed(0)
+    one, two = (GHN(GHNConfig(**SIZES, layers=layers)).eval() for layers in (1, 2))
+    two.load_state_dict(one.state_dict())
+    batch = one.batch([sample("test", 0).graph(16, CLASSES)])
+    h = one.encoder(batch)
+    assert torch.equal(two.gnn(h, batch), one.gnn(one.gnn(h, batch), batch))
 
 
 def test_every_name_in_a_registry_builds_a_hypernetwork() -> None:

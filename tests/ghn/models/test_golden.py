@@ -1,4 +1,4 @@
-"""Against what the public GHN-2 code computed: GHN-2, GHN-1 and MLP, with random weights."""
+"""Against what the public codes computed: GHN-2, GHN-1, MLP and GHN-3, with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ghn.networks.graph import Graph
 
 GOLDEN = ROOT / "tests/golden"
 CASES = json.loads((GOLDEN / "deepnets_ghn2.json").read_text())
-VARIANTS = ("ghn2", "ghn1", "mlp")
+VARIANTS = ("ghn2", "ghn1", "mlp", "ghn3")
 RESNETS = {variant: json.loads((GOLDEN / f"{variant}.json").read_text()) for variant in VARIANTS}
 LONGEST = 50
 
@@ -95,7 +95,9 @@ def test_a_torchvision_network_is_traced_and_predicted_as_golden(variant: str, n
     report = ghn.predict(network)
     assert_isomorphic(report.graph, golden["nodes"], golden["edges_1hop"])
     longest = 1 if variant == "ghn1" else LONGEST
-    assert len(report.graph.virtual_edges(longest)[0]) == golden["n_edges"]
+    distances = report.graph.virtual_edges(longest)[2]
+    assert len(distances) == golden["n_edges"]
+    assert distances.sum() == golden.get("distance_sum", distances.sum())
     assert not report.not_predicted
     assert_golden({name: parameter.detach() for name, parameter in network.named_parameters()}, golden)
 

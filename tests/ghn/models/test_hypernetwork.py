@@ -149,7 +149,7 @@ def test_kernels_outside_the_vocabulary_take_the_nearest_entry(value: int, stand
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("variant", "ghn3"),
+        ("variant", "ghn4"),
         ("hidden", 0),
         ("hidden", 12),
         ("num_classes", 0),
