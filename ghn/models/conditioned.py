@@ -23,8 +23,8 @@ from ghn.models.hypernetwork import Hypernetwork
 from ghn.models.new_classes import CHANNELS, channel_embeddings
 
 PRIMITIVES = "encoder.primitives.weight"
-WEIGHT_ROWS, BIAS_ROWS = "decoder.weights.classes", "decoder.vectors.classes"
-"""The layers of the decoders of which a class is a row."""
+ROWS = ("decoder.weights.classes", "decoder.vectors.classes")
+"""The layers of the decoders of which a class is a row. A decoder without them is conditioned by states alone."""
 
 
 class ConditionedHypernetwork(nn.Module):
@@ -47,8 +47,11 @@ class ConditionedHypernetwork(nn.Module):
             nn.LayerNorm(2 * hidden),
         )
         self.state = nn.Linear(2 * hidden, hidden)
-        self.weight_row = nn.Linear(2 * hidden, 2 * hidden + 1)
-        self.bias_row = nn.Linear(2 * hidden, 2 * hidden + 1)
+        self.rows = nn.ModuleDict()
+        for name in ROWS:
+            layer = _layer(self.body, name)
+            if layer is not None:
+                self.rows[name.replace(".", "_")] = nn.Linear(2 * hidden, layer.in_features + 1)
 
     def weights_for(self, statistics_KF: Tensor) -> dict[str, Tensor]:
         """Return the weights of the hypernetwork for a data set, by name, with gradients to those of this module.
@@ -60,9 +63,11 @@ class ConditionedHypernetwork(nn.Module):
         embeddings_KE = self.classes(statistics_KF)
         weights[PRIMITIVES] = weights[PRIMITIVES] + self.state(embeddings_KE.mean(0))
         weights[CHANNELS] = channel_embeddings(weights[CHANNELS], self.config.num_classes, len(statistics_KF))
-        for name, layer in ((WEIGHT_ROWS, self.weight_row), (BIAS_ROWS, self.bias_row)):
-            rows_KR = layer(embeddings_KE) / math.sqrt(embeddings_KE.shape[1])  # as large as rows of a linear layer
-            weights[f"{name}.weight"], weights[f"{name}.bias"] = rows_KR[:, :-1], rows_KR[:, -1]
+        for name in ROWS:
+            if name.replace(".", "_") in self.rows:
+                layer = self.rows[name.replace(".", "_")]
+                rows_KR = layer(embeddings_KE) / math.sqrt(embeddings_KE.shape[1])  # as large as rows of a linear layer
+                weights[f"{name}.weight"], weights[f"{name}.bias"] = rows_KR[:, :-1], rows_KR[:, -1]
         return weights
 
     def for_statistics(self, statistics_KF: Tensor) -> Hypernetwork:
@@ -91,3 +96,9 @@ class ConditionedHypernetwork(nn.Module):
         ghn = Hypernetwork(replace(self.config, num_classes=len(statistics_KF))).to(statistics_KF.device)
         ghn.load_state_dict(weights)
         return ghn.eval()
+
+
+def _layer(ghn: Hypernetwork, name: str) -> nn.Linear | None:
+    """Return a linear layer of a hypernetwork by its name; None if it has none."""
+    found = dict(ghn.named_modules()).get(name)
+    return found if isinstance(found, nn.Linear) else None

@@ -21,6 +21,10 @@ LONGEST_DISTANCE = 254
 """The longest distance, in edges, that the transformer has an embedding for."""
 
 
+DEFAULT_LOW_RANK_CHANNELS = 2048
+"""The most channels of the low-rank decoder, as published."""
+
+
 class Composition(NamedTuple):
     """The parts of a hypernetwork."""
 
@@ -39,7 +43,12 @@ class Composition(NamedTuple):
     heads: int = 1
     """Heads of each layer of a transformer."""
     channels: int | None = None
-    """The most out and in channels that are decoded before they repeat; None: 2H."""
+    """The most out and in channels that are decoded before they repeat; None: 2H, or 2,048 of a low-rank decoder."""
+    rank: int = 32
+    """Columns of the factors that a low-rank or an implicit decoder multiplies."""
+    extent: int | None = None
+    """Rows of these factors: the most out channels times kernel height, and in channels times kernel width, that are
+    decoded before channels repeat; None: twice `channels`."""
     small_start: bool = False
     """Whether embeddings begin with variance 1/H, and the last layers of the decoders with a fifth of their size."""
 
@@ -49,16 +58,18 @@ VARIANTS = {
     "ghn1": Composition(gnn="gated", decoder="conv", normalise=False, layer_norm=False),
     "mlp": Composition(gnn="mlp", decoder="conv", normalise=True, layer_norm=True),
     "ghn3": Composition("transformer", "conv_central", True, True, layers=3, heads=8, small_start=True),
+    "logah": Composition("transformer", "low_rank", True, True, layers=3, heads=8, small_start=True),
 }
 """Presets: the published hypernetworks by name.
 
 Sources: Zhang, Ren, Urtasun, "Graph HyperNetworks for Neural Architecture Search", ICLR 2019 (GHN-1); Knyazev,
 Drozdzal, Taylor, Romero-Soriano, "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021 (GHN-2, MLP);
 Knyazev, Hwang, Lacoste-Julien, "Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?", ICML
-2023 (GHN-3).
+2023 (GHN-3); Zhou et al., "LoGAH: Predicting 774-Million-Parameter Transformers using Graph HyperNetworks with 1/100
+Parameters", 2024 (LoGAH).
 """
 
-LATER_PARTS = ("layers", "heads", "channels", "small_start")
+LATER_PARTS = ("layers", "heads", "channels", "rank", "extent", "small_start")
 """Parts that came with GHN-3. In the variants before it they have their defaults."""
 
 GHN3_SIZES = {
@@ -68,6 +79,9 @@ GHN3_SIZES = {
     "ghn3_xl": {"hidden": 384, "layers": 24, "heads": 16, "channels": 384},
 }
 """Sizes of the published GHN-3 by name: `GHNConfig(1000, 224, "ghn3", kernel=16, **GHN3_SIZES["ghn3_t"])`."""
+
+SIZES = ("num_classes", "image_size", "hidden", "kernel", "virtual_edges", "layers", "heads", "rank")
+OPTIONAL_SIZES = ("channels", "extent")
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,8 @@ class GHNConfig:
         hidden: width H of node states, a multiple of 8.
         kernel: S, the largest predicted kernel or position encoding, in positions: 11 for small images, 16 for 224.
         virtual_edges: s_max, the longest virtual edge, in edges. A GNN without virtual edges ignores it.
-        gnn, decoder, normalise, layer_norm, dirac, layers, heads, channels, small_start: see `Composition`.
+        gnn, decoder, normalise, layer_norm, dirac, layers, heads, channels, rank, extent, small_start: see
+            `Composition`.
 
     Raises:
         ValueError: a value is impossible; the message names it and what is possible.
@@ -102,6 +117,8 @@ class GHNConfig:
     layers: int | None = None
     heads: int | None = None
     channels: int | None = None
+    rank: int | None = None
+    extent: int | None = None
     small_start: bool | None = None
 
     def __post_init__(self) -> None:
@@ -114,8 +131,7 @@ class GHNConfig:
         for name in ("normalise", "layer_norm", "dirac", "small_start"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be true or false")
-        channels = () if self.channels is None else ("channels",)
-        for name in ("num_classes", "image_size", "hidden", "kernel", "virtual_edges", "layers", "heads", *channels):
+        for name in (*SIZES, *(size for size in OPTIONAL_SIZES if getattr(self, size) is not None)):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be an integer, at least 1")
         if self.hidden < 8 or self.hidden % 8:
@@ -195,6 +211,25 @@ def _conv_central(config: GHNConfig) -> WeightDecoder:
     return _conv(config, central=True)
 
 
+def _low_rank(config: GHNConfig) -> WeightDecoder:
+    from ghn.models.low_rank_decoder import LowRankDecoder
+
+    channels = DEFAULT_LOW_RANK_CHANNELS if config.channels is None else config.channels
+    return LowRankDecoder(config.hidden, config.composition.rank, channels, config.kernel, config.extent)
+
+
+def _implicit(config: GHNConfig) -> WeightDecoder:
+    from ghn.models.implicit_decoder import ImplicitDecoder
+
+    return ImplicitDecoder(config.hidden, config.composition.rank)
+
+
+def _grown(config: GHNConfig) -> WeightDecoder:
+    from ghn.models.grown_decoder import GrownDecoder
+
+    return GrownDecoder(config.hidden, config.kernel, config.num_classes, config.channels)
+
+
 GNNS: dict[str, Callable[[GHNConfig], GNN]] = {
     "gated": _gated,
     "gated_virtual": _gated_with_virtual_edges,
@@ -203,5 +238,11 @@ GNNS: dict[str, Callable[[GHNConfig], GNN]] = {
 }
 """Graph neural networks by name, each as a function that builds it."""
 
-WEIGHT_DECODERS: dict[str, Callable[[GHNConfig], WeightDecoder]] = {"conv": _conv, "conv_central": _conv_central}
+WEIGHT_DECODERS: dict[str, Callable[[GHNConfig], WeightDecoder]] = {
+    "conv": _conv,
+    "conv_central": _conv_central,
+    "low_rank": _low_rank,
+    "implicit": _implicit,
+    "grown": _grown,
+}
 """Weight decoders by name, each as a function that builds it."""

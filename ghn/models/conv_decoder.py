@@ -37,14 +37,22 @@ class ConvDecoder(WeightDecoder):
             upper left corner.
     """
 
+    has_class_rows = True
+
     def __init__(self, hidden: int, kernel: int, num_classes: int, channels: int | None = None, central: bool = False):
+        super().__init__()
         channels = 2 * hidden if channels is None else channels
-        super().__init__(max_channels=channels, max_kernel=kernel, class_channels=channels)
-        self.hidden, self.central = hidden, central
+        self.hidden, self.max_channels, self.max_kernel, self.central = hidden, channels, kernel, central
         self.expand = nn.Linear(hidden, 4 * hidden * kernel * kernel)
         self.mix = nn.Linear(4 * hidden, 8 * hidden)
         self.channels = nn.Linear(8 * hidden, channels * channels)
         self.classes = nn.Linear(channels, num_classes)
+
+    def decoded_shape(self, shape: Shape, is_class_layer: bool) -> Shape:
+        """Return O, I, Y and X that are decoded for a target of a shape: at most W, W, S and S."""
+        out, inputs, height, width = shape
+        W, S = self.max_channels, self.max_kernel
+        return (W if is_class_layer else min(out, W)), min(inputs, W), min(height, S), min(width, S)
 
     def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
         """Return for each group of nodes its weights (M, O, I, Y, X); only the needed part is computed.

@@ -1,8 +1,8 @@
-"""The contents of checkpoints that were published with GHN-3.
+"""The contents of checkpoints that were published with GHN-3 and with LoGAH, which has another decoder.
 
 They are a state dict, with its configuration beside it (`{config, state_dict, epoch}`) or alone; sizes are read off the
 shapes of tensors. Source of the format: the checkpoints that accompany Knyazev, Hwang, Lacoste-Julien, "Can We Scale
-Transformers to Predict Parameters of Diverse ImageNet Models?", ICML 2023.
+Transformers to Predict Parameters of Diverse ImageNet Models?", ICML 2023, and the code of Zhou et al., "LoGAH", 2024.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ghn.models.checkpoints import CheckpointError
-from ghn.models.config import VARIANTS, GHNConfig
+from ghn.models.config import DEFAULT_LOW_RANK_CHANNELS, VARIANTS, GHNConfig
 from ghn.models.ppuda_checkpoints import PPUDA_PREFIXES, PPUDA_VIRTUAL_EDGES, as_matrix
 from ghn.models.safe_pickle import require_state
 
@@ -45,7 +46,20 @@ LAYER_PREFIXES = {
 }
 """The parts of a published layer `gnn.i.`, with those of `gnn.layers.i.` here."""
 
+LOW_RANK_PREFIXES = {"decoder.mlp.fc.": "decoder.weights.mlp.", "decoder.l2.": "decoder.weights.rows."}
+"""The parts of a published low-rank decoder."""
+
+LOW_RANK_COPY = "decoder.seq.1."
+"""Under which a published low-rank decoder has `decoder.l2.` once more."""
+
+LOW_RANK_UNUSED = ("decoder.l1.", "decoder_1d.0.", "bias_class.1.")
+"""Parts of a published low-rank hypernetwork that it does not use."""
+
 DECODER_PREFIXES = {theirs: ours for theirs, ours in PPUDA_PREFIXES.items() if not theirs.startswith("gnn.")}
+
+PREFIXES = FIRST_LAYER_PREFIXES | LOW_RANK_PREFIXES | DECODER_PREFIXES
+
+PARTS = ("weight", "bias")
 
 
 def is_ghn3(contents: Mapping[str, Any]) -> bool:
@@ -64,12 +78,28 @@ def read_ghn3_checkpoint(contents: Mapping[str, Any], path: Path) -> tuple[GHNCo
         CheckpointError: the contents do not fit.
     """
     state = require_state(contents.get("state_dict", contents), path)
+    own = contents.get("config") if "state_dict" in contents else None
     try:
+        if "decoder.l2.weight" in state:
+            state = _without_unused(state)
         weights = {_our_name(name): as_matrix(tensor, name, path) for name, tensor in state.items()}
-        config = _config_of(weights)
-    except (KeyError, ValueError, IndexError) as error:
+        config = _config_of(weights, own if isinstance(own, Mapping) else {})
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise CheckpointError(f"{path} has weights that are not those of a GHN-3: {error!r}") from error
     return config, weights
+
+
+def _without_unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a published low-rank hypernetwork that it uses.
+
+    Raises:
+        ValueError: the copy of a weight differs from it.
+    """
+    for part in PARTS:
+        copy = state.get(f"{LOW_RANK_COPY}{part}")
+        if copy is not None and not torch.equal(copy, state[f"decoder.l2.{part}"]):
+            raise ValueError(f"{LOW_RANK_COPY}{part} differs from decoder.l2.{part}")
+    return {name: tensor for name, tensor in state.items() if not name.startswith((LOW_RANK_COPY, *LOW_RANK_UNUSED))}
 
 
 def ghn3_checkpoint(config: GHNConfig, weights: Mapping[str, Tensor], epoch: int) -> dict[str, Any]:
@@ -81,16 +111,24 @@ def ghn3_checkpoint(config: GHNConfig, weights: Mapping[str, Tensor], epoch: int
     Raises:
         CheckpointError: the format cannot describe its parts, its largest kernel or its longest virtual edge.
     """
-    parts, published = config.composition, VARIANTS["ghn3"]
-    sizes = {name: getattr(parts, name) for name in ("layers", "heads", "channels")}
-    if parts != published._replace(**sizes, small_start=parts.small_start):
-        raise CheckpointError(f"{parts}: must be that of ghn3 for the published format")
+    parts = config.composition
+    published = VARIANTS["ghn3" if parts.decoder == "conv_central" else "logah"]
+    free = ("layers", "heads", "channels", "rank", "extent", "small_start")
+    if parts != published._replace(**{name: getattr(parts, name) for name in free}):
+        raise CheckpointError(f"{parts}: must be that of ghn3 or logah for the published format")
     if config.virtual_edges != PPUDA_VIRTUAL_EDGES or config.kernel not in (SMALL_KERNEL, LARGE_KERNEL):
         raise CheckpointError(
             f"virtual_edges = {config.virtual_edges}, kernel = {config.kernel}: must be {PPUDA_VIRTUAL_EDGES}, and "
             f"{SMALL_KERNEL} or {LARGE_KERNEL}, for the published format"
         )
+    state = {_public_name(name): tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    settings: dict[str, Any] = {}
     channels = 2 * config.hidden if config.channels is None else config.channels
+    if parts.decoder == "low_rank":
+        channels = DEFAULT_LOW_RANK_CHANNELS if config.channels is None else config.channels
+        extent = 2 * channels if config.extent is None else config.extent
+        settings = {"lora": True, "lora_r": parts.rank, "max_ck_lora": extent, "use_1d_decoder": False}
+        state |= _unused(parts.rank) | {f"{LOW_RANK_COPY}{part}": state[f"decoder.l2.{part}"] for part in PARTS}
     return {
         "config": {
             "max_shape": (channels, channels, config.kernel, config.kernel),
@@ -101,37 +139,62 @@ def ghn3_checkpoint(config: GHNConfig, weights: Mapping[str, Tensor], epoch: int
             "weight_norm": parts.normalise,
             "ve": True,
             "layernorm": parts.layer_norm,
+            **settings,
         },
-        "state_dict": {_public_name(name): tensor.detach().cpu().clone() for name, tensor in weights.items()},
+        "state_dict": state,
         "epoch": epoch,
     }
 
 
-def _config_of(weights: Mapping[str, Tensor]) -> GHNConfig:
+def _unused(rank: int) -> dict[str, Tensor]:
+    """Return zeros for the weights of a published low-rank hypernetwork that it does not use."""
+    sizes = {"decoder.l1.": rank, "decoder_1d.0.": 1, "bias_class.1.": 1}
+    weights = {f"{name}weight": torch.zeros(size, size) for name, size in sizes.items()}
+    return weights | {f"{name}bias": torch.zeros(size) for name, size in sizes.items()}
+
+
+def _config_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GHNConfig:
     """Return the configuration that the shapes of weights have, by their names here.
 
+    Args:
+        settings: those in the file, for what no shape says.
+
     Raises:
-        KeyError: a weight is missing.
+        KeyError: a weight is missing, or a setting.
         ValueError: the shapes are impossible.
     """
     hidden = weights["encoder.primitives.weight"].shape[1]
-    channels = math.isqrt(len(weights["decoder.weights.channels.weight"]))
     kernel = SMALL_KERNEL if len(weights["encoder.spatial.weight"]) == SMALL_SPATIAL_ROWS else LARGE_KERNEL
+    if "decoder.weights.rows.weight" in weights:
+        rows_KR = weights["decoder.weights.rows.weight"]
+        channels, extent = int(settings.get("max_shape", (len(rows_KR) // 2,))[0]), len(rows_KR)
+        of_decoder: dict[str, Any] = {
+            "variant": "logah",
+            "num_classes": int(settings["num_classes"]),
+            "channels": None if channels == DEFAULT_LOW_RANK_CHANNELS else channels,
+            "rank": rows_KR.shape[1],
+            "extent": None if extent == 2 * channels else extent,
+        }
+    else:
+        channels = math.isqrt(len(weights["decoder.weights.channels.weight"]))
+        of_decoder = {
+            "variant": "ghn3",
+            "num_classes": len(weights["decoder.weights.classes.weight"]),
+            "channels": None if channels == 2 * hidden else channels,
+        }
     return GHNConfig(
-        num_classes=len(weights["decoder.weights.classes.weight"]),
         image_size=32 if kernel == SMALL_KERNEL else 224,
-        variant="ghn3",
         hidden=hidden,
         kernel=kernel,
         virtual_edges=PPUDA_VIRTUAL_EDGES,
         layers=len({name.split(".")[2] for name in weights if name.startswith("gnn.layers.")}),
         heads=len(weights["gnn.bias.2.weight"]),
-        channels=None if channels == 2 * hidden else channels,
+        **of_decoder,
     )
 
 
 def _our_name(name: str) -> str:
-    for theirs, ours in (FIRST_LAYER_PREFIXES | DECODER_PREFIXES).items():
+    for theirs, ours in PREFIXES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     layer = re.fullmatch(r"gnn\.(\d+)\.(.*)", name)
@@ -143,7 +206,7 @@ def _our_name(name: str) -> str:
 
 
 def _public_name(name: str) -> str:
-    for theirs, ours in (FIRST_LAYER_PREFIXES | DECODER_PREFIXES).items():
+    for theirs, ours in PREFIXES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     layer = re.fullmatch(r"gnn\.layers\.(\d+)\.(.*)", name)

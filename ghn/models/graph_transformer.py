@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ghn.models.config import LONGEST_DISTANCE
 from ghn.models.gnn import GNN
 from ghn.networks.graph_batch import GraphBatch
 
 MOST_DEGREE, MOST_DEPTH = 100, 1000
 """Degrees, and distances from the input, above which all have the same embedding."""
+
+DISTANCE_ROWS = 257
+"""Rows of the table of distances, which `ghn.models.config.LONGEST_DISTANCE` follows from."""
 
 FIRST_DISTANCE = 2
 """The row of distance 0, which stands for "no path", in the table of distances. The rows before it are not read."""
@@ -53,7 +55,7 @@ class GraphTransformer(GNN):
         self.in_degrees = nn.Embedding(MOST_DEGREE + 1, hidden)
         self.out_degrees = nn.Embedding(MOST_DEGREE + 1, hidden)
         self.depths = nn.Embedding(MOST_DEPTH + 1, hidden)
-        self.distances = nn.Embedding(FIRST_DISTANCE + LONGEST_DISTANCE + 1, hidden)
+        self.distances = nn.Embedding(DISTANCE_ROWS, hidden)
         self.bias = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, heads))
         self.layers = nn.ModuleList(TransformerLayer(hidden, heads) for _ in range(layers))
 

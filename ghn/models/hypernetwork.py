@@ -44,11 +44,10 @@ class Hypernetwork(nn.Module):
         self.encoder = NodeEncoder(config.hidden, config.kernel, config.num_classes)
         self.gnn = GNNS[parts.gnn](config)
         self.norm = nn.LayerNorm(config.hidden) if parts.layer_norm else nn.Identity()
+        weights = WEIGHT_DECODERS[parts.decoder](config)
+        vectors = VectorDecoder(config.hidden, config.num_classes, config.channels)
         self.decoder = ParameterDecoder(
-            WEIGHT_DECODERS[parts.decoder](config),
-            VectorDecoder(config.hidden, config.num_classes, config.channels),
-            parts.normalise,
-            parts.dirac,
+            weights, None if weights.decodes_vectors else vectors, parts.normalise, parts.dirac
         )
         if parts.small_start:
             start_small(self.encoder, self.gnn, self.decoder)

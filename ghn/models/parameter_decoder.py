@@ -47,18 +47,18 @@ class ParameterDecoder(nn.Module):
 
     Args:
         weights: decodes weights and position encodings.
-        vectors: decodes scales and biases.
+        vectors: decodes scales and biases; None: `weights` does.
         normalise: whether to scale weights by their fan-in, and to bound scales to (0, 2) and biases to (-1, 1).
         dirac: whether convolutions are predicted as a change of ones that pass features on: see `ghn.models.dirac`.
     """
 
-    def __init__(self, weights: WeightDecoder, vectors: VectorDecoder, normalise: bool, dirac: bool = False):
+    def __init__(self, weights: WeightDecoder, vectors: VectorDecoder | None, normalise: bool, dirac: bool = False):
         super().__init__()
         self.weights, self.vectors, self.normalise, self.dirac = weights, vectors, normalise, dirac
 
     def last_layers(self) -> list[nn.Linear]:
         """Return the linear layers whose outputs are the predicted numbers."""
-        return [*self.weights.last_layers(), *self.vectors.last_layers()]
+        return self.weights.last_layers() + ([] if self.vectors is None else self.vectors.last_layers())
 
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> list[dict[str, Tensor]]:
         """Return for each graph its parameters by name, in the shapes of the target networks.
@@ -86,16 +86,13 @@ class ParameterDecoder(nn.Module):
         groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
         decoded_groups = self.weights([h_NH[members] for members in groups.values()], [size for _, size in groups])
         for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
-            if is_class_layer:
+            if is_class_layer and self.weights.has_class_rows:
                 decoded_MOIYX = self.weights.classification(decoded_MOIYX)[..., None, None]
             yield from self._in_target_shapes(decoded_MOIYX, batch, members, signals)
 
     def _decoded_size(self, node: Node) -> tuple[bool, Shape]:
         """Return whether a node is a class layer, and the shape that is decoded for it."""
-        out, inputs, height, width = _shape(node)
-        channels, kernel = self.weights.max_channels, self.weights.max_kernel
-        out = self.weights.class_channels if node.is_class_layer else min(out, channels)
-        return node.is_class_layer, (out, min(inputs, channels), min(height, kernel), min(width, kernel))
+        return node.is_class_layer, self.weights.decoded_shape(_shape(node), node.is_class_layer)
 
     def _in_target_shapes(
         self, decoded_MOIYX: Tensor, batch: GraphBatch, members: list[int], signals: Signals | None
@@ -124,11 +121,12 @@ class ParameterDecoder(nn.Module):
             nodes, lambda i: (batch.nodes[i].is_class_layer, tuple(p[1:] for p in batch.nodes[i].parameters))
         )
         for (is_class_layer, _), members in groups.items():
-            rows_M2W = self.vectors(h_NH[members])
-            for position, parameter in enumerate(batch.nodes[members[0]].parameters):
+            parameters = batch.nodes[members[0]].parameters
+            rows_M2W = self._rows(h_NH[members], parameters[0].size)
+            for position, parameter in enumerate(parameters):
                 is_scale = parameter.role == "scale"
                 values_MW = rows_M2W[:, 0 if is_scale else 1]
-                if is_class_layer and not is_scale:
+                if is_class_layer and not is_scale and self.vectors is not None:
                     values_MW = self.vectors.classification(rows_M2W)
                 if self.normalise:
                     values_MW = 2 * torch.sigmoid(values_MW / 2) if is_scale else torch.tanh(values_MW / 5)
@@ -137,6 +135,13 @@ class ParameterDecoder(nn.Module):
                 tensors = _tile(values_MW, 1, parameter.size).reshape(-1, *parameter.shape)
                 for i, tensor in zip(members, tensors.unbind(), strict=True):
                     yield _Prediction(i, batch.nodes[i].parameters[position], tensor)
+
+    def _rows(self, h_MH: Tensor, length: int) -> Tensor:
+        """Return the rows (M, 2, ·) of scales and of biases of nodes, for vectors of a length."""
+        if self.vectors is None:
+            return self.weights.vectors(h_MH, length)
+        rows_M2W: Tensor = self.vectors(h_MH)
+        return rows_M2W
 
 
 def _has_weight(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """The interface of weight decoders.
 
-Dimensions: M nodes of a group, H hidden, O/I out/in channels, Y×X kernel positions.
+Dimensions: M nodes of a group, H hidden, O/I out/in channels, Y×X kernel positions, n the length of a vector; 2 stands
+for the rows of scales and of biases.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from ghn.networks.parameter_axes import Shape
 class WeightDecoder(nn.Module, ABC):
     """A network from the states of nodes to weights with out channels, in channels and two kernel axes.
 
-    `ghn.models.parameter_decoder.ParameterDecoder` asks for no more than the largest sizes; it repeats channels and
-    resizes kernels beyond them.
+    `ghn.models.parameter_decoder.ParameterDecoder` asks for `decoded_shape` of each target, and repeats channels and
+    resizes kernels beyond it.
 
-    Args:
-        max_channels: the most out and in channels that are decoded.
-        max_kernel: the largest kernel that is decoded, in positions a side.
-        class_channels: the out channels of the weights that `classification` reads.
+    Attributes:
+        has_class_rows: whether class layers have weights of their own for each class, in `classification`.
+        decodes_vectors: whether `vectors` decodes scales and biases too, in place of a decoder of their own.
     """
 
-    def __init__(self, max_channels: int, max_kernel: int, class_channels: int):
-        super().__init__()
-        self.max_channels, self.max_kernel, self.class_channels = max_channels, max_kernel, class_channels
+    has_class_rows: bool = False
+    decodes_vectors: bool = False
+
+    @abstractmethod
+    def decoded_shape(self, shape: Shape, is_class_layer: bool) -> Shape:
+        """Return O, I, Y and X that are decoded for a target of a shape."""
 
     @abstractmethod
     def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
@@ -35,13 +38,17 @@ class WeightDecoder(nn.Module, ABC):
 
         Args:
             states: the states (M, H) of each group.
-            sizes: O, I, Y and X of each group.
+            sizes: O, I, Y and X of each group, a decoded shape.
         """
 
-    @abstractmethod
     def classification(self, weights_MOI11: Tensor) -> Tensor:
-        """Return classification weights (M, classes, I) of decoded weights (M, class_channels, I, 1, 1)."""
+        """Return classification weights (M, classes, I) of what is decoded for class layers, (M, O, I, 1, 1)."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows of classes")
 
-    @abstractmethod
+    def vectors(self, h_MH: Tensor, length: int) -> Tensor:
+        """Return the two rows (M, 2, ·) of nodes with states (M, H), for vectors (n,); they may repeat or be cut."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode vectors")
+
     def last_layers(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs are the predicted numbers."""
+        """Return the linear layers whose outputs are the predicted numbers; `small_start` shrinks them."""
+        return []

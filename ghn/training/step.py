@@ -43,13 +43,15 @@ class StepSettings:
 
     `architecture_clip` is the largest norm of one architecture's gradient at its predicted parameters (None: no limit,
     as published). `precision` is that of the target networks: with bfloat16 they run in autocast, where matrix products
-    and convolutions have that precision and the rest that of their inputs.
+    and convolutions have that precision and the rest that of their inputs. `penalty` times the norms of all predicted
+    tensors, added up, is a part of the loss that is not reported (Knyazev et al., ICML 2023: 3e-5).
     """
 
     seed: int
     label_smoothing: float = 0.0
     architecture_clip: float | None = None
     precision: torch.dtype = torch.float32
+    penalty: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def target_gradient(
         loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=settings.label_smoothing)
     with watch.phase("target_backward"):
         gradient = list(torch.autograd.grad(loss, list(leaves.values())))
+        if settings.penalty:
+            _add_gradient_of_norms(gradient, [leaf.detach() for leaf in leaves.values()], settings.penalty)
         norm = torch.nn.utils.get_total_norm(gradient).item()
     if not (math.isfinite(norm) and math.isfinite(loss.item())):
         return DROPPED_SCORES, []
@@ -196,6 +200,13 @@ def target_gradient(
         torch._foreach_mul_(gradient, settings.architecture_clip / norm)
     top1 = (logits_BK.argmax(1) == labels_B).float().mean().item()
     return TargetScores(loss.item(), top1, norm), gradient
+
+
+def _add_gradient_of_norms(gradient: list[Tensor], tensors: list[Tensor], penalty: float) -> None:
+    """Add the gradient of `penalty` times the sum of the tensors' norms, in place; that of a zero tensor is zero."""
+    norms = torch._foreach_norm(tensors)
+    factors = [penalty / norm.clamp_min(torch.finfo(norm.dtype).tiny) for norm in norms]
+    torch._foreach_addcmul_(gradient, tensors, factors)
 
 
 def _autocast(device: str, precision: torch.dtype) -> AbstractContextManager[None]:

@@ -81,6 +81,7 @@ class TrainSettings(Section):
     clip: Positive
     architecture_clip: Positive | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    penalty: Annotated[float, Field(ge=0)]
     ema: Share | None
     widths: Annotated[list[Width], Field(min_length=1)]
     head_widths: Annotated[list[Count], Field(min_length=1)]

@@ -92,7 +92,9 @@ class Trainer:
             Validation.of(self.store["val"], held_out, images, train) if train.validation.every is not None else None
         )
         precision = TORCH_DTYPES[self.target_precision()]
-        self.step_settings = StepSettings(settings.seed, train.label_smoothing, train.architecture_clip, precision)
+        self.step_settings = StepSettings(
+            settings.seed, train.label_smoothing, train.architecture_clip, precision, train.penalty
+        )
 
     def load_checkpoint(self) -> None:
         """Load the last checkpoint, if the run has one."""

@@ -18,15 +18,15 @@ from ghn.networks.parameter_axes import Shape
 
 class LinearDecoder(WeightDecoder):
     def __init__(self, config: GHNConfig):
-        super().__init__(max_channels=4, max_kernel=3, class_channels=4)
-        self.all, self.classes = nn.Linear(config.hidden, 4 * 4 * 3 * 3), nn.Linear(4, config.num_classes)
+        super().__init__()
+        self.all = nn.Linear(config.hidden, 4 * 4 * 3 * 3)
+
+    def decoded_shape(self, shape: Shape, is_class_layer: bool) -> Shape:
+        return tuple(min(size, most) for size, most in zip(shape, (4, 4, 3, 3), strict=True))
 
     def forward(self, states: Sequence[Tensor], sizes: Sequence[Shape]) -> list[Tensor]:
         wholes = [self.all(h_MH).view(-1, 4, 4, 3, 3) for h_MH in states]
         return [x[:, :out, :inputs, :kh, :kw] for x, (out, inputs, kh, kw) in zip(wholes, sizes, strict=True)]
-
-    def classification(self, weights_MOI11: Tensor) -> Tensor:
-        return self.classes(weights_MOI11[..., 0, 0].transpose(1, 2)).transpose(1, 2)
 
 
 def test_a_new_weight_decoder_trains_saves_and_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

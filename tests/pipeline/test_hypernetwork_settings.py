@@ -42,7 +42,7 @@ def test_a_part_that_is_set_replaces_that_of_the_variant() -> None:
     ("change", "message"),
     [
         ({"gnn": "gcn"}, "gnn = 'gcn': must be gated, gated_virtual, mlp or transformer"),
-        ({"decoder": "diffusion"}, "decoder = 'diffusion': must be conv or conv_central"),
+        ({"decoder": "diffusion"}, "decoder = 'diffusion': must be conv, conv_central, low_rank, implicit or grown"),
         ({"variant": "ghn3", "heads": 5}, "heads = 5: must be a divisor of hidden = 32"),
         ({"hidden": 12}, "hidden = 12: must be a multiple of 8"),
         ({"kernel": 17}, "kernel = 17: must be at most 16"),

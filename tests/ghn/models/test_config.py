@@ -100,11 +100,11 @@ def test_a_file_that_only_names_the_variant_is_read(tmp_path: Path, variant: str
 @pytest.mark.parametrize(
     ("field", "value", "possible"),
     [
-        ("variant", "ghn4", "ghn2, ghn1, mlp or ghn3"),
-        ("variant", None, "ghn2, ghn1, mlp or ghn3"),
+        ("variant", "ghn4", "ghn2, ghn1, mlp, ghn3 or logah"),
+        ("variant", None, "ghn2, ghn1, mlp, ghn3 or logah"),
         ("gnn", "gcn", "gated, gated_virtual, mlp or transformer"),
         ("gnn", ["mlp"], "gated, gated_virtual, mlp or transformer"),
-        ("decoder", "diffusion", "conv or conv_central"),
+        ("decoder", "diffusion", "conv, conv_central, low_rank, implicit or grown"),
         ("normalise", "yes", "true or false"),
         ("layer_norm", 1, "true or false"),
         ("layers", 0, "an integer, at least 1"),

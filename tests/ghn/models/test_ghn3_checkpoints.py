@@ -1,4 +1,4 @@
-"""Checkpoints of GHN-3 as they were published: with their configuration, or weights alone in a pickle of joblib."""
+"""Checkpoints of GHN-3 and LoGAH as they were published: with settings, or weights alone in a pickle of joblib."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from ghn.models.checkpoints import CheckpointError
 from ghn.models.config import GHN3_SIZES
 
 PUBLISHED = ROOT / "tests/golden/ghn3.pt"
+LOW_RANK = ROOT / "tests/golden/logah.pt"
+UNUSED = ("decoder.l1.", "decoder_1d.", "bias_class.")
 
 
-def published() -> dict[str, Any]:
-    contents: dict[str, Any] = torch.load(PUBLISHED, weights_only=True)
+def published(file: Path = PUBLISHED) -> dict[str, Any]:
+    contents: dict[str, Any] = torch.load(file, weights_only=True)
     return contents
 
 
@@ -33,6 +35,25 @@ def test_a_published_file_comes_back_exactly_from_import_and_export(tmp_path: Pa
     exported = torch.load(tmp_path / "exported.pt", weights_only=True)
     assert (exported["config"], exported["epoch"]) == (published()["config"], published()["epoch"])
     assert same_weights(exported["state_dict"], published()["state_dict"])
+
+
+def test_a_published_low_rank_file_comes_back_but_for_what_it_does_not_use(tmp_path: Path) -> None:
+    GHN.from_public_checkpoint(LOW_RANK).to_public_checkpoint(tmp_path / "exported.pt")
+    exported, expected = torch.load(tmp_path / "exported.pt", weights_only=True), published(LOW_RANK)
+    assert exported["config"] == expected["config"]
+    assert {name: weight.shape for name, weight in exported["state_dict"].items()} == {
+        name: weight.shape for name, weight in expected["state_dict"].items()
+    }
+    used = [name for name in expected["state_dict"] if not name.startswith(UNUSED)]
+    assert all(torch.equal(exported["state_dict"][name], expected["state_dict"][name]) for name in used)
+
+
+def test_a_low_rank_file_whose_copies_differ_is_refused(tmp_path: Path) -> None:
+    contents = published(LOW_RANK)
+    contents["state_dict"]["decoder.seq.1.bias"] = contents["state_dict"]["decoder.l2.bias"] + 1
+    torch.save(contents, tmp_path / "logah.pt")
+    with pytest.raises(CheckpointError, match=r"decoder.seq.1.bias differs from decoder.l2.bias"):
+        GHN.from_public_checkpoint(tmp_path / "logah.pt")
 
 
 @pytest.mark.parametrize("collection", [dict, OrderedDict])

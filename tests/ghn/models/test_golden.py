@@ -1,4 +1,4 @@
-"""Against what the public codes computed: GHN-2, GHN-1, MLP and GHN-3, with random weights."""
+"""Against what the public codes computed: GHN-2, GHN-1, MLP, GHN-3 and LoGAH, with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ghn.networks.graph import Graph
 
 GOLDEN = ROOT / "tests/golden"
 CASES = json.loads((GOLDEN / "deepnets_ghn2.json").read_text())
-VARIANTS = ("ghn2", "ghn1", "mlp", "ghn3")
+VARIANTS = ("ghn2", "ghn1", "mlp", "ghn3", "logah")
 RESNETS = {variant: json.loads((GOLDEN / f"{variant}.json").read_text()) for variant in VARIANTS}
 LONGEST = 50
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig
 from ghn.models import graph_transformer
-from ghn.models.config import GHN3_SIZES
+from ghn.models.config import GHN3_SIZES, LONGEST_DISTANCE
 from ghn.models.graph_transformer import GraphTransformer
 from ghn.networks.graph import Graph, Node
 from ghn.networks.graph_batch import GraphBatch
@@ -116,6 +116,10 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters(name: str,
     with torch.device("meta"):
         ghn = GHN(GHNConfig(1000, 224, "ghn3", kernel=16, small_start=False, **GHN3_SIZES[f"ghn3_{name}"]))
     assert sum(parameter.numel() for parameter in ghn.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_the_longest_distance_has_the_last_row_of_its_table() -> None:
+    assert graph_transformer.FIRST_DISTANCE + LONGEST_DISTANCE == graph_transformer.DISTANCE_ROWS - 1
 
 
 def test_embeddings_and_the_last_layers_begin_small() -> None:

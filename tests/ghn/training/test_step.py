@@ -81,16 +81,17 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert difference <= 1e-9 * norm, f"{name}: {difference} of {norm}"
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_a_step_split_at_the_parameters_has_the_gradient_of_plain_autograd(smoothing: float) -> None:
+@pytest.mark.parametrize(("smoothing", "penalty"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5)])
+def test_a_step_split_at_the_parameters_has_the_gradient_of_plain_autograd(smoothing: float, penalty: float) -> None:
     sampled = meta_batch(fc_layers=1)  # without dropout
-    result, scores = accumulated(sampled, settings=replace(SETTINGS, label_smoothing=smoothing))
+    result, scores = accumulated(sampled, settings=replace(SETTINGS, label_smoothing=smoothing, penalty=penalty))
     ghn = tiny_ghn(dtype=torch.float64)
     several = [item.architecture for item in sampled.values()]
     predicted = ghn.predict_parameters(several, image_size=SIZE)
     logits = [architecture.forward(parameters, X) for architecture, parameters in zip(several, predicted, strict=True)]
     expected = [F.cross_entropy(y, Y, label_smoothing=smoothing) for y in logits]
-    sum(expected).backward()
+    norms = [tensor.norm() for parameters in predicted for tensor in parameters.values()]
+    (sum(expected) + penalty * sum(norms)).backward()
     assert_same(result, gradients(ghn))
     assert list(losses(scores).values()) == pytest.approx([loss.item() for loss in expected], rel=1e-12)
     right = [(y.argmax(1) == Y).double().mean().item() for y in logits]

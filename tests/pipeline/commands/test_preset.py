@@ -9,6 +9,7 @@ import pytest
 import yaml
 from small_settings import ROOT, preset_settings
 
+from ghn.models.config import GHN3_SIZES, GHNConfig
 from pipeline.commands.preset import apply_preset
 from pipeline.errors import UserError
 from pipeline.params import load_params
@@ -32,7 +33,10 @@ def keys(text: str) -> list[str]:
     return [line.partition("#")[0].partition(":")[0] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study", "transfer"])
+NAMES = ("cifar10", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study", "transfer")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *GHN3_SIZES])
 def test_a_preset_changes_values_and_neither_comments_nor_the_order_of_keys(name: str) -> None:
     before = PARAMS.read_text()
     apply_preset(name, PARAMS)
@@ -40,6 +44,14 @@ def test_a_preset_changes_values_and_neither_comments_nor_the_order_of_keys(name
     assert load_params(PARAMS).model_dump() == preset_settings(name)
     assert keys(after) == keys(before)
     assert comments(after) == comments(before)
+
+
+@pytest.mark.parametrize("name", GHN3_SIZES)
+def test_a_ghn3_has_its_published_size(name: str) -> None:
+    apply_preset(name, PARAMS)
+    settings = load_params(PARAMS)
+    config = settings.hypernetwork.model_copy(update={"kernel": 16, "dirac": None}).config(1000, 224)
+    assert config == GHNConfig(1000, 224, "ghn3", kernel=16, **GHN3_SIZES[name])
 
 
 def test_lines_that_a_preset_does_not_name_stay_as_they_are() -> None:
@@ -102,7 +114,8 @@ def test_a_settings_file_that_is_not_valid_is_refused_before_it_is_changed() -> 
 
 def test_a_name_that_no_preset_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(
-        UserError, match=r"no preset cifar100: .*cifar10, fashion_mnist, fashion_mnist_hour, imagenet, study, transfer"
+        UserError,
+        match=r"no preset cifar100: .*cifar10, fashion_mnist, fashion_mnist_hour, ghn3_l, .*, study, transfer",
     ):
         apply_preset("cifar100", PARAMS)
 
