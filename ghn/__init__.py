@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ghn.models.config import GHNConfig
     from ghn.models.ghn import GHN
     from ghn.models.predict_module import PredictionReport, estimate_statistics, use_batch_statistics
+    from ghn.models.sharded import write_predicted
     from ghn.networks.graph import Graph
     from ghn.networks.network import Network
     from ghn.tracing.trace import TracingError, declared_shape, trace
@@ -44,6 +45,7 @@ __all__ = [
     "sample_architecture",
     "trace",
     "use_batch_statistics",
+    "write_predicted",
 ]
 
 _MODULES = {
@@ -66,6 +68,7 @@ _MODULES = {
     "sample_architecture": "ghn.deepnets1m.sampling",
     "trace": "ghn.tracing.trace",
     "use_batch_statistics": "ghn.models.predict_module",
+    "write_predicted": "ghn.models.sharded",
 }
 """The module of each public name."""
 

@@ -1,4 +1,4 @@
-"""Networks by name: those of torchvision and timm, the predefined ones, and the samples of each split."""
+"""Networks by name: those of torchvision, timm and transformers, the predefined ones, and the samples of each split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
@@ -19,14 +19,30 @@ SAMPLED_NAME = re.compile(rf"({'|'.join(SPLIT_RULES)})/(\d+)")
 """Name of a sampled architecture: a split and an index."""
 
 
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-base": ("BertForSequenceClassification", {}),
+    "gpt2": ("GPT2LMHeadModel", {}),
+    "gpt2-medium": ("GPT2LMHeadModel", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "gpt2-large": ("GPT2LMHeadModel", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
+    "gpt2-xl": ("GPT2LMHeadModel", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
+    "llama-160m": (
+        "LlamaForCausalLM",
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    ),
+    "vit-base": ("ViTForImageClassification", {}),
+}
+"""Networks of transformers by name: a class, and what its configuration has of its own. Nothing is downloaded."""
+
+
 def list_architectures(pattern: str = "*") -> list[str]:
     """Return the names that `load` takes and that match a shell pattern such as `*resnet*`.
 
-    Names of torchvision have no prefix (`resnet50`). Names of timm, if it is installed, begin with `timm/`, and those
-    of the split `predefined` with `predefined/`. Names of sampled architectures, `<split>/<index>`, are not listed.
+    Names of torchvision have no prefix (`resnet50`). Names of timm, if it is installed, begin with `timm/`, those of
+    transformers with `hf/`, and those of the split `predefined` with `predefined/`. Names of sampled architectures,
+    `<split>/<index>`, are not listed.
     """
     names = [f"predefined/{name}" for name in PREDEFINED]
-    # torchvision and timm are not required, and importing them takes seconds: they are imported where they are used.
+    # These packages are not required, and importing them takes seconds: they are imported where they are used.
     if find_spec("torchvision") is not None:
         import torchvision
 
@@ -35,6 +51,8 @@ def list_architectures(pattern: str = "*") -> list[str]:
         import timm
 
         names += [f"timm/{name}" for name in timm.list_models()]
+    if find_spec("transformers") is not None:
+        names += [f"hf/{name}" for name in TRANSFORMERS]
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
@@ -53,7 +71,7 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
     """Return the network of a name (see `list_architectures`), with random parameters.
 
     Args:
-        num_classes: number of logits.
+        num_classes: number of logits; networks that predict words have their own.
         image_size: side of its images, in pixels, for predefined and sampled networks alone: those of torchvision and
             timm fix it themselves.
 
@@ -73,9 +91,16 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
 
         model: nn.Module = timm.create_model(name.removeprefix("timm/"), num_classes=num_classes)
         return model
+    if name.startswith("hf/"):
+        import transformers
+
+        kind, settings = TRANSFORMERS[name.removeprefix("hf/")]
+        network_class = getattr(transformers, kind)
+        model = network_class(network_class.config_class(num_labels=num_classes, **settings))
+        return model.eval()
     import torchvision
 
     # These two would spend a minute on their own random initialisation, and warn that it is going to change.
-    settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **settings)
+    own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **own)
     return model

@@ -326,8 +326,21 @@ def predict(
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
+    shards: Annotated[
+        bool,
+        typer.Option(
+            "--shards", help="Write a folder of files as they are predicted: memory need not hold the network."
+        ),
+    ] = False,
 ) -> None:
     """Predict the parameters of a network and write them to a file."""
+    if shards:
+        if images is not None or shots is not None:
+            raise UserError("--shards writes parameters as they are predicted: leave out --images and --shots")
+        from pipeline.commands.one_network import predict_large_network
+
+        predict_large_network(architecture, checkpoint, out, classes, image_size, class_layers)
+        return
     if shots is not None:
         if images is not None or classes is not None or not class_layers:
             raise UserError("--shots gives the classes and the class layer: leave out --images, --classes and the like")

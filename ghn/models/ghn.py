@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, overload
 
@@ -127,7 +128,8 @@ class GHN(Hypernetwork):
                 graph = graph.without_class_layers("classification layer (predict_class_layers=False)")
             with torch.no_grad():
                 (predicted,) = self.predict_parameters([graph])
-            return fill_module(model, graph, predicted, batches, lambda: _runs(model, inputs, image_size))
+            report = fill_module(model, graph, predicted, batches, lambda: _runs(model, inputs, image_size))
+        return replace(report, repeated=self.repeated_weights(graph), rank=self.decoder.weights.most_rank)
 
     def _without_other_classes(self, graph: Graph) -> Graph:
         """Return a traced graph without the classification layers that have another number of classes."""

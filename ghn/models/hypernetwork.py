@@ -116,6 +116,10 @@ class Hypernetwork(nn.Module):
         size = self.config.image_size if image_size is None else image_size
         return network.graph(size, self.config.num_classes if num_classes is None else num_classes)
 
+    def repeated_weights(self, graph: Graph) -> tuple[str, ...]:
+        """Return the names of the weights of a graph whose channels repeat: it has more than are decoded."""
+        return tuple(node.parameters[0].name for node in graph.nodes if self.decoder.repeats(node))
+
     def save(self, folder: str | Path) -> None:
         """Write the folder that `from_pretrained` reads: weights in safetensors, the configuration in JSON.
 

@@ -38,7 +38,8 @@ class LowRankDecoder(WeightDecoder):
 
     def __init__(self, hidden: int, rank: int, channels: int, kernel: int, extent: int | None = None):
         super().__init__()
-        self.rank, self.max_channels, self.max_kernel = rank, channels, kernel
+        self.rank = self.most_rank = rank
+        self.max_channels, self.max_kernel = channels, kernel
         self.extent = 2 * channels if extent is None else extent
         self.mlp = nn.Sequential(
             nn.Linear(hidden, 4 * hidden),

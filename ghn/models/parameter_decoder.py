@@ -79,6 +79,26 @@ class ParameterDecoder(nn.Module):
             predicted[batch.graph_of[i]][parameter.name] = tensor
         return predicted
 
+    def one_by_one(self, h_NH: Tensor, batch: GraphBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the names and values of all parameters, a node at a time: memory holds those of one node.
+
+        Args:
+            h_NH: states (N, H) of the batch's nodes.
+        """
+        signals = signals_of(batch) if self.dirac else None
+        for i, node in enumerate(batch.nodes):
+            if node.parameters:
+                decoded = self._weights if _has_weight(node) else self._vectors
+                for _, parameter, tensor in decoded(h_NH, batch, [i], signals):
+                    yield parameter.name, tensor
+
+    def repeats(self, node: Node) -> bool:
+        """Return whether channels of a node's weight repeat, because it has more than are decoded."""
+        if not _has_weight(node):
+            return False
+        _, decoded = self._decoded_size(node)
+        return any(have < need for have, need in zip(decoded[:2], _shape(node)[:2], strict=True))
+
     def _weights(
         self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:

@@ -48,6 +48,10 @@ class PredictionReport:
     """Elements of all other parameters."""
     statistics: StatisticsReport
     """What became of statistics that layers had of activations under the old parameters."""
+    repeated: tuple[str, ...] = ()
+    """Names of the predicted weights whose channels repeat, because they have more than the hypernetwork decodes."""
+    rank: int | None = None
+    """The highest rank of predicted weights as matrices; None: the decoder does not bound it."""
 
     @property
     def batch_statistics(self) -> tuple[str, ...]:
@@ -64,6 +68,7 @@ class PredictionReport:
             f"predicted {len(self.predicted)} parameters ({self.num_predicted:,} elements) "
             f"from a graph of {len(self.graph.nodes)} nodes"
         ]
+        lines += decoding_lines(self.repeated, self.rank)
         for reason in Counter(self.not_predicted.values()):
             names = [name for name, why in self.not_predicted.items() if why == reason]
             lines.append(f"not predicted, {reason}: {_first(names)}")
@@ -85,6 +90,12 @@ class PredictionReport:
                 f"runs: {_first(statistics.reset)}"
             )
         return "\n".join(lines)
+
+
+def decoding_lines(repeated: Sequence[str], rank: int | None) -> list[str]:
+    """Return what a report says of weights whose channels repeat, or whose rank is bounded."""
+    lines = [f"channels of {len(repeated)} weights repeat: {_first(repeated)}"] if repeated else []
+    return lines + ([] if rank is None else [f"weights are products of two factors, of rank {rank} at most"])
 
 
 def _first(names: Sequence[str]) -> str:

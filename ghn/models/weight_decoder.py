@@ -23,10 +23,12 @@ class WeightDecoder(nn.Module, ABC):
     Attributes:
         has_class_rows: whether class layers have weights of their own for each class, in `classification`.
         decodes_vectors: whether `vectors` decodes scales and biases too, in place of a decoder of their own.
+        most_rank: the highest rank of decoded weights, as matrices; None: any.
     """
 
     has_class_rows: bool = False
     decodes_vectors: bool = False
+    most_rank: int | None = None
 
     @abstractmethod
     def decoded_shape(self, shape: Shape, is_class_layer: bool) -> Shape:

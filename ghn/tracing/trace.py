@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import nullcontext, suppress
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None
     Args:
         inputs: what the network is called with: a tensor, tensors in order, or a mapping of keyword arguments, such as
             `{"input_ids": ids, "attention_mask": mask}`. By default images with as many channels as its first layer
-            takes.
+            takes, or the `dummy_inputs` of a network of transformers that reads tokens.
         image_size: side of those images, in pixels; by default what the network says (`image_size`, or timm's
             `default_cfg`), otherwise the first of `CANDIDATE_IMAGE_SIZES` with which the network runs.
 
@@ -64,6 +64,8 @@ def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None
     if any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):
         raise TracingError("the network is scripted, or a part of it: give the module that it was made from")
     model = uncompiled(model)
+    if inputs is None and getattr(model, "main_input_name", None) == "input_ids":
+        inputs = cast(Mapping[str, Any], model.dummy_inputs)
     calls = [Call([images]) for images in _images(model, image_size)] if inputs is None else [call_of(inputs)]
     errors: list[Exception] = []
     own_errors: list[Exception] = []  # of the network itself, which has numbers

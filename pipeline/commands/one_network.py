@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ghn import (
     GHN,
@@ -24,6 +27,7 @@ from ghn import (
     list_architectures,
     load,
     trace,
+    write_predicted,
 )
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import score
@@ -199,6 +203,46 @@ def predict_network(
     if images is not None:
         print(_score(model, report, images, classes))
     print(f"written to {out}")
+
+
+def predict_large_network(
+    name: str,
+    checkpoint: Path,
+    out: Path,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    class_layers: bool = True,
+) -> None:
+    """Predict the parameters of a network that memory need not hold, into a folder of shards in safetensors.
+
+    The network itself has no memory, and each shard is written as soon as its parameters are predicted. Beside those of
+    a network of transformers lies its configuration, so that `from_pretrained` reads the folder.
+
+    Args:
+        name, checkpoint, num_classes, image_size, class_layers: as those of `predict_network`.
+        out: folder to write; it must not exist, or be empty.
+
+    Raises:
+        UserError: a name or file is unknown, the network cannot be traced, or `out` cannot be written.
+    """
+    require_folder_of(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"--out {out} is there already: must be a new folder")
+    ghn = read_hypernetwork(checkpoint)
+    classes = ghn.config.num_classes if num_classes is None else num_classes
+    with as_user_error(), torch.device("meta"):
+        model = load_network(name, classes, image_size or ghn.config.image_size)
+        graph = ghn.graph_of(model, image_size, None)
+    if not class_layers:
+        graph = graph.without_class_layers("classification layer (--no-class-layers)")
+    elements = sum(parameter.size for parameter in graph.parameters)
+    started = perf_counter()
+    with tqdm(desc="predict", total=elements, unit="parameter", unit_scale=True) as bar:
+        report = write_predicted(ghn, graph, out, progress=bar.update)
+    config: Any = getattr(model, "config", None)
+    if name.startswith("hf/"):
+        config.to_json_file(out / "config.json")
+    print(f"{name}: {report}\nwritten to {out}, in {len(report.files)} files and {perf_counter() - started:.1f} s")
 
 
 def declared_size(model: nn.Module) -> int | None:

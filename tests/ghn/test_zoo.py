@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghn import list_architectures, load
+from ghn import list_architectures, load, trace
 from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.deepnets1m.sampling import sample_architecture
 from ghn.zoo import find_network
@@ -28,6 +28,16 @@ def test_a_network_is_loaded_by_its_name(name: str) -> None:
     assert network.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", list_architectures("hf/*"))
+def test_every_network_of_transformers_is_traced_without_memory_and_accounted_for(name: str) -> None:
+    with torch.device("meta"):
+        network = load(name, num_classes=7)
+    graph = trace(network)
+    names = [parameter for parameter, _ in network.named_parameters()]
+    assert sorted(parameter.name for parameter in graph.parameters) == sorted(names)
+    assert graph.not_predicted == {}
+
+
 def test_predefined_and_sampled_networks_are_found_by_their_name() -> None:
     assert find_network("deep/3") == sample_architecture(0, "deep", 3)
     assert find_network("predefined/resnet50") == PREDEFINED["resnet50"]
@@ -42,7 +52,19 @@ def test_an_unknown_name_is_an_error_with_a_hint(name: str, hint: str) -> None:
 
 def test_the_library_needs_neither_the_pipeline_nor_other_networks() -> None:
     """The library imports PyTorch, NumPy, SciPy and safetensors alone."""
-    absent = ["torchvision", "timm", "ray", "mlflow", "dvc", "pyarrow", "pandas", "pipeline", "h5py", "matplotlib"]
+    absent = [
+        "torchvision",
+        "timm",
+        "transformers",
+        "ray",
+        "mlflow",
+        "dvc",
+        "pyarrow",
+        "pandas",
+        "pipeline",
+        "h5py",
+        "matplotlib",
+    ]
     code = f"import sys; import ghn; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -74,6 +74,19 @@ def test_images_give_running_statistics_and_a_score(checkpoint: Path, tmp_path: 
     assert not torch.equal(network.bn1.running_mean, torch.zeros(64))
 
 
+def test_a_large_network_is_predicted_into_a_folder_of_shards(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "gpt2"
+    printed = run("predict", "hf/gpt2", "--checkpoint", checkpoint, "--out", out, "--shards")
+    assert "hf/gpt2: predicted 148 parameters (124,439,808 elements) from a graph of 161 nodes" in printed
+    assert "channels of 50 weights repeat: transformer.wte.weight" in printed
+    names = sorted(path.name for path in out.iterdir())
+    assert names[0] == "config.json" and names[-1] == "model.safetensors.index.json"
+    assert f"written to {out}, in {len(names) - 2} files" in printed
+    assert "must be a new folder" in refused("predict", "hf/gpt2", "--checkpoint", checkpoint, "--out", out, "--shards")
+    arguments = ("--checkpoint", checkpoint, "--out", tmp_path / "other", "--shards", "--images", "digits")
+    assert "leave out --images" in refused("predict", "resnet18", *arguments)
+
+
 def test_networks_of_ours_are_scored_and_keep_to_the_statistics_of_the_batch(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["--images", "digits", "--image-size", 16, "--cache", tmp_path / "cache"]
     printed = run("predict", "deep/7", "--checkpoint", checkpoint, "--out", tmp_path / "out", *arguments)
