@@ -402,6 +402,19 @@ def export_ghn(
     export_hypernetwork(checkpoint, out)
 
 
+@app.command(rich_help_panel=FILES)
+@exits_on_user_error
+def push(
+    model: Annotated[str, typer.Argument(help="A GHN that stage train has registered, such as models:/ghn/1.")],
+    repository: Annotated[str, typer.Argument(help="On the Hugging Face hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
+) -> None:
+    """Upload a GHN to the Hugging Face hub, with a card of its settings and results."""
+    from pipeline.commands.push import push
+
+    push(model, repository, private)
+
+
 @app.command("import-deepnets", rich_help_panel=FILES)
 @exits_on_user_error
 def import_architectures(

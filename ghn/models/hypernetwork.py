@@ -8,6 +8,7 @@ Dimensions: B networks, N nodes, H hidden.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -24,6 +25,7 @@ from ghn.models.checkpoints import (
     write_checkpoint,
 )
 from ghn.models.config import GNNS, WEIGHT_DECODERS, GHNConfig
+from ghn.models.hub import download, is_on_hub, model_card, upload
 from ghn.models.node_encoder import NodeEncoder
 from ghn.models.parameter_decoder import ParameterDecoder
 from ghn.models.public_checkpoints import read_public_checkpoint, write_public_checkpoint
@@ -141,11 +143,38 @@ class Hypernetwork(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Return the hypernetwork of a checkpoint folder, in evaluation mode.
 
+        Args:
+            folder: or an address of the Hugging Face hub: `hf://owner/name` for a folder, `hf://owner/name/file` for a
+                file in a published format, either with `@revision` after the name.
+
         Raises:
-            CheckpointError: a file is missing, damaged or does not fit.
+            CheckpointError: a file is missing, damaged or does not fit, or the hub does not answer.
         """
+        if isinstance(folder, str) and is_on_hub(folder):
+            folder = download(folder)
+            if folder.is_file():
+                return cls.from_public_checkpoint(folder)
         config, weights = read_checkpoint(folder)
         return cls(config)._with_weights(weights, Path(folder) / WEIGHTS_FILE)
+
+    def push_to_hub(self, repository: str, card_sections: str = "", private: bool = False) -> str:
+        """Upload the checkpoint folder to the Hugging Face hub, for `from_pretrained("hf://owner/name")`.
+
+        Args:
+            repository: `owner/name`; it is made if needed.
+            card_sections: of the model card, Markdown, after how it is used and the settings.
+            private: whether a new repository is private.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            CheckpointError: huggingface_hub is not installed, or the hub refuses or does not answer.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save(Path(scratch) / "checkpoint")
+            card = model_card(self.config, repository, card_sections)
+            return upload(Path(scratch) / "checkpoint", repository, card, private)
 
     def load_weights(self, folder: str | Path) -> Self:
         """Load the weights of a checkpoint folder, in this hypernetwork's own precision, and set evaluation mode.
