@@ -134,6 +134,8 @@ class GHNConfig:
         for name in (*SIZES, *(size for size in OPTIONAL_SIZES if getattr(self, size) is not None)):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: must be an integer, at least 1")
+        if self.extent == 1:
+            raise ValueError("extent = 1: must be at least 2, because a vector has two halves")
         if self.hidden < 8 or self.hidden % 8:
             raise ValueError(f"hidden = {self.hidden}: must be a multiple of 8, at least 8")
         if self.gnn == "transformer":

@@ -129,7 +129,7 @@ class GHN(Hypernetwork):
             with torch.no_grad():
                 (predicted,) = self.predict_parameters([graph])
             report = fill_module(model, graph, predicted, batches, lambda: _runs(model, inputs, image_size))
-        return replace(report, repeated=self.repeated_weights(graph), rank=self.decoder.weights.most_rank)
+        return replace(report, repeated=self.repeated_weights(graph), rank=self.most_rank)
 
     def _without_other_classes(self, graph: Graph) -> Graph:
         """Return a traced graph without the classification layers that have another number of classes."""

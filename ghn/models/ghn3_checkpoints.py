@@ -1,8 +1,9 @@
 """The contents of checkpoints that were published with GHN-3 and with LoGAH, which has another decoder.
 
-They are a state dict, with its configuration beside it (`{config, state_dict, epoch}`) or alone; sizes are read off the
-shapes of tensors. Source of the format: the checkpoints that accompany Knyazev, Hwang, Lacoste-Julien, "Can We Scale
-Transformers to Predict Parameters of Diverse ImageNet Models?", ICML 2023, and the code of Zhou et al., "LoGAH", 2024.
+They are a state dict, with its configuration beside it (`{config, state_dict, epoch}`) or, of GHN-3, alone; sizes are
+read off the shapes of tensors. Source of the format: the checkpoints that accompany Knyazev, Hwang, Lacoste-Julien,
+"Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?", ICML 2023, and the code of Zhou et al.,
+"LoGAH", 2024.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ LOW_RANK_PREFIXES = {"decoder.mlp.fc.": "decoder.weights.mlp.", "decoder.l2.": "
 """The parts of a published low-rank decoder."""
 
 LOW_RANK_COPY = "decoder.seq.1."
-"""Under which a published low-rank decoder has `decoder.l2.` once more."""
+"""The prefix of a second copy of `decoder.l2.` in a published low-rank decoder."""
 
 LOW_RANK_UNUSED = ("decoder.l1.", "decoder_1d.0.", "bias_class.1.")
 """Parts of a published low-rank hypernetwork that it does not use."""
@@ -82,7 +83,11 @@ def read_ghn3_checkpoint(contents: Mapping[str, Any], path: Path) -> tuple[GHNCo
     try:
         if "decoder.l2.weight" in state:
             state = _without_unused(state)
-        weights = {_our_name(name): as_matrix(tensor, name, path) for name, tensor in state.items()}
+        weights: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            if _our_name(name) in weights:
+                raise ValueError(f"{name} is there twice, under another name too")
+            weights[_our_name(name)] = as_matrix(tensor, name, path)
         config = _config_of(weights, own if isinstance(own, Mapping) else {})
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise CheckpointError(f"{path} has weights that are not those of a GHN-3: {error!r}") from error
@@ -163,16 +168,23 @@ def _config_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GH
         KeyError: a weight is missing, or a setting.
         ValueError: the shapes are impossible.
     """
+    for part in ("weight_norm", "layernorm", "ve"):
+        if not settings.get(part, True):
+            raise ValueError(f"{part} = {settings[part]}: must be true")
     hidden = weights["encoder.primitives.weight"].shape[1]
     kernel = SMALL_KERNEL if len(weights["encoder.spatial.weight"]) == SMALL_SPATIAL_ROWS else LARGE_KERNEL
     if "decoder.weights.rows.weight" in weights:
-        rows_KR = weights["decoder.weights.rows.weight"]
-        channels, extent = int(settings.get("max_shape", (len(rows_KR) // 2,))[0]), len(rows_KR)
+        if not {"num_classes", "max_shape"} <= settings.keys():
+            raise ValueError(
+                "the weights of a low-rank one do not say its number of classes: there must be a config too"
+            )
+        extent, rank = weights["decoder.weights.rows.weight"].shape
+        channels, kernel = int(settings["max_shape"][0]), int(settings["max_shape"][-1])
         of_decoder: dict[str, Any] = {
             "variant": "logah",
             "num_classes": int(settings["num_classes"]),
             "channels": None if channels == DEFAULT_LOW_RANK_CHANNELS else channels,
-            "rank": rows_KR.shape[1],
+            "rank": rank,
             "extent": None if extent == 2 * channels else extent,
         }
     else:

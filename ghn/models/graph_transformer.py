@@ -10,8 +10,8 @@ that graphs of different sizes cost what they would cost one by one. Graphs are 
 distance in at most one direction, and the bias takes one of 2s + 1 values for each head: it is computed once for each
 of them, and looked up for the pairs.
 
-Dimensions: N nodes of all graphs, n nodes of one graph, H hidden, A heads, D = H/A features of a head, s longest
-distance, V = 2s + 1 kinds of pairs.
+Dimensions: N nodes of all graphs, n nodes of one graph, E edges, H hidden, F = 3H, A heads, D = H/A features of a
+head, s longest distance, V = 2s + 1 kinds of pairs, P = n² pairs.
 """
 
 from __future__ import annotations
@@ -155,12 +155,20 @@ def _degrees(batch: GraphBatch, ends_E: np.ndarray) -> np.ndarray:
 
 
 def _depths(batch: GraphBatch) -> np.ndarray:
-    """Return the distance of each node from the input of its graph, (N,); 0 where that is beyond the longest edge."""
-    depth_N = np.zeros(batch.num_nodes, dtype=np.int64)
+    """Return the distance of each node from the nearest input of its graph, (N,); 0 where no input is near enough.
+
+    The first node stands for the input in a graph without one, such as that of a network that reads tokens.
+    """
     is_input_N = np.array([node.primitive == "input" for node in batch.nodes])
+    with_input = np.bincount(batch.graph_of, is_input_N, minlength=batch.num_graphs) > 0
+    _, first = np.unique(batch.graph_of, return_index=True)
+    is_input_N[first[~with_input]] = True
     from_input_E = is_input_N[batch.sources]
-    depth_N[batch.targets[from_input_E]] = batch.distances[from_input_E].clip(max=MOST_DEPTH)
-    return depth_N
+    depth_N = np.full(batch.num_nodes, MOST_DEPTH)
+    np.minimum.at(depth_N, batch.targets[from_input_E], batch.distances[from_input_E])
+    reached_N = np.zeros(batch.num_nodes, dtype=bool)
+    reached_N[batch.targets[from_input_E]] = True
+    return np.where(reached_N, depth_N, 0)
 
 
 class _LookUp(torch.autograd.Function):

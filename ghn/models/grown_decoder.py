@@ -3,7 +3,7 @@
 Where the convolutional decoder repeats its channels, this one decodes further blocks, from states that a recurrent cell
 changes in view of the blocks so far.
 
-Dimensions: M nodes of a group, H hidden, W channels of a block, O/I out/in channels, Y×X kernel positions.
+Dimensions: M nodes of a group, H hidden, W channels of a block, O/I out/in channels, Y×X kernel positions, F = I·Y·X.
 """
 
 from __future__ import annotations

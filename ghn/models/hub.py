@@ -1,7 +1,7 @@
 """Hypernetworks on the Hugging Face hub: `hf://owner/name`, a checkpoint folder, or `hf://owner/name/file`.
 
-Files are kept in the cache of huggingface_hub. Each is compared with the checksum that the hub names it by, when it is
-downloaded and whenever it is read again.
+Files are kept in the cache of huggingface_hub, where they are links to the hub's checksums. Each file is compared with
+its checksum when it is downloaded and whenever it is read again; not where the file system has no links.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ghn.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
 from ghn.models.config import GHNConfig
 
 PREFIX = "hf://"
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/\s]+))?(?:/(?P<file>\S+))?")
 
@@ -35,7 +37,8 @@ def download(address: str) -> Path:
     """Return a local copy of what is at an address: a checkpoint folder, or a file if the address names one.
 
     Args:
-        address: `hf://owner/name`, `hf://owner/name@revision`, and either with a file after it.
+        address: `hf://owner/name`, `hf://owner/name@revision`, and either with `/` and a file after it. A revision is a
+            branch, tag or commit without a slash.
 
     Raises:
         CheckpointError: the address is none, huggingface_hub is not installed, nothing is there, the hub does not
@@ -47,8 +50,11 @@ def download(address: str) -> Path:
     repository, revision, file = parts["repository"], parts["revision"], parts["file"]
     hub = _hub(address)
     names = [CONFIG_FILE, WEIGHTS_FILE] if file is None else [file]
-    with _as_checkpoint_error(address):
-        paths = [Path(hub.hf_hub_download(repository, name, revision=revision)) for name in names]
+    paths: list[Path] = []
+    for name in names:
+        with _as_checkpoint_error(address):
+            paths.append(Path(hub.hf_hub_download(repository, name, revision=revision)))
+        revision = paths[0].parent.name if file is None else revision  # all files are those of one commit
     for path in paths:
         _require_checksum(path)
     return paths[0].parent if file is None else paths[0]
@@ -64,8 +70,11 @@ def upload(folder: Path, repository: str, card: str, private: bool = False) -> s
         private: whether a new repository is private.
 
     Raises:
-        CheckpointError: huggingface_hub is not installed, there is no token, or the hub refuses or does not answer.
+        CheckpointError: the name is none, huggingface_hub is not installed, there is no token, or the hub refuses or
+            does not answer.
     """
+    if REPOSITORY.fullmatch(repository) is None:
+        raise CheckpointError(f"{repository} is no repository: must be owner/name")
     hub = _hub(repository)
     with _as_checkpoint_error(repository):
         api = hub.HfApi()
@@ -138,20 +147,22 @@ def _first_line(error: Exception) -> str:
 
 
 def _require_checksum(path: Path) -> None:
-    """Check a file of the cache against its name there: SHA-256, or git's SHA-1 of small files.
+    """Check a file of the cache against the name that it is linked to: its SHA-256, or git's SHA-1 if it is small.
 
     Raises:
         CheckpointError: they differ.
     """
-    content = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", content.name):
+    if not path.is_symlink():
+        return
+    checksum = path.readlink().name
+    if re.fullmatch(r"[0-9a-f]{64}", checksum):
         digest = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", content.name):
-        digest = hashlib.sha1(b"blob %d\0" % content.stat().st_size)
+    elif re.fullmatch(r"[0-9a-f]{40}", checksum):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     else:
-        raise CheckpointError(f"{path}: the hub gave no checksum of it")
-    with content.open("rb") as file:
+        raise CheckpointError(f"{path}: {checksum} is no checksum that is known")
+    with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != content.name:
-        raise CheckpointError(f"{path} is damaged, its checksum is not that of the hub: delete {content}")
+    if digest.hexdigest() != checksum:
+        raise CheckpointError(f"{path} is damaged, its checksum is not that of the hub: delete {path.resolve()}")

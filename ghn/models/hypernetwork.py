@@ -122,6 +122,11 @@ class Hypernetwork(nn.Module):
         """Return the names of the weights of a graph whose channels repeat: it has more than are decoded."""
         return tuple(node.parameters[0].name for node in graph.nodes if self.decoder.repeats(node))
 
+    @property
+    def most_rank(self) -> int | None:
+        """The highest rank of predicted weights as matrices (out, in · kernel); None: any."""
+        return None if self.decoder.dirac else self.decoder.weights.most_rank
+
     def save(self, folder: str | Path) -> None:
         """Write the folder that `from_pretrained` reads: weights in safetensors, the configuration in JSON.
 
@@ -193,10 +198,15 @@ class Hypernetwork(nn.Module):
         """
         config, weights = read_public_checkpoint(path)
         try:
-            ghn = cls(config)
-        except (RuntimeError, MemoryError) as error:
+            with torch.device("meta"):  # sizes that a file makes up take no memory
+                expected = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+        except RuntimeError as error:
             raise CheckpointError(f"{path} has a configuration that cannot be read: {error!r}") from error
-        return ghn._with_weights(weights, Path(path))
+        found = {name: tensor.shape for name, tensor in weights.items()}
+        if found != expected:
+            wrong = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+            raise CheckpointError(f"{path} does not fit its configuration: {', '.join(wrong[:3])}")
+        return cls(config)._with_weights(weights, Path(path))
 
     def to_public_checkpoint(self, path: str | Path, epoch: int = 0) -> None:
         """Write a file in the published format, which `from_public_checkpoint` reads.

@@ -5,8 +5,8 @@ no shape is too large and nothing repeats. To be fast, the function is a triline
 kind of place, as in a canonical polyadic decomposition. Places are given as Fourier features (Tancik et al., "Fourier
 Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", NeurIPS 2020).
 
-Dimensions: M nodes of a group, H hidden, R rank, O/I out/in channels, Y×X kernel positions, n places of an axis, F
-features of a place.
+Dimensions: M nodes of a group, H hidden, D = 4H, R rank, O/I out/in channels, Y×X kernel positions, P = Y·X, Q = O·P, n
+places on A axes, f frequencies, F = 2·f·A features of a place; 4 stands for the sizes of a weight.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImplicitDecoder(WeightDecoder):
 
     def __init__(self, hidden: int, rank: int):
         super().__init__()
-        self.rank = rank
+        self.rank = self.most_rank = rank
         self.out = PlaceFactor(hidden, 1, rank)
         self.inputs = PlaceFactor(hidden, 1, rank)
         self.positions = PlaceFactor(hidden, 2, rank)
@@ -70,8 +70,8 @@ class ImplicitDecoder(WeightDecoder):
         return weights
 
     def last_layers(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs are multiplied to the predicted numbers."""
-        return [self.out.last, self.inputs.last, self.positions.last]
+        """Return the last layer of one factor: its share is that of the product."""
+        return [self.positions.last]
 
 
 class PlaceFactor(nn.Module):
@@ -103,7 +103,8 @@ def place_features(lengths: Sequence[int], like: Tensor) -> Tensor:
 
     A place on an axis is the middle of its cell, from 0 to 1.
     """
-    octaves_f = math.pi * 2 ** torch.arange(FREQUENCIES, device=like.device, dtype=like.dtype)
-    places = [(torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n for n in lengths]
-    angles = torch.cartesian_prod(*places).view(-1, len(lengths), 1) * octaves_f
-    return torch.cat([angles.sin(), angles.cos()], 2).flatten(1)
+    precision = torch.promote_types(like.dtype, torch.float32)  # bfloat16 has too few places above 256
+    octaves_f = math.pi * 2 ** torch.arange(FREQUENCIES, device=like.device, dtype=precision)
+    places = [(torch.arange(n, device=like.device, dtype=precision) + 0.5) / n for n in lengths]
+    angles_nAf = torch.cartesian_prod(*places).view(-1, len(lengths), 1) * octaves_f
+    return torch.cat([angles_nAf.sin(), angles_nAf.cos()], 2).flatten(1).to(like.dtype)

@@ -3,8 +3,8 @@
 Source: Zhou et al., "LoGAH: Predicting 774-Million-Parameter Transformers using Graph HyperNetworks with 1/100
 Parameters", 2024, section 3.
 
-Dimensions: M nodes of a group, H hidden, r rank, K rows of a factor, O/I out/in channels, Y×X kernel positions, n the
-length of a vector; 2 stands for the rows of scales and of biases.
+Dimensions: M nodes of a group, H hidden, r rank, K rows of a factor, R×C rows and columns of a product, O/I out/in
+channels, Y×X kernel positions, n the length of a vector; 2 stands for the rows of scales and of biases.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class LowRankDecoder(WeightDecoder):
         return self._product(h_MH, 2 * length, 1).view(len(h_MH), 2, length)
 
     def last_layers(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs are the predicted numbers."""
+        """Return the layer of both factors, so that its share counts twice."""
         return [self.rows]
 
     def _product(self, h_MH: Tensor, rows: int, columns: int) -> Tensor:

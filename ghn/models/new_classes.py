@@ -18,7 +18,7 @@ AnyHypernetwork = TypeVar("AnyHypernetwork", bound=Hypernetwork)
 
 
 def with_new_classes(ghn: AnyHypernetwork, num_classes: int, seed: int) -> AnyHypernetwork:
-    """Return a hypernetwork with the weights of `ghn`, for another data set: its rows of classes are new.
+    """Return a hypernetwork with the weights of `ghn`, for another data set: its rows of classes, if any, are new.
 
     New are the last layers of the decoders, of which a class is a row, even if there are as many classes as before:
     the first class of one data set is not that of another. The embedding of the number of classes is taken over.

@@ -80,7 +80,7 @@ class ParameterDecoder(nn.Module):
         return predicted
 
     def one_by_one(self, h_NH: Tensor, batch: GraphBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the names and values of all parameters, a node at a time: memory holds those of one node.
+        """Yield the names and values of all parameters, a node at a time, so that no others are in memory.
 
         Args:
             h_NH: states (N, H) of the batch's nodes.
@@ -96,8 +96,9 @@ class ParameterDecoder(nn.Module):
         """Return whether channels of a node's weight repeat, because it has more than are decoded."""
         if not _has_weight(node):
             return False
-        _, decoded = self._decoded_size(node)
-        return any(have < need for have, need in zip(decoded[:2], _shape(node)[:2], strict=True))
+        is_class_layer, (out, inputs, _, _) = self._decoded_size(node)
+        has_all_out = out >= _shape(node)[0] or (is_class_layer and self.weights.has_class_rows)
+        return not has_all_out or inputs < _shape(node)[1]
 
     def _weights(
         self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None

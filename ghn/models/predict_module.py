@@ -95,7 +95,7 @@ class PredictionReport:
 def decoding_lines(repeated: Sequence[str], rank: int | None) -> list[str]:
     """Return what a report says of weights whose channels repeat, or whose rank is bounded."""
     lines = [f"channels of {len(repeated)} weights repeat: {_first(repeated)}"] if repeated else []
-    return lines + ([] if rank is None else [f"weights are products of two factors, of rank {rank} at most"])
+    return lines + ([] if rank is None else [f"weights have rank {rank} at most"])
 
 
 def _first(names: Sequence[str]) -> str:

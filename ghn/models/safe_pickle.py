@@ -1,7 +1,8 @@
 """State dicts from pickles of others, of which no code is executed.
 
 Two kinds of files are read: those of `torch.save`, and those of `joblib.dump`, a plain pickle. An unpickler for the
-second resolves only the four names that tensors need. Reading any other name is an error that says which it was.
+second resolves only the four names that tensors need, each to a function of its own, so that a file cannot change those
+of PyTorch. Any other name is an error that says which it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from ghn.models.checkpoints import CheckpointError
 
 ZIP_START = b"PK"
-"""With which files of `torch.save` begin."""
+"""The bytes that files of `torch.save` begin with, but for those of before PyTorch 1.6."""
 
 
 def _load_storage(contents: bytes) -> Any:
@@ -28,7 +29,7 @@ def _load_storage(contents: bytes) -> Any:
     return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
 
 
-ALLOWED: dict[tuple[str, str], Any] = {
+ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
@@ -44,7 +45,8 @@ class _TensorUnpickler(pickle.Unpickler):
         """Return what a pickle names, if tensors need it."""
         if (module, name) not in ALLOWED:
             raise CheckpointError(f"it names {module}.{name}, and only what tensors need is read")
-        return ALLOWED[module, name]
+        function = ALLOWED[module, name]
+        return lambda *arguments: function(*arguments)
 
     def persistent_load(self, pid: object) -> NoReturn:
         """Refuse what lies outside of the file."""
@@ -61,7 +63,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} not found")
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_START)) == ZIP_START
-    contents = _read(path, _read_zip if is_zip else _read_plain)
+    contents = _read(path, _read_saved if is_zip else _read_plain)
     if not isinstance(contents, dict):
         raise CheckpointError(f"{path} is not a GHN checkpoint: must hold a dictionary")
     return contents
@@ -78,31 +80,29 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _read_zip(path: Path) -> Any:
+def _read_saved(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):  # trainers store their options beside the rest
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_plain(path: Path) -> Any:
-    """Return what a plain pickle holds: that of joblib, or of a `torch.save` of before 2020."""
-    try:
-        with path.open("rb") as file:
-            return _TensorUnpickler(file).load()
-    except CheckpointError as error:
-        try:
-            return _read_zip(path)
-        except Exception:
-            raise error from None
+    """Return what a plain pickle holds. That of a `torch.save` of before PyTorch 1.6 begins with a number."""
+    with path.open("rb") as file:
+        contents = _TensorUnpickler(file).load()
+    return _read_saved(path) if contents == torch.serialization.MAGIC_NUMBER else contents
 
 
 def require_state(contents: object, path: Path) -> dict[str, Tensor]:
     """Return a state dict, tensors by name.
 
     Raises:
-        CheckpointError: it is something else.
+        CheckpointError: it is something else, or a tensor claims more numbers than the file has of it.
     """
     if not isinstance(contents, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in contents.items()
     ):
         raise CheckpointError(f"{path} is not a GHN checkpoint: state_dict must hold tensors by name")
+    for name, tensor in contents.items():
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, but not as many numbers")
     return contents

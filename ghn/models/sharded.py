@@ -1,7 +1,7 @@
 """Predicted parameters of a very large network, written to files as they are predicted.
 
 The files are shards in safetensors with an index in JSON, as packages that load large networks read them. The network
-itself may be on the meta device, so that memory holds one shard and one parameter at a time.
+itself may be on the meta device. Memory holds one shard, and one parameter with copies that its decoding makes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def write_predicted(
             if len(waiting) == len(shards[number]):  # parameters come in the order of the shards
                 save_file(waiting, whole / files[number], metadata={"format": "pt"})
                 waiting = {}
-        total = sum((whole / file).stat().st_size for file in files)
+        total = sum(sizes.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": {name: files[at] for name, at in shard_of.items()}}
         (whole / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
         for file in files:
@@ -99,7 +99,7 @@ def write_predicted(
             folder.rmdir()
         whole.replace(folder)
     paths = tuple(folder / file for file in files)
-    return WrittenPrediction(graph, paths, ghn.repeated_weights(graph), ghn.decoder.weights.most_rank)
+    return WrittenPrediction(graph, paths, ghn.repeated_weights(graph), ghn.most_rank)
 
 
 def shards_of(sizes: Mapping[str, int], most: int) -> list[list[str]]:

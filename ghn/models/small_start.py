@@ -14,12 +14,12 @@ from torch import nn
 from ghn.models.parameter_decoder import ParameterDecoder
 
 SHARE = 1 / 5
-"""Of their usual size, at which the last layers of the decoders begin."""
+"""The size of the last layers of the decoders at the start, as a share of the usual one."""
 
 
 @torch.no_grad()
 def start_small(encoder: nn.Module, gnn: nn.Module, decoder: ParameterDecoder) -> None:
-    """Draw all embeddings from a truncated normal distribution of variance 1/H; shrink the decoders' last layers."""
+    """Sample all embeddings from a truncated normal distribution of variance 1/H; shrink the decoders' last layers."""
     hidden = encoder.get_submodule("primitives").get_parameter("weight").shape[1]
     for part in (*encoder.modules(), *gnn.modules()):
         if isinstance(part, nn.Embedding):

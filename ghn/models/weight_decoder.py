@@ -52,5 +52,5 @@ class WeightDecoder(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} does not decode vectors")
 
     def last_layers(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs are the predicted numbers; `small_start` shrinks them."""
+        """Return the linear layers that make predictions smaller in proportion; `small_start` shrinks them."""
         return []

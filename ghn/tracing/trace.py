@@ -64,8 +64,9 @@ def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None
     if any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):
         raise TracingError("the network is scripted, or a part of it: give the module that it was made from")
     model = uncompiled(model)
+    is_given = inputs is not None
     if inputs is None and getattr(model, "main_input_name", None) == "input_ids":
-        inputs = cast(Mapping[str, Any], model.dummy_inputs)
+        inputs = cast("Inputs | None", getattr(model, "dummy_inputs", None))
     calls = [Call([images]) for images in _images(model, image_size)] if inputs is None else [call_of(inputs)]
     errors: list[Exception] = []
     own_errors: list[Exception] = []  # of the network itself, which has numbers
@@ -77,7 +78,7 @@ def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None
         else:
             return _graph_of(run)
     errors = own_errors or errors
-    raise TracingError(_what_failed(model, calls, inputs is not None, image_size, errors)) from errors[0]
+    raise TracingError(_what_failed(model, calls, is_given, image_size, errors)) from errors[0]
 
 
 def _what_failed(

@@ -21,7 +21,7 @@ EXTREMES = 3
 MOST_DROPPED_LISTED = 3
 """Architectures that are named because they were dropped most often in training."""
 
-VARIANT_NAMES = {"ghn2": "GHN-2", "ghn1": "GHN-1", "mlp": "MLP", "ghn3": "GHN-3"}
+VARIANT_NAMES = {"ghn2": "GHN-2", "ghn1": "GHN-1", "mlp": "MLP", "ghn3": "GHN-3", "logah": "LoGAH"}
 
 PRECISION_WORDS = {
     "fp32": "fp32",

@@ -100,6 +100,45 @@ def test_code_inside_the_bytes_of_a_storage_does_not_run_either(tmp_path: Path) 
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_pickle_cannot_change_the_functions_that_build_tensors(tmp_path: Path) -> None:
+    """Opcode BUILD sets attributes of what a pickle names."""
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    names = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    state = pickle.dumps((None, {"__defaults__": ({"neg": True},)}), protocol=2)[2:-1]
+    (tmp_path / "ghn3.pt").write_bytes(b"\x80\x02" + names + state + b"b.")
+    with pytest.raises(CheckpointError):
+        GHN.from_public_checkpoint(tmp_path / "ghn3.pt")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+def test_a_tensor_that_claims_more_numbers_than_it_has_is_refused(tmp_path: Path) -> None:
+    state = {**published()["state_dict"], "embed.weight": torch.zeros(1).expand(15, 10**9)}
+    joblib.dump(state, tmp_path / "ghn3.pt")
+    with pytest.raises(CheckpointError, match=r"embed.weight has shape \(15, 1000000000\), but not as many numbers"):
+        GHN.from_public_checkpoint(tmp_path / "ghn3.pt")
+
+
+@pytest.mark.parametrize("change", [{"weight_norm": False}, {"layernorm": False}, {"ve": False}])
+def test_a_published_file_of_other_parts_is_refused(tmp_path: Path, change: dict[str, bool]) -> None:
+    contents = published()
+    torch.save({**contents, "config": contents["config"] | change}, tmp_path / "ghn3.pt")
+    with pytest.raises(CheckpointError, match=f"{next(iter(change))} = False: must be true"):
+        GHN.from_public_checkpoint(tmp_path / "ghn3.pt")
+
+
+def test_a_weight_under_two_names_is_refused(tmp_path: Path) -> None:
+    state = published()["state_dict"]
+    joblib.dump({**state, "norm.weight": state["ln.weight"]}, tmp_path / "ghn3.pt")
+    with pytest.raises(CheckpointError, match=r"norm.weight is there twice"):
+        GHN.from_public_checkpoint(tmp_path / "ghn3.pt")
+
+
+def test_low_rank_weights_alone_do_not_say_enough(tmp_path: Path) -> None:
+    joblib.dump(published(LOW_RANK)["state_dict"], tmp_path / "logah.pt")
+    with pytest.raises(CheckpointError, match="do not say its number of classes"):
+        GHN.from_public_checkpoint(tmp_path / "logah.pt")
+
+
 @pytest.mark.parametrize("missing", ["embed.weight", "gnn.0.attn.proj_e.2.weight", "decoder.conv.2.weight", "ln.bias"])
 def test_weights_that_are_not_all_there_are_refused_with_the_name_of_the_file(tmp_path: Path, missing: str) -> None:
     state = {name: tensor for name, tensor in published()["state_dict"].items() if name != missing}

@@ -97,7 +97,8 @@ def test_a_torchvision_network_is_traced_and_predicted_as_golden(variant: str, n
     longest = 1 if variant == "ghn1" else LONGEST
     distances = report.graph.virtual_edges(longest)[2]
     assert len(distances) == golden["n_edges"]
-    assert distances.sum() == golden.get("distance_sum", distances.sum())
+    if variant in ("ghn3", "logah"):
+        assert distances.sum() == golden["distance_sum"]
     assert not report.not_predicted
     assert_golden({name: parameter.detach() for name, parameter in network.named_parameters()}, golden)
 

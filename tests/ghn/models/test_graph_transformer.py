@@ -106,9 +106,14 @@ def test_layers_that_are_computed_again_have_the_same_gradient(monkeypatch: pyte
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(gnn(h, batch).square().sum(), [h, *gnn.parameters()])
 
+    calls: list[nn.Module] = []
+    for layer in gnn.layers:
+        layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
     kept = gradients()
+    assert len(calls) == 3
     monkeypatch.setattr(graph_transformer, "LAYERS_KEPT", 2)
     assert all(torch.equal(first, again) for first, again in zip(kept, gradients(), strict=True))
+    assert len(calls) == 3 + 2 * 3  # each once more in the backward pass
 
 
 @pytest.mark.parametrize(("name", "millions"), [("t", 6.9), ("s", 35.8), ("l", 214.7), ("xl", 654.4)])
@@ -134,7 +139,24 @@ def test_embeddings_and_the_last_layers_begin_small() -> None:
         assert not layer.bias.any()
 
 
-def test_a_ghn3_trains() -> None:
+def test_the_first_node_stands_for_the_input_where_there_is_none() -> None:
+    primitives = ("conv", "conv", "sum", "conv")
+    graph = Graph(tuple(map(Node, primitives)), ((0, 1), (1, 2), (0, 2), (2, 3)))
+    both = GraphBatch.of([numbered(GRAPH), numbered(graph)], 2)
+    depths = graph_transformer._depths(both)
+    of_graph = dict(zip(numbers(both), depths.tolist(), strict=False))
+    assert [depths[both.graph_of == 1].tolist(), of_graph[0]] == [[0, 1, 1, 2], 0]
+    assert sorted(depths[both.graph_of == 0].tolist()) == [0, 0, 0, 0, 0, 0, 1, 2, 2]
+
+
+def test_the_nearest_of_several_inputs_counts() -> None:
+    graph = Graph(tuple(map(Node, ("input", "conv", "input", "sum"))), ((0, 1), (1, 3), (2, 3)))
+    batch = GraphBatch.of([numbered(graph)], 5)
+    depths = dict(zip(numbers(batch), graph_transformer._depths(batch).tolist(), strict=True))
+    assert depths == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_every_weight_of_a_ghn3_has_a_finite_gradient() -> None:
     ghn = GHN(GHNConfig(3, 16, "ghn3", hidden=8, kernel=3))
     predicted = ghn.predict_parameters([sample("train", 0), sample("train", 1)])
     sum(tensor.square().sum() for parameters in predicted for tensor in parameters.values()).backward()

@@ -74,6 +74,26 @@ def test_a_damaged_download_is_refused(
     assert "its checksum is not that of the hub: delete" in refused(address)
 
 
+def test_a_download_that_the_cache_keeps_elsewhere_is_compared_too(hub: HubServer, tmp_path: Path) -> None:
+    """Large files lie in a store that all repositories share, where they have names of another kind."""
+    address = published(hub)
+    GHN.from_pretrained(address)
+    (kept,) = (tmp_path / "cache").rglob("snapshots/*/ghn2.pt")
+    blob = kept.parent / kept.readlink()
+    (tmp_path / "store").mkdir()
+    elsewhere = blob.rename(tmp_path / "store" / ("0" * 64))
+    blob.symlink_to(elsewhere)
+    assert GHN.from_pretrained(address).config.variant == "ghn2"
+    elsewhere.write_bytes(elsewhere.read_bytes()[:-1] + b" ")
+    assert f"delete {elsewhere}" in refused(address)
+
+
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_sent(hub: HubServer) -> None:
+    with pytest.raises(CheckpointError, match="mine is no repository: must be owner/name"):
+        tiny_ghn().push_to_hub("mine")
+    assert hub.repositories == {}
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from examples import sample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig
 from ghn.models.config import WEIGHT_DECODERS
 from ghn.models.conv_decoder import ConvDecoder
 from ghn.models.grown_decoder import GrownDecoder
-from ghn.models.implicit_decoder import FREQUENCIES, ImplicitDecoder, PlaceFactor
+from ghn.models.implicit_decoder import FREQUENCIES, ImplicitDecoder, PlaceFactor, place_features
 from ghn.models.low_rank_decoder import LowRankDecoder
 from ghn.models.weight_decoder import WeightDecoder
 
@@ -42,7 +43,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHT_DECODERS)
 @pytest.mark.parametrize("gnn", ["gated_virtual", "transformer"])
-def test_it_learns_with_every_graph_neural_network(name: str, gnn: str) -> None:
+def test_all_of_it_has_gradients_with_every_graph_neural_network(name: str, gnn: str) -> None:
     ghn = GHN(GHNConfig(3, 16, hidden=HIDDEN, kernel=3, gnn=gnn, decoder=name, heads=2, layers=2))
     networks = [sample("train", 0), sample("train", 1).with_width(24)]
     for architecture, parameters in zip(networks, ghn.predict_parameters(networks), strict=True):
@@ -116,6 +117,22 @@ def test_channels_of_an_implicit_weight_do_not_repeat() -> None:
     part = ImplicitDecoder(HIDDEN, 32).double()
     (weights,) = part([states(1)], [(500, 7, 1, 1)])
     assert torch.cdist(weights[0].flatten(1), weights[0].flatten(1)).fill_diagonal_(1).min() > 1e-6
+    assert torch.linalg.matrix_rank(weights[0].flatten(1)) <= part.most_rank
+    places = place_features([2000], torch.zeros((), dtype=torch.bfloat16))
+    assert len(places.unique(dim=0)) == 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "dirac", "rank"), [("conv", False, None), ("low_rank", False, 3), ("low_rank", True, None)]
+)
+def test_a_report_says_the_rank_and_which_channels_repeat(name: str, dirac: bool, rank: int | None) -> None:
+    ghn = GHN(replace(CONFIG, decoder=name, dirac=dirac, num_classes=40))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 9, 3), nn.Conv2d(9, 5, 1), nn.AdaptiveAvgPool2d(1))
+    network = nn.Sequential(network, nn.Flatten(), nn.Linear(5, 40))
+    report = ghn.predict(network)
+    assert report.rank == rank
+    class_layer = () if name == "conv" else ("2.weight",)  # of which convolutional decoders have a row for each class
+    assert report.repeated == ("0.1.weight", "0.2.weight", *class_layer)
 
 
 # Grown

@@ -81,6 +81,13 @@ def test_a_public_checkpoint_is_imported(tmp_path: Path, variant: str, kernel: i
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in ghn.state_dict().items())
 
 
+def test_a_file_of_an_early_pytorch_is_imported(tmp_path: Path) -> None:
+    ghn = tiny_ghn()
+    torch.save(public(ghn), tmp_path / "public.pt", _use_new_zipfile_serialization=False)
+    again = GHN.from_public_checkpoint(tmp_path / "public.pt")
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in ghn.state_dict().items())
+
+
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
 def test_code_in_a_public_checkpoint_is_refused_and_not_executed(tmp_path: Path, protocol: str) -> None:
     class Code:

@@ -54,6 +54,13 @@ def test_a_ghn3_has_its_published_size(name: str) -> None:
     assert config == GHNConfig(1000, 224, "ghn3", kernel=16, **GHN3_SIZES[name])
 
 
+def test_one_size_after_another_is_that_size() -> None:
+    for name in ("ghn3_xl", "ghn3_t"):
+        apply_preset(name, PARAMS)
+    settings = load_params(PARAMS).hypernetwork
+    assert (settings.layers, settings.heads, settings.hidden, settings.channels) == (3, 8, 64, 64)
+
+
 def test_lines_that_a_preset_does_not_name_stay_as_they_are() -> None:
     Path("one.yaml").write_text("train:\n  architecture_clip: null\n  widths: [8]\n")
     before = PARAMS.read_text().splitlines()

@@ -31,7 +31,7 @@ def run(*arguments: str) -> str:
 def test_the_card_has_the_settings_and_the_results_of_the_model(
     small_project: Callable[..., Params], hub: HubServer
 ) -> None:
-    params = small_project(meta_batch=3)
+    params = small_project(meta_batch=3, images={"folder": "/mine/private"}, dataset="digits")
     for seed, loss in ((0, 2.5), (1, 1.5)):
         make_ghn(seed).save("checkpoint")
         with stage_run("train", params.model_dump()) as train:
@@ -46,6 +46,7 @@ def test_the_card_has_the_settings_and_the_results_of_the_model(
     card = hub.repositories["me/mine"]["README.md"].decode()
     assert "| test_top1 | 0.625 |" in card
     assert "| meta_batch | 3 |" in card and "| train.steps | 6 |" in card and "storage" not in card
+    assert "private" not in card and "| dataset | digits |" in card
 
     assert "me/earlier" in run("models:/ghn/1", "me/earlier")
     earlier = hub.repositories["me/earlier"]["README.md"].decode()
