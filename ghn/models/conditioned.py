@@ -23,7 +23,7 @@ from ghn.models.hypernetwork import Hypernetwork
 from ghn.models.new_classes import CHANNELS, channel_embeddings
 
 PRIMITIVES = "encoder.primitives.weight"
-ROWS = ("decoder.weights.classes", "decoder.vectors.classes")
+ROWS = {"weights": "decoder.weights.classes", "vectors": "decoder.vectors.classes"}
 """The layers of the decoders of which a class is a row. A decoder without them is conditioned by states alone."""
 
 
@@ -47,11 +47,10 @@ class ConditionedHypernetwork(nn.Module):
             nn.LayerNorm(2 * hidden),
         )
         self.state = nn.Linear(2 * hidden, hidden)
-        self.rows = nn.ModuleDict()
-        for name in ROWS:
-            layer = _layer(self.body, name)
-            if layer is not None:
-                self.rows[name.replace(".", "_")] = nn.Linear(2 * hidden, layer.in_features + 1)
+        rows = {part: _layer(self.body, name) for part, name in ROWS.items()}
+        self.rows = nn.ModuleDict(
+            {part: nn.Linear(2 * hidden, layer.in_features + 1) for part, layer in rows.items() if layer is not None}
+        )
 
     def weights_for(self, statistics_KF: Tensor) -> dict[str, Tensor]:
         """Return the weights of the hypernetwork for a data set, by name, with gradients to those of this module.
@@ -63,11 +62,9 @@ class ConditionedHypernetwork(nn.Module):
         embeddings_KE = self.classes(statistics_KF)
         weights[PRIMITIVES] = weights[PRIMITIVES] + self.state(embeddings_KE.mean(0))
         weights[CHANNELS] = channel_embeddings(weights[CHANNELS], self.config.num_classes, len(statistics_KF))
-        for name in ROWS:
-            if name.replace(".", "_") in self.rows:
-                layer = self.rows[name.replace(".", "_")]
-                rows_KR = layer(embeddings_KE) / math.sqrt(embeddings_KE.shape[1])  # as large as rows of a linear layer
-                weights[f"{name}.weight"], weights[f"{name}.bias"] = rows_KR[:, :-1], rows_KR[:, -1]
+        for part, layer in self.rows.items():
+            rows_KR = layer(embeddings_KE) / math.sqrt(embeddings_KE.shape[1])  # as large as rows of a linear layer
+            weights[f"{ROWS[part]}.weight"], weights[f"{ROWS[part]}.bias"] = rows_KR[:, :-1], rows_KR[:, -1]
         return weights
 
     def for_statistics(self, statistics_KF: Tensor) -> Hypernetwork:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 LONGEST_DISTANCE = 254
 """The longest distance, in edges, that the transformer has an embedding for."""
 
-
 DEFAULT_LOW_RANK_CHANNELS = 2048
 """The most channels of the low-rank decoder, as published."""
 
@@ -156,6 +155,12 @@ class GHNConfig:
         """The parts, each given or the variant's."""
         return Composition(*(getattr(self, part) for part in Composition._fields))
 
+    @property
+    def most_channels(self) -> int:
+        """The most out and in channels that are decoded before they repeat: `channels`, or its default."""
+        default = DEFAULT_LOW_RANK_CHANNELS if self.decoder == "low_rank" else 2 * self.hidden
+        return default if self.channels is None else self.channels
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-serialisable values, without the parts that the variant implies.
 
@@ -216,8 +221,7 @@ def _conv_central(config: GHNConfig) -> WeightDecoder:
 def _low_rank(config: GHNConfig) -> WeightDecoder:
     from ghn.models.low_rank_decoder import LowRankDecoder
 
-    channels = DEFAULT_LOW_RANK_CHANNELS if config.channels is None else config.channels
-    return LowRankDecoder(config.hidden, config.composition.rank, channels, config.kernel, config.extent)
+    return LowRankDecoder(config.hidden, config.composition.rank, config.most_channels, config.kernel, config.extent)
 
 
 def _implicit(config: GHNConfig) -> WeightDecoder:

@@ -128,9 +128,8 @@ def ghn3_checkpoint(config: GHNConfig, weights: Mapping[str, Tensor], epoch: int
         )
     state = {_public_name(name): tensor.detach().cpu().clone() for name, tensor in weights.items()}
     settings: dict[str, Any] = {}
-    channels = 2 * config.hidden if config.channels is None else config.channels
+    channels = config.most_channels
     if parts.decoder == "low_rank":
-        channels = DEFAULT_LOW_RANK_CHANNELS if config.channels is None else config.channels
         extent = 2 * channels if config.extent is None else config.extent
         settings = {"lora": True, "lora_r": parts.rank, "max_ck_lora": extent, "use_1d_decoder": False}
         state |= _unused(parts.rank) | {f"{LOW_RANK_COPY}{part}": state[f"decoder.l2.{part}"] for part in PARTS}
@@ -206,24 +205,33 @@ def _config_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GH
 
 
 def _our_name(name: str) -> str:
-    for theirs, ours in PREFIXES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    layer = re.fullmatch(r"gnn\.(\d+)\.(.*)", name)
-    if layer is not None:
-        for theirs, ours in LAYER_PREFIXES.items():
-            if layer[2].startswith(theirs):
-                return f"gnn.layers.{layer[1]}.{ours}{layer[2].removeprefix(theirs)}"
-    return name
+    return _renamed(name, PREFIXES, r"gnn\.(\d+)\.", "gnn.layers.", LAYER_PREFIXES) or name
 
 
 def _public_name(name: str) -> str:
-    for theirs, ours in PREFIXES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    layer = re.fullmatch(r"gnn\.layers\.(\d+)\.(.*)", name)
-    if layer is not None:
-        for theirs, ours in LAYER_PREFIXES.items():
-            if layer[2].startswith(ours):
-                return f"gnn.{layer[1]}.{theirs}{layer[2].removeprefix(ours)}"
-    raise KeyError(name)
+    theirs, of_layers = ({ours: theirs for theirs, ours in table.items()} for table in (PREFIXES, LAYER_PREFIXES))
+    renamed = _renamed(name, theirs, r"gnn\.layers\.(\d+)\.", "gnn.", of_layers)
+    if renamed is None:
+        raise KeyError(name)
+    return renamed
+
+
+def _renamed(
+    name: str, prefixes: Mapping[str, str], layer: str, new_layer: str, layer_prefixes: Mapping[str, str]
+) -> str | None:
+    """Return a name whose prefix is replaced; None if it has no known one.
+
+    Args:
+        prefixes: the new prefix of each that is not a layer's.
+        layer: a pattern of how the names of a layer's parts begin, with the layer's number; `new_layer` and the number
+            take its place.
+        layer_prefixes: the new prefix of each part of a layer.
+    """
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    found = re.match(layer, name)
+    if found is None:
+        return None
+    part = _renamed(name[found.end() :], layer_prefixes, layer, new_layer, {})
+    return None if part is None else f"{new_layer}{found[1]}.{part}"

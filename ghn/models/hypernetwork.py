@@ -47,10 +47,10 @@ class Hypernetwork(nn.Module):
         self.gnn = GNNS[parts.gnn](config)
         self.norm = nn.LayerNorm(config.hidden) if parts.layer_norm else nn.Identity()
         weights = WEIGHT_DECODERS[parts.decoder](config)
-        vectors = VectorDecoder(config.hidden, config.num_classes, config.channels)
-        self.decoder = ParameterDecoder(
-            weights, None if weights.decodes_vectors else vectors, parts.normalise, parts.dirac
-        )
+        vectors = None
+        if not weights.decodes_vectors:
+            vectors = VectorDecoder(config.hidden, config.num_classes, config.channels)
+        self.decoder = ParameterDecoder(weights, vectors, parts.normalise, parts.dirac)
         if parts.small_start:
             start_small(self.encoder, self.gnn, self.decoder)
 

@@ -239,8 +239,8 @@ def predict_large_network(
     started = perf_counter()
     with tqdm(desc="predict", total=elements, unit="parameter", unit_scale=True) as bar:
         report = write_predicted(ghn, graph, out, progress=bar.update)
-    config: Any = getattr(model, "config", None)
     if name.startswith("hf/"):
+        config: Any = model.config
         config.to_json_file(out / "config.json")
     print(f"{name}: {report}\nwritten to {out}, in {len(report.files)} files and {perf_counter() - started:.1f} s")
 
