@@ -29,8 +29,9 @@ repro: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
 # Two processes with one thread each: most tests are too small for a second thread to help. One that starts Ray keeps one
-# core and a half busy, and more of them at once only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 10
+# core and a half busy, and more of them at once only wait for each other. Tests start hundreds of processes: compiled
+# modules are kept even where the environment says otherwise.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 10
 
 test: env
 	$(PYTEST)

@@ -47,6 +47,9 @@ CONNECT_SECONDS = 5.0
 MAX_RETRIES = 3
 """Retries of a task whose process or node died."""
 
+_connected_for_block = False
+"""Whether the connection of this process ends with the block of `ray_cluster` that made it."""
+
 PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -82,13 +85,16 @@ def ray_cluster(address: str | None = None, num_cpus: int | None = None) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address in (None, "", "auto"):
         address = os.environ.get(ADDRESS_VARIABLE) or address or "local"
+    global _connected_for_block
     with sigterm_raises_terminated() as catch_sigterm:
+        _connected_for_block = True
         try:
             _start_or_connect(address, num_cpus)
             catch_sigterm()  # again, because Ray has replaced the handler
             yield
         finally:
             ray.shutdown()
+            _connected_for_block = False
 
 
 def _start_or_connect(address: str, num_cpus: int | None) -> None:
@@ -184,8 +190,9 @@ def run_tasks(
 
     At most `max_in_flight` tasks are given to Ray at a time (None: twice what the cluster can run at once, so that
     no core waits and the queue does not fill the memory). A task whose process or node dies is run again, up to
-    MAX_RETRIES times: it must leave the same result when it is run twice. On an error, on Ctrl-C and when the caller
-    stops early, the other tasks are cancelled: running ones get a KeyboardInterrupt at their next Python step.
+    MAX_RETRIES times: it must leave the same result when it is run twice. After an error, after Ctrl-C and when the
+    caller stops early, the other tasks end with the block of `ray_cluster` around. In a process that was connected
+    before, they are cancelled: running ones get a KeyboardInterrupt at their next Python step.
 
     A progress bar with rate and time left counts `unit`s: `amounts[i]` for task i, else one.
 
@@ -228,8 +235,10 @@ def run_tasks(
                 bar.update(amounts[index] if amounts is not None else 1)
                 yield index, result
         finally:
-            # A caller that stopped early may have left the cluster before this generator is closed.
-            for reference in running if ray.is_initialized() else ():
+            # Ray aborts the process that cancels a task in the moment in which it finishes (seen with 2.60: "Tried to
+            # complete task that was not pending"). So nothing is cancelled that ends with the connection anyway. A
+            # caller that stopped early may have left the cluster before this generator is closed.
+            for reference in running if ray.is_initialized() and not _connected_for_block else ():
                 ray.cancel(reference)
 
 

@@ -103,10 +103,9 @@ def two_nodes() -> Iterator[str]:
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_REGION", "somewhere-1")  # after the nodes started: they can only know it from the driver
-        with ray_cluster(cluster.address):
-            yield cluster.address
+    ray.init(address=cluster.address)
+    yield cluster.address
+    ray.shutdown()
     cluster.shutdown()
 
 
@@ -138,11 +137,6 @@ def test_a_process_that_is_already_connected_stays_connected(two_nodes: str) -> 
     with ray_cluster("127.0.0.1:9", num_cpus=7):
         assert len(ray.nodes()) == 2
     assert ray.is_initialized()
-
-
-def test_what_the_driver_knows_of_the_object_store_is_passed_on_to_the_nodes(two_nodes: str) -> None:
-    ((_, region),) = run_tasks(lambda: os.environ.get("AWS_REGION"), [()], description="asking")
-    assert region == "somewhere-1"
 
 
 def test_no_more_tasks_are_in_flight_than_allowed(two_nodes: str) -> None:
@@ -204,6 +198,32 @@ def test_an_interrupt_passes_through_and_frees_the_cluster(two_nodes: str) -> No
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         list(run_tasks(work, [()] * 6, description="working"))
+    wait_until_idle(cpus=2)
+
+
+@pytest.mark.slow
+def test_a_command_tells_nodes_what_it_knows_of_the_object_store_and_its_tasks_end_with_it(two_nodes: str) -> None:
+    program = """
+import os, time
+from pipeline.cluster.ray_cluster import ray_cluster, run_tasks
+
+def task(seconds):
+    time.sleep(seconds)
+    return os.environ.get("AWS_REGION")
+
+with ray_cluster():
+    for _, region in run_tasks(task, [(0,), *[(60,)] * 5], description="working"):
+        print(region, flush=True)
+"""
+    # The nodes have started without the variable: they can only know it from the command.
+    environment = os.environ | {"RAY_ADDRESS": two_nodes, "AWS_REGION": "somewhere-1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "somewhere-1\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and errors.splitlines()[-1] == "KeyboardInterrupt"
     wait_until_idle(cpus=2)
 
 
