@@ -19,6 +19,8 @@ from pipeline.params import Params, load_params
 if TYPE_CHECKING:
     from flaky_bucket import FlakyBucket
 
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on a CPU; Triton reads it when it is imported
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, because one that begins last leaves the other processes idle.
