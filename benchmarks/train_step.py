@@ -14,9 +14,8 @@ The last line is JSON: `step_seconds`, `hypernetwork_share` (of a step: graphs, 
 
 from __future__ import annotations
 
-import math
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -25,65 +24,17 @@ import torch
 import typer
 from frame import RecordName, finish, introduce
 from hypernetwork import node_by_node
+from published_step import CLASSES, hypernetwork_seconds, meta_batches, train_step
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig
-from ghn.deepnets1m.sampling import samples
 from ghn.networks.graph import Graph, Node
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.module import ProgramModule
-from ghn.training.load_balance import MAX_MICRO_BATCH_SIZE
-from ghn.training.meta_batch import MetaBatchSettings, SampledArchitecture, TrainingSet, sample_meta_batch
-from ghn.training.step import MicroBatch, StepSettings, Stopwatch, accumulate_micro_batch
-
-WIDTHS, HEAD_WIDTHS = range(32, 129, 16), range(64, 513, 64)
-"""What the published C and fc_dim are sampled from."""
-
-META_BATCH, MAX_NODES = 8, 2200
-"""As published: larger meta-batches are made of several of these, so that all see the same architectures."""
-
-TRAINING_SET = 1000
-CLASSES = 10
-
-
-def training_set() -> TrainingSet:
-    sampled = [next(samples(0, "train", index)) for index in range(TRAINING_SET)]
-    return TrainingSet(
-        nodes=np.array([sample.summary.nodes for sample in sampled]),
-        parameters=np.array([sample.summary.num_parameters for sample in sampled]),
-        norm_free=np.array([sample.architecture.norm is None for sample in sampled]),
-        read=lambda index: sampled[index].architecture,
-    )
-
-
-def meta_batches(size: int, architectures: int, image_size: int) -> Iterator[list[SampledArchitecture]]:
-    """Meta-batches of a size, which together hold the same architectures whatever the size is."""
-    among, several = training_set(), max(1, architectures // size)
-    settings = MetaBatchSettings(META_BATCH, WIDTHS, HEAD_WIDTHS, MAX_NODES)
-    published = range(math.ceil(several * size / META_BATCH))
-    several_published = [
-        item for step in published for item in sample_meta_batch(among, settings, 0, step, image_size, CLASSES)
-    ]
-    return (several_published[start : start + size] for start in range(0, several * size, size))
-
-
-def train_step(
-    ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor, step: int, settings: StepSettings
-) -> tuple[float, float]:
-    """Return the seconds of a step, and of its hypernetwork."""
-    started = perf_counter()
-    watch, graph_seconds = Stopwatch(images.device), 0.0
-    ghn.zero_grad()
-    for start in range(0, len(sampled), MAX_MICRO_BATCH_SIZE):
-        positions = range(start, min(start + MAX_MICRO_BATCH_SIZE, len(sampled)))
-        micro_batch = MicroBatch.of(ghn, {position: sampled[position] for position in positions}, positions)
-        graph_seconds += micro_batch.graph_seconds
-        accumulate_micro_batch(ghn, micro_batch, images, labels, step, settings, watch)
-    torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
-    hypernetwork = watch.seconds["hypernetwork_forward"] + watch.seconds["hypernetwork_backward"]
-    return perf_counter() - started, graph_seconds + hypernetwork
+from ghn.training.meta_batch import SampledArchitecture
+from ghn.training.step import StepSettings
 
 
 def plain_step(ghn: GHN, sampled: Sequence[SampledArchitecture], images: Tensor, labels: Tensor) -> float:
@@ -151,7 +102,7 @@ def main(
     train_step(ghn, steps[0][:2], images, labels, 0, settings)
     taken = [train_step(ghn, sampled, images, labels, step, settings) for step, sampled in enumerate(steps)]
     step_seconds = sum(seconds for seconds, _ in taken) / len(taken)
-    share = sum(hypernetwork for _, hypernetwork in taken) / sum(seconds for seconds, _ in taken)
+    share = sum(hypernetwork_seconds(phases) for _, phases in taken) / sum(seconds for seconds, _ in taken)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{meta_batch} architectures, {batch} images of {image_size}x{image_size}: {step_seconds:.2f} s a step")
     print(f"hypernetwork {share:.1%} of it; at most {peak / 2**20:.0f} MiB")

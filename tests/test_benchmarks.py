@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,20 @@ def test_it_ends_with_its_result_as_json_and_records_it(name: str, tmp_path: Pat
     assert record["result"] == result
     assert record["command"] == f"python benchmarks/{name}.py {options}"
     assert record["machine"] in done.stdout
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_gpu_runs_small_anywhere() -> None:
+    command = ["sh", str(ROOT / "benchmarks/gpu.sh"), "--small"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert max(result["differences"].values()) < 1e-3
+    assert set(result["architectures_per_second"]) == {"1", "2"}
+    phases = ("hypernetwork_forward", "target_forward", "target_backward", "hypernetwork_backward")
+    for step in (result["step"], result["large_step"]):
+        assert 0 < sum(step[name] for name in phases) < 1.5 * step["step_seconds"]
 
 
 def test_the_table_of_the_readme_is_made_from_what_was_recorded() -> None:

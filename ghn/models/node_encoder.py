@@ -2,7 +2,7 @@
 
 Source: Knyazev et al., "Parameter Prediction for Unseen Deep Architectures", NeurIPS 2021, section 3.
 
-Dimensions: N nodes, H hidden; 4 stands for out channels, in channels, kernel height and kernel width.
+Dimensions: N nodes, H hidden; 5 stands for the primitive, out channels, in channels, kernel height and kernel width.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ class NodeEncoder(nn.Module):
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Return the states (N, H) of a batch's nodes before message passing."""
-        device = self.primitives.weight.device
-        primitives_N = torch.tensor([_PRIMITIVE_ENTRY[node.primitive] for node in batch.nodes], device=device)
-        entries_N4 = torch.tensor([self._entries(node.shape) for node in batch.nodes], device=device)
-        sizes = [self.channels(entries_N4[:, :2]).flatten(1), self.spatial(entries_N4[:, 2:]).flatten(1)]
-        h_NH: Tensor = self.primitives(primitives_N) + torch.cat(sizes, 1)
+        rows = [(_PRIMITIVE_ENTRY[node.primitive], *self._entries(node.shape)) for node in batch.nodes]
+        entries_N5 = torch.tensor(rows).to(self.primitives.weight.device)
+        sizes = [self.channels(entries_N5[:, 1:3]).flatten(1), self.spatial(entries_N5[:, 3:]).flatten(1)]
+        h_NH: Tensor = self.primitives(entries_N5[:, 0]) + torch.cat(sizes, 1)
         return h_NH
 
     def _entries(self, shape: Shape | None) -> Shape:

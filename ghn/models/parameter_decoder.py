@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -105,7 +105,7 @@ class ParameterDecoder(nn.Module):
     ) -> Iterator[_Prediction]:
         """Yield the weights and position encodings of nodes."""
         groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
-        decoded_groups = self.weights([h_NH[members] for members in groups.values()], [size for _, size in groups])
+        decoded_groups = self.weights(_states(h_NH, groups.values()), [size for _, size in groups])
         for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
             if is_class_layer and self.weights.has_class_rows:
                 decoded_MOIYX = self.weights.classification(decoded_MOIYX)[..., None, None]
@@ -141,9 +141,10 @@ class ParameterDecoder(nn.Module):
         groups = _group(
             nodes, lambda i: (batch.nodes[i].is_class_layer, tuple(p[1:] for p in batch.nodes[i].parameters))
         )
-        for (is_class_layer, _), members in groups.items():
+        states = _states(h_NH, groups.values())
+        for (is_class_layer, _), members, h_MH in zip(groups, groups.values(), states, strict=True):
             parameters = batch.nodes[members[0]].parameters
-            rows_M2W = self._rows(h_NH[members], parameters[0].size)
+            rows_M2W = self._rows(h_MH, parameters[0].size)
             for position, parameter in enumerate(parameters):
                 is_scale = parameter.role == "scale"
                 values_MW = rows_M2W[:, 0 if is_scale else 1]
@@ -180,6 +181,14 @@ def _group(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[
     for item in items:
         groups[key(item)].append(item)
     return groups
+
+
+def _states(h_NH: Tensor, groups: Collection[list[int]]) -> Sequence[Tensor]:
+    """Return the states (M, H) of the nodes of each group; one upload of indices serves all."""
+    if not groups:
+        return []
+    index = torch.tensor([i for members in groups for i in members]).to(h_NH.device)
+    return h_NH.index_select(0, index).split_with_sizes([len(members) for members in groups])
 
 
 def _weight_scale(parameter: Parameter, shape: Shape) -> float:

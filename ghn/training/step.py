@@ -7,6 +7,9 @@ A micro-batch is split at the predicted parameters. Each target network runs for
 activations, and leaves the gradient at its parameters. One backward pass through the hypernetwork follows. So a step
 needs the memory of one target network and of one micro-batch's parameters, however large the meta-batch is.
 
+A GPU works while the CPU goes on. The CPU waits for it once a micro-batch: for the scores of all target networks, which
+say whose gradients count.
+
 Dimensions: B images, C channels, S×S pixels, K classes.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -99,27 +102,41 @@ DROPPED_SCORES = TargetScores(math.nan, math.nan, math.nan)
 """Scores of a dropped architecture."""
 
 
-@dataclass
 class Stopwatch:
-    """The seconds of each phase of a step, added up, and the names of the phases in a profile (`torch.profiler`)."""
+    """The seconds of each phase of a step, added up, and the names of the phases in a profile (`torch.profiler`).
 
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
+    On a GPU they are the seconds between the ends of its work before the phase and in it, which nobody waits for before
+    `seconds` is read.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seconds = dict.fromkeys(STEP_PHASES, 0.0)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the seconds that the context takes to those of the phase."""
         with record_function(name):
-            started = self._now()
-            yield
-            self.seconds[name] += self._now() - started
+            if self.device.type == "cuda":
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                began.record()
+                yield
+                ended.record()
+                self._events.append((name, began, ended))
+            else:
+                started = perf_counter()
+                yield
+                self._seconds[name] += perf_counter() - started
 
-    def _now(self) -> float:
-        """Return the time in seconds, after the device has finished its work."""
-        if self.device.type == "cuda":
-            # The GPU works while the CPU goes on. Without waiting, its work would count for the phase that needs it.
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each phase, in their order; a GPU has finished them."""
+        for name, began, ended in self._events:
+            ended.synchronize()
+            self._seconds[name] += began.elapsed_time(ended) / 1000
+        self._events.clear()
+        return self._seconds
 
 
 def accumulate_micro_batch(
@@ -142,25 +159,35 @@ def accumulate_micro_batch(
     Returns:
         The scores of the own target networks by position in the meta-batch.
     """
-    scores: dict[int, TargetScores] = {}
-    tensors: list[Tensor] = []
-    gradients: list[Tensor] = []
+    predicted_tensors, gradients, measured = {}, {}, {}
     with watch.phase("hypernetwork_forward"):
         predicted = ghn(micro_batch.graphs)
     for (position, item), parameters in zip(micro_batch.architectures.items(), predicted, strict=True):
         if position not in micro_batch.own:
             continue
         dropout = torch.Generator().manual_seed(_generator_seed(settings.seed, DROPOUT_STREAM, step, position))
-        scores[position], gradient = target_gradient(
+        predicted_tensors[position] = list(parameters.values())
+        measured[position], gradients[position] = target_gradient(
             item.program, parameters, images_BCSS, labels_B, settings, dropout, watch
         )
-        if scores[position].is_finite:
-            tensors += parameters.values()
-            gradients += gradient
+    scores = scores_of(measured)
+    finite = [position for position, found in scores.items() if found.is_finite]
     with watch.phase("hypernetwork_backward"):
-        if tensors:
-            torch.autograd.backward(tensors, gradients)
+        if finite:
+            tensors = [tensor for position in finite for tensor in predicted_tensors[position]]
+            torch.autograd.backward(tensors, [part for position in finite for part in gradients[position]])
     return scores
+
+
+def scores_of(measured: Mapping[int, Tensor]) -> dict[int, TargetScores]:
+    """Return the scores of target networks from what `target_gradient` measured, after a wait for the device."""
+    if not measured:
+        return {}
+    rows = torch.stack(list(measured.values())).tolist()
+    return {
+        position: TargetScores(*row) if all(map(math.isfinite, row)) else DROPPED_SCORES
+        for position, row in zip(measured, rows, strict=True)
+    }
 
 
 def target_gradient(
@@ -171,10 +198,11 @@ def target_gradient(
     settings: StepSettings,
     dropout: torch.Generator | None = None,
     watch: Stopwatch | None = None,
-) -> tuple[TargetScores, list[Tensor]]:
-    """Return the scores of one target network, and the gradient at its parameters, in their order and clipped.
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what is measured of one target network, and the gradient at its parameters, in their order and clipped.
 
-    The gradient is empty when it or the loss is not finite.
+    Nothing waits for the device. What is measured are loss, top-1 accuracy and norm of the gradient before clipping,
+    (3,), for `scores_of`. Where one is not finite, the gradient is of no use.
 
     Args:
         images_BCSS: images (B, 3, S, S).
@@ -189,17 +217,15 @@ def target_gradient(
         if logits_BK.dtype == torch.bfloat16:
             logits_BK = logits_BK.float()
         loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=settings.label_smoothing)
+        top1 = (logits_BK.detach().argmax(1) == labels_B).to(loss.dtype).mean()
     with watch.phase("target_backward"):
         gradient = list(torch.autograd.grad(loss, list(leaves.values())))
         if settings.penalty:
             _add_gradient_of_norms(gradient, [leaf.detach() for leaf in leaves.values()], settings.penalty)
-        norm = torch.nn.utils.get_total_norm(gradient).item()
-    if not (math.isfinite(norm) and math.isfinite(loss.item())):
-        return DROPPED_SCORES, []
-    if settings.architecture_clip is not None and norm > settings.architecture_clip:
-        torch._foreach_mul_(gradient, settings.architecture_clip / norm)
-    top1 = (logits_BK.argmax(1) == labels_B).float().mean().item()
-    return TargetScores(loss.item(), top1, norm), gradient
+        norm = torch.nn.utils.get_total_norm(gradient)
+        if settings.architecture_clip is not None:
+            torch._foreach_mul_(gradient, (settings.architecture_clip / norm).clamp(max=1))
+    return torch.stack([loss.detach(), top1, norm.to(loss.dtype)]), gradient
 
 
 def _add_gradient_of_norms(gradient: list[Tensor], tensors: list[Tensor], penalty: float) -> None:

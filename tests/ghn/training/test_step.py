@@ -25,6 +25,7 @@ from ghn.training.step import (
     Stopwatch,
     TargetScores,
     accumulate_micro_batch,
+    scores_of,
     target_gradient,
 )
 
@@ -193,9 +194,9 @@ def test_a_clip_bounds_each_architectures_gradient_and_keeps_its_direction() -> 
 
     def gradient(clip: float | None) -> tuple[Tensor, TargetScores]:
         program, settings = architecture.program(SIZE, CLASSES), replace(SETTINGS, architecture_clip=clip)
-        scores, tensors = target_gradient(program, predicted, X, Y, settings)
+        measured, tensors = target_gradient(program, predicted, X, Y, settings)
         assert [tensor.shape for tensor in tensors] == [tensor.shape for tensor in predicted.values()]
-        return torch.cat([tensor.flatten() for tensor in tensors]), scores
+        return torch.cat([tensor.flatten() for tensor in tensors]), scores_of({0: measured})[0]
 
     whole, scores = gradient(None)
     norm = whole.norm().item()
