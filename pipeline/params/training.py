@@ -113,7 +113,7 @@ class WorkerSettings(Section):
     number: Count
     minimum: Count | None
     cpus: Count
-    gpus: Annotated[Integer, Field(ge=0, le=1)]
+    gpus: Annotated[float, Field(ge=0, le=1)]
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
     max_failures: Natural
     checkpoint_every: Count

@@ -32,6 +32,7 @@ from pipeline.training.history import Row
 from pipeline.training.job import WorkerJob
 from pipeline.training.precision import TORCH_DTYPES, agree_on_precision, allow_tf32, choose_precision, has_native_bf16
 from pipeline.training.profiling import profiled_steps
+from pipeline.training.shared_gpu import take_memory
 from pipeline.training.state import TrainingState
 from pipeline.training.step_loader import PreparedStep, StepLoader, prefetch, training_set_of
 from pipeline.training.validation import Validation, split_off_held_out
@@ -68,6 +69,7 @@ class Trainer:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
+        take_memory(self.device, job.workers.gpus)
         torch.set_num_threads(job.workers.cpus)
         self.driver = DriverLink(self.rank, job.metrics_buffer)
         self._announced_preemptions: set[str] = set()

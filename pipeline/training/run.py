@@ -22,7 +22,7 @@ from ray.train import (
     TrainingFailedError,
     WorkerGroupError,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.cluster.ray_cluster import capacity, release_placement_groups, slots_of
 from pipeline.errors import UserError
@@ -34,6 +34,7 @@ from pipeline.tracking.mlflow_runs import StageRun
 from pipeline.training.job import WorkerJob
 from pipeline.training.loop import train_loop_per_worker
 from pipeline.training.progress import Progress, print_above_bar, start_metrics_buffer
+from pipeline.training.shared_gpu import backend_of
 
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # asks for huge pages
@@ -60,13 +61,13 @@ def require_resources(settings: WorkerSettings) -> None:
     for resource, each in {"CPU": settings.cpus, "GPU": settings.gpus}.items():
         if number * each > available[resource]:
             raise UserError(
-                f"workers.{name} = {number} need {number * each} {resource}s, the cluster has {available[resource]}: "
+                f"workers.{name} = {number} need {number * each:g} {resource}s, the cluster has {available[resource]}: "
                 "use fewer workers or a larger cluster"
             )
     if slots_of(settings.cpus, settings.gpus) < number:
         raise UserError(
             f"workers.{name} = {number}: the cluster's nodes have no room for so many workers of "
-            f"{settings.cpus} CPUs and {settings.gpus} GPUs\n"
+            f"{settings.cpus} CPUs and {settings.gpus:g} GPUs\n"
             "use fewer of both, or larger nodes"
         )
 
@@ -145,6 +146,7 @@ def _trainer(job: WorkerJob, folder: str) -> TorchTrainer:
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job.model_dump(),
+        torch_config=TorchConfig(backend=backend_of(workers)),
         scaling_config=ScalingConfig(
             num_workers=(workers.minimum, workers.number) if workers.minimum else workers.number,  # type: ignore[arg-type]
             use_gpu=workers.gpus > 0,

@@ -115,6 +115,7 @@ def test_the_papers_settings_are_the_papers() -> None:
         ({"workers.number": 2, "workers.minimum": 3}, "workers.minimum = 3: must be at most workers.number = 2"),
         ({"workers.minimum": 0}, "workers.minimum = 0"),
         ({"workers.gpus": 2}, "workers.gpus = 2"),
+        ({"workers.gpus": -0.5}, "workers.gpus = -0.5"),
         ({"train.log_every": 0}, "train.log_every = 0"),
         ({"workers.profile_steps": -1}, "workers.profile_steps = -1"),
         ({"train.validation.every": 0}, "train.validation.every = 0"),
