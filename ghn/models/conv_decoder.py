@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,12 +72,16 @@ class ConvDecoder(WeightDecoder):
         leading = [(slice(out), slice(inputs)) for out, inputs in channels]
         channel_weights = _Parts.apply(self.channels.weight.view(W, W, 8 * H), leading)
         channel_biases = _Parts.apply(self.channels.bias.view(W, W), leading)
-        # Groups with the same channels share one product, because its gradient is as large as all weights.
+        # Groups with the same kernel, then with the same channels, share one product: its gradient is as large as all
+        # weights, and a GPU waits for each launch.
+        inner = self._inner(
+            states,
+            [kernels.index((height, width)) for *_, height, width in sizes],
+            zip(expand_weights, expand_biases, strict=True),
+        )
         expanded: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # in the order of `channels`
-        for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True):
-            kernel = kernels.index((height, width))
-            weight, bias = expand_weights[kernel].view(-1, H), expand_biases[kernel].view(-1)
-            expanded[out, inputs].append(F.relu(F.linear(h_MH, weight, bias)).view(-1, 4 * H))
+        for inner_PF, (out, inputs, *_) in zip(inner, sizes, strict=True):
+            expanded[out, inputs].append(inner_PF)
         lengths = {pair: [len(rows) for rows in parts] for pair, parts in expanded.items()}
         mixed = F.relu(self.mix(torch.cat([rows for parts in expanded.values() for rows in parts])))
         decoded: dict[tuple[int, int], Iterator[Tensor]] = {}
@@ -97,6 +101,25 @@ class ConvDecoder(WeightDecoder):
             .reshape(len(h_MH), out, inputs, height, width)
             for h_MH, (out, inputs, height, width) in zip(states, sizes, strict=True)
         ]
+
+    def _inner(
+        self, states: Sequence[Tensor], kernels: Sequence[int], layers: Iterable[tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        """Return for each group of nodes the features (M·P, 4H) of all kernel positions.
+
+        Args:
+            states: the states (M, H) of each group.
+            kernels: the number of each group's kernel.
+            layers: weights and biases of each kernel's positions, in the order of their numbers.
+        """
+        inner: dict[int, Tensor] = {}
+        for kernel, (weight, bias) in enumerate(layers):
+            members = [group for group, of_group in enumerate(kernels) if of_group == kernel]
+            h_MH = torch.cat([states[group] for group in members])
+            rows_MF = F.relu(F.linear(h_MH, weight.view(-1, self.hidden), bias.view(-1)))
+            parts = rows_MF.split_with_sizes([len(states[group]) for group in members])
+            inner.update(zip(members, (part.view(-1, 4 * self.hidden) for part in parts), strict=True))
+        return [inner[group] for group in range(len(states))]
 
     def _positions(self, size: int) -> slice:
         """Return where a kernel of so many positions a side lies in the largest one."""

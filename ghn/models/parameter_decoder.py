@@ -104,35 +104,38 @@ class ParameterDecoder(nn.Module):
         self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:
         """Yield the weights and position encodings of nodes."""
-        groups = _group(nodes, lambda i: self._decoded_size(batch.nodes[i]))
-        decoded_groups = self.weights(_states(h_NH, groups.values()), [size for _, size in groups])
-        for (is_class_layer, _), members, decoded_MOIYX in zip(groups, groups.values(), decoded_groups, strict=True):
+        # Members with the same target shape follow each other, so that each target's rows are a view.
+        targets = {
+            size: list(_group(members, lambda i: batch.nodes[i].parameters[0][1:]).values())
+            for size, members in _group(nodes, lambda i: self._decoded_size(batch.nodes[i])).items()
+        }
+        groups = [[i for members in of_size for i in members] for of_size in targets.values()]
+        decoded_groups = self.weights(_states(h_NH, groups), [size for _, size in targets])
+        for ((is_class_layer, _), of_size), decoded_MOIYX in zip(targets.items(), decoded_groups, strict=True):
             if is_class_layer and self.weights.has_class_rows:
                 decoded_MOIYX = self.weights.classification(decoded_MOIYX)[..., None, None]
-            yield from self._in_target_shapes(decoded_MOIYX, batch, members, signals)
+            parts = decoded_MOIYX.split_with_sizes([len(members) for members in of_size])
+            for members, part_MOIYX in zip(of_size, parts, strict=True):
+                yield from self._in_target_shape(part_MOIYX, batch, members, signals)
 
     def _decoded_size(self, node: Node) -> tuple[bool, Shape]:
         """Return whether a node is a class layer, and the shape that is decoded for it."""
         return node.is_class_layer, self.weights.decoded_shape(_shape(node), node.is_class_layer)
 
-    def _in_target_shapes(
+    def _in_target_shape(
         self, decoded_MOIYX: Tensor, batch: GraphBatch, members: list[int], signals: Signals | None
     ) -> Iterator[_Prediction]:
-        """Yield the weights of a group's members, normalised and in the shapes of the target networks."""
-        targets = _group(range(len(members)), lambda row: batch.nodes[members[row]].parameters[0][1:])
-        for rows in targets.values():
-            part_MOIYX = decoded_MOIYX if len(rows) == len(members) else decoded_MOIYX[rows]
-            node = batch.nodes[members[rows[0]]]
-            parameter, shape = node.parameters[0], _shape(node)
-            if self.normalise and parameter.role == "weight":
-                part_MOIYX = part_MOIYX * _weight_scale(parameter, shape)
-            weights_MOIYX = _to_shape(part_MOIYX, shape)
-            if signals is not None and parameter.role == "weight":
-                nodes = [members[row] for row in rows]
-                weights_MOIYX = parametrised(weights_MOIYX, parameter, node.is_class_layer, signals, nodes)
-            tensors = arrange(weights_MOIYX, parameter)
-            for row, tensor in zip(rows, tensors.unbind(), strict=True):
-                yield _Prediction(members[row], batch.nodes[members[row]].parameters[0], tensor)
+        """Yield the weights of nodes that have the same target shape, normalised and in that shape."""
+        node = batch.nodes[members[0]]
+        parameter, shape = node.parameters[0], _shape(node)
+        if self.normalise and parameter.role == "weight":
+            decoded_MOIYX = decoded_MOIYX * _weight_scale(parameter, shape)
+        weights_MOIYX = _to_shape(decoded_MOIYX, shape)
+        if signals is not None and parameter.role == "weight":
+            weights_MOIYX = parametrised(weights_MOIYX, parameter, node.is_class_layer, signals, members)
+        tensors = arrange(weights_MOIYX, parameter)
+        for i, tensor in zip(members, tensors.unbind(), strict=True):
+            yield _Prediction(i, batch.nodes[i].parameters[0], tensor)
 
     def _vectors(
         self, h_NH: Tensor, batch: GraphBatch, nodes: list[int], signals: Signals | None
@@ -220,6 +223,6 @@ def _tile(x: Tensor, dim: int, size: int) -> Tensor:
         return x
     if length > size:
         return x.narrow(dim, 0, size)
-    repeats = [1] * x.dim()
-    repeats[dim] = -(-size // length)
-    return x.repeat(repeats).narrow(dim, 0, size)
+    repeats = -(-size // length)
+    copies = x.unsqueeze(dim).expand(*x.shape[:dim], repeats, *x.shape[dim:])
+    return copies.flatten(dim, dim + 1).narrow(dim, 0, size)
