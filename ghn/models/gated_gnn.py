@@ -70,11 +70,20 @@ class GatedGNN(GNN):
             self.gru.bias_ih,
             self.gru.bias_hh,
         )
-        forward, backward = schedules(batch, len(mlps), h_NH.dtype, h_NH.device)
+        forward, backward = self.prepare(batch)
         for _ in range(self.rounds):
             h_NH = Pass.apply(h_NH, forward, *weights)
             h_NH = Pass.apply(h_NH, backward, *weights)
         return h_NH
+
+    def prepare(self, batch: GraphBatch) -> tuple[Schedule, Schedule]:
+        """Return the schedules of the two passes over a batch, which keeps them on the device of the weights."""
+        kinds, weight = 1 if self.mlp_virtual is None else 2, self.gru.weight_ih
+        key = (kinds, weight.dtype, weight.device)
+        if key not in batch.cache:
+            batch.cache[key] = schedules(batch, *key)
+        found: tuple[Schedule, Schedule] = batch.cache[key]
+        return found
 
 
 def _message_mlp(hidden: int, inner: int) -> nn.Sequential:

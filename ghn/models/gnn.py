@@ -6,6 +6,7 @@ Dimensions: N nodes, H hidden.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,3 +26,9 @@ class GNN(nn.Module, ABC):
     @abstractmethod
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> Tensor:
         """Return the updated states (N, H) of states (N, H), both in the order of `batch.nodes`."""
+
+    def prepare(self, batch: GraphBatch) -> Any:
+        """Compute what `forward` needs of a batch beside its states, and keep it in `batch.cache`.
+
+        Whoever prepares the batches of the next steps saves that time when they are read.
+        """

@@ -82,8 +82,10 @@ class Hypernetwork(nn.Module):
         return sums_BH / torch.bincount(graph_N, minlength=batch.num_graphs)[:, None]
 
     def batch(self, graphs: Sequence[Graph]) -> GraphBatch:
-        """Return the graphs as one, with the edges that this hypernetwork's GNN reads."""
-        return GraphBatch.of(graphs, self.gnn.longest_edge)
+        """Return the graphs as one, with the edges that this hypernetwork's GNN reads, and prepared for it."""
+        batch = GraphBatch.of(graphs, self.gnn.longest_edge)
+        self.gnn.prepare(batch)
+        return batch
 
     def predict_parameters(
         self,

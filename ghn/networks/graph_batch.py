@@ -5,8 +5,9 @@ Dimensions: N nodes, E edges, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class GraphBatch:
     """The target of each edge, a position in `nodes`, int64 (E,)."""
     distances: np.ndarray
     """The distance from the source to the target of each edge, in direct edges, int16 (E,)."""
+    cache: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a hypernetwork has computed of the graphs, by a key of its own."""
 
     @property
     def num_nodes(self) -> int:

@@ -109,3 +109,13 @@ def test_without_edges_only_the_bias_is_received() -> None:
     h = states(3, 8)
     once = gnn.gru(torch.zeros_like(h), h)
     torch.testing.assert_close(gnn(h, batch), gnn.gru(torch.zeros_like(h), once))
+
+
+def test_a_batch_keeps_what_is_prepared_for_each_precision_and_serves_it_again() -> None:
+    graph = Graph((Node("conv"),) * 3, ((0, 1), (1, 2)))
+    batch, gnn = GraphBatch.of([graph], LONGEST), network(8, True)
+    first = gnn.prepare(batch)
+    assert gnn.prepare(batch) is first
+    single = gnn.float().prepare(batch)
+    assert single is not first
+    assert gnn(states(3, 8).float(), batch).dtype == torch.float32

@@ -19,11 +19,15 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds")
 
 def results(gnn: GatedGNN, batch: GraphBatch, with_kernels: bool) -> dict[str, Tensor]:
     """Return the states and the gradients of a network, at the states before and at its weights."""
+    batch.cache.clear()
     torch.manual_seed(1)
     h = torch.randn(batch.num_nodes, gnn.gru.hidden_size, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gated_gnn, "has_kernels", lambda device: with_kernels)
         states = gnn(h, batch)
+        assert {type(schedule).__name__ for schedule in gnn.prepare(batch)} == {
+            "KernelSchedule" if with_kernels else "LevelSchedule"
+        }
     gradients = torch.autograd.grad(states, [h, *gnn.parameters()], torch.randn_like(states))
     return dict(zip(["states", "h", *dict(gnn.named_parameters())], [states, *gradients], strict=True))
 
