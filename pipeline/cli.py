@@ -278,6 +278,22 @@ def preset(
     apply_preset(preset, file)
 
 
+@app.command(rich_help_panel=SETTINGS)
+@exits_on_user_error
+def doctor(
+    file: ParamsFile = PARAMS,
+    storage: Annotated[str | None, typer.Option(help="A folder or bucket in place of the one in the settings.")] = None,
+) -> None:
+    """Look for what is wrong on this machine, or on all nodes of a cluster, before a run."""
+    params = load_params(file)
+    if storage is not None:
+        params = params.model_copy(update={"storage": storage})
+    from pipeline.cluster.doctor import examine_nodes
+    from pipeline.commands.doctor import doctor
+
+    doctor(params, examine_nodes)
+
+
 @app.command(rich_help_panel=ARCHITECTURES)
 @exits_on_user_error
 def verify(

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """Something that was looked at, and in one line what is wrong with it; None: nothing."""
+
+    subject: str
+    problem: str | None
 
 
 def print_table(title: str, rows: list[dict[str, str]]) -> None:
@@ -22,3 +31,12 @@ def percent(share: float, error: float | None = None) -> str:
     """Return a share (0 to 1) in percent, without the sign, and with its standard error unless that is missing."""
     text = f"{100 * share:.1f}"
     return text if error is None or math.isnan(error) else f"{text} ± {100 * error:.1f}"
+
+
+def print_findings(findings: Sequence[Finding]) -> int:
+    """Print a line for each problem and for each subject that is well; return the number of problems."""
+    for finding in findings:
+        print(
+            f"  ok   {finding.subject}" if finding.problem is None else f"WRONG  {finding.subject}: {finding.problem}"
+        )
+    return sum(finding.problem is not None for finding in findings)

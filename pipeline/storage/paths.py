@@ -18,6 +18,7 @@
     <storage>/conditioning/<settings hash>/                 finished tasks of stage condition
     <storage>/embeddings/<settings hash>/                   embeddings of stored architectures, and their records
     <storage>/studies/<settings hash>/                      finished tasks of a variant of stage study
+    <storage>/doctor-<name>/                                a file of each node, while `ghn doctor` runs
 
 An *address* is relative to the storage, as in manifests and params.yaml. A *place* is what `storage_url` makes of it: a
 local path, or an address in a bucket.
@@ -66,6 +67,11 @@ def storage_root(storage: str) -> str:
 def probe_file(storage: str) -> str:
     """Return the place of a new file that tries whether a storage can be written."""
     return storage_url(storage, f"check-{uuid4().hex}")
+
+
+def doctor_folder(storage: str, name: str) -> str:
+    """Return the place of a folder in which nodes try whether they see what the others write."""
+    return storage_url(storage, f"doctor-{name}")
 
 
 # Architectures

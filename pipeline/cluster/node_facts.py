@@ -1,0 +1,159 @@
+"""What `ghn doctor` asks each node of a cluster. The functions run on the nodes, in tasks of Ray."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import UserError
+from pipeline.storage.files import read_bytes, require_writable, write_bytes
+
+PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "s3fs", "mlflow", "numpy", "safetensors", "pydantic")
+"""Packages whose versions must be the same everywhere: data of their own travels between nodes."""
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself.
+
+    Attributes:
+        node: its address.
+        python: the version of Python.
+        packages: versions by name; None: not installed.
+        seconds_ahead: of its clock, compared with the one that asks.
+        free_disk, free_memory: in bytes, of the folder for temporary files and of the machine.
+        gpus_of_ray: GPUs that Ray would give to tasks there.
+        gpus: GPUs that PyTorch can use there.
+        storage: what keeps it from writing to the storage; None: nothing.
+        unseen: nodes whose files in the storage it cannot read.
+    """
+
+    node: str
+    python: str
+    packages: Mapping[str, str | None]
+    seconds_ahead: float
+    free_disk: int
+    free_memory: int
+    gpus_of_ray: float
+    gpus: int
+    storage: str | None
+    unseen: tuple[str, ...]
+
+
+def facts_of_all_nodes(storage: str, folder: str) -> list[NodeFacts]:
+    """Return the facts of each node of the cluster that this process has joined, in the order of their addresses.
+
+    Args:
+        storage: root of the storage.
+        folder: a place in the storage where each node writes a file, for the others to read.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
+    own = _on_each(_own_facts, nodes, lambda node_id: (name_of(node_id, nodes), gpus[node_id], storage, folder))
+    ahead = {node_id: _seconds_ahead(node_id) for node_id in nodes}
+    written = [facts.node for facts in own.values() if facts.storage is None]
+    unseen = _on_each(_unseen, nodes, lambda node_id: (folder, written))
+    found = [replace(own[i], seconds_ahead=ahead[i], unseen=tuple(unseen[i])) for i in nodes]
+    return sorted(found, key=lambda facts: facts.node)
+
+
+def name_of(node_id: str, nodes: Mapping[str, str]) -> str:
+    """Return a node's address, with the beginning of its id where several nodes have the same address."""
+    address = nodes[node_id]
+    return address if list(nodes.values()).count(address) == 1 else f"{address} ({node_id[:6]})"
+
+
+def _on_each(function: Any, nodes: Mapping[str, str], arguments_of: Any) -> dict[str, Any]:
+    """Return what a function returns on each node, by id."""
+    running = {node_id: _remote(function, node_id).remote(*arguments_of(node_id)) for node_id in nodes}
+    return {node_id: ray.get(reference) for node_id, reference in running.items()}
+
+
+def _remote(function: Any, node_id: str) -> Any:
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there)
+
+
+def _seconds_ahead(node_id: str) -> float:
+    """Return how many seconds a node's clock is ahead, by the fastest of several answers."""
+    answers = []
+    for _ in range(3):
+        asked = time.time()
+        theirs = ray.get(_remote(_clock, node_id).remote())
+        answered = time.time()
+        answers.append((answered - asked, theirs - (asked + answered) / 2))
+    return min(answers)[1]
+
+
+def _own_facts(node: str, gpus_of_ray: float, storage: str, folder: str) -> NodeFacts:
+    return NodeFacts(
+        node=node,
+        python=platform.python_version(),
+        packages={name: version_of(name) for name in PACKAGES},
+        seconds_ahead=0.0,
+        free_disk=shutil.disk_usage(tempfile.gettempdir()).free,
+        free_memory=_free_memory(),
+        gpus_of_ray=gpus_of_ray,
+        gpus=_gpus() if gpus_of_ray else 0,
+        storage=_written(storage, f"{folder}/{node}"),
+        unseen=(),
+    )
+
+
+def _clock() -> float:
+    return time.time()
+
+
+def _free_memory() -> int:
+    """Return the bytes that programs can still have, the system's caches among them."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kibibytes) * 1024
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpus() -> int:
+    import torch
+
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from a task that has asked for none
+    return torch.cuda.device_count()
+
+
+def _written(storage: str, place: str) -> str | None:
+    """Write a file, and return what went wrong, in one line."""
+    try:
+        require_writable(storage)
+        write_bytes(place, place.encode())
+    except UserError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _unseen(folder: str, nodes: list[str]) -> list[str]:
+    """Return the nodes whose files cannot be read here, or hold something else."""
+    return [node for node in nodes if _content(f"{folder}/{node}") != f"{folder}/{node}".encode()]
+
+
+def _content(place: str) -> bytes | None:
+    try:
+        return read_bytes(place)
+    except (OSError, UserError):
+        return None
