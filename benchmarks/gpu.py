@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from published_step import CLASSES, hypernetwork_seconds, meta_batches, train_step
@@ -26,13 +28,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig
+from ghn.models import gated_gnn
 from ghn.models.gated_gnn import has_kernels
 from ghn.networks.functional import run_program
+from ghn.networks.graph_batch import GraphBatch
 from ghn.training.meta_batch import SampledArchitecture
 from ghn.training.step import StepSettings
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/ghn2.pt"
 LEARNING_RATE = 1e-3
+PATIENCE = 180.0
+"""Seconds in which all processes have taken their first steps."""
+
+LARGEST_DIFFERENCES = {"logits": 1e-4, "gradient": 1e-3, "levels": 1e-4, "again": 0.0}
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ def new_ghn(side: int, device: torch.device) -> GHN:
 
 def differences(sizes: Sizes, device: torch.device) -> dict[str, float]:
     """Return the relative differences between device and CPU, in fp32: logits, and the gradient of a step."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     sampled = next(iter(meta_batches(sizes.meta_batch, sizes.meta_batch, sizes.side)))
     logits, gradients = [], []
     for place in (torch.device("cpu"), device):
@@ -84,6 +93,27 @@ def differences(sizes: Sizes, device: torch.device) -> dict[str, float]:
         train_step(ghn, sampled, images, labels, 0, StepSettings(seed=0, architecture_clip=1.0))
         gradients.append(torch.cat([weight.grad.flatten().cpu() for weight in ghn.parameters()]))
     return {"logits": relative(*logits), "gradient": relative(*gradients)}
+
+
+def kernel_differences(sizes: Sizes, device: torch.device) -> dict[str, float]:
+    """Return how far passes in one kernel are from those level by level, and from themselves when they run again.
+
+    A missing barrier shows as a difference between two runs.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    ghn = GHN.from_public_checkpoint(GOLDEN).to(device)
+    sampled = next(iter(meta_batches(sizes.meta_batch, sizes.meta_batch, sizes.side)))
+    batch = GraphBatch.of([item.program.graph for item in sampled], ghn.gnn.longest_edge)
+    h_NH = torch.randn(batch.num_nodes, ghn.config.hidden, generator=torch.Generator().manual_seed(0)).to(device)
+    found = []
+    for is_in_kernel in (False, True, True):
+        with patch.object(gated_gnn, "has_kernels", lambda name, found=is_in_kernel: found):
+            batch.cache.clear()
+            h_NH.requires_grad_()
+            states = ghn.gnn(h_NH, batch)
+            found.append(torch.cat([states, *torch.autograd.grad(states.square().sum(), [h_NH])]))
+    by_level, once, again = found
+    return {"levels": relative(by_level, once), "again": relative(once, again)}
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -115,8 +145,8 @@ def step_figures(
     }
 
 
-def throughput(processes: int, sizes: Sizes, device: torch.device) -> float:
-    """Return the architectures a second of several processes on the same device together."""
+def throughput(processes: int, sizes: Sizes, device: torch.device) -> float | None:
+    """Return the architectures a second of several processes on the same device together; None if one has failed."""
     context = get_context("spawn")
     barrier, results = context.Barrier(processes), context.SimpleQueue()
     children = [
@@ -125,10 +155,9 @@ def throughput(processes: int, sizes: Sizes, device: torch.device) -> float:
     ]
     for child in children:
         child.start()
-    rates = [results.get() for _ in children]
     for child in children:
         child.join()
-    return sum(rates)
+    return sum(results.get() for _ in children) if all(child.exitcode == 0 for child in children) else None
 
 
 def take_steps(rank: int, sizes: Sizes, name: str, barrier: Barrier, results: Any) -> None:
@@ -141,7 +170,7 @@ def take_steps(rank: int, sizes: Sizes, name: str, barrier: Barrier, results: An
     for number, sampled in enumerate(steps):
         train_step(ghn, sampled, images, labels, number, settings)
     wait_for(device)
-    barrier.wait()
+    barrier.wait(PATIENCE)  # a process that has failed does not come
     started = perf_counter()
     for number, sampled in enumerate(steps):
         train_step(ghn, sampled, images, labels, number, settings)
@@ -149,9 +178,8 @@ def take_steps(rank: int, sizes: Sizes, name: str, barrier: Barrier, results: An
     results.put(sum(map(len, steps)) / (perf_counter() - started))
 
 
-def learning(sizes: Sizes, device: torch.device) -> dict[str, float]:
+def learning(steps: Sequence[Sequence[SampledArchitecture]], sizes: Sizes, device: torch.device) -> dict[str, float]:
     """Return the mean loss of the first and of the last tenth of the steps of a training."""
-    steps = list(meta_batches(sizes.meta_batch, sizes.architectures, sizes.side))
     ghn = new_ghn(sizes.side, device)
     optimizer = torch.optim.Adam(ghn.parameters(), LEARNING_RATE, fused=True)
     settings, losses = StepSettings(seed=0, architecture_clip=1.0), []
@@ -160,7 +188,8 @@ def learning(sizes: Sizes, device: torch.device) -> dict[str, float]:
         images, labels = images_and_labels(sizes.side, sizes.batch, device, seed=number)
         train_step(ghn, sampled, images, labels, number, settings)
         for weight in ghn.parameters():
-            weight.grad /= len(sampled)
+            if weight.grad is not None:
+                weight.grad /= len(sampled)
         optimizer.step()
         losses.append(loss_of(ghn, sampled[0], images, labels))
     part = max(1, len(losses) // 10)
@@ -188,33 +217,43 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main() -> None:
-    """Measure everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="Only show that the script runs.")
-    on_gpu = torch.cuda.is_available()
-    sizes = FULL if on_gpu and not parser.parse_args().small else SMALL
-    name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    kernels = "one kernel a pass" if has_kernels("cuda" if on_gpu else "cpu") else "level by level"
-    print(f"{name}, PyTorch {torch.__version__}, {kernels}; {sizes}", flush=True)
+def show(result: dict[str, Any], name: str, found: Any) -> None:
+    """Keep and print a part of the result, so that a run that is cut off has shown it."""
+    result[name] = found
+    print(f"{name}: {json.dumps(found)}", flush=True)
 
-    device = torch.device("cuda" if on_gpu else "cpu")
-    result: dict[str, Any] = {"device": name, "kernels": kernels, "differences": differences(sizes, device)}
-    print(f"device against CPU: {result['differences']}", flush=True)
+
+def main() -> None:
+    """Measure everything and print it; exit with status 1 where the device does not compute what the CPU does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="only show that the script runs")
+    is_small = parser.parse_args().small
+    on_gpu = torch.cuda.is_available()
+    sizes, device = FULL if on_gpu and not is_small else SMALL, torch.device("cuda" if on_gpu else "cpu")
+    result: dict[str, Any] = {}
+    show(result, "device", torch.cuda.get_device_name() if on_gpu else "CPU")
+    show(result, "pytorch", torch.__version__)
+    show(result, "has_kernels", has_kernels(device.type))
+    show(result, "sizes", vars(sizes))
+    found = differences(sizes, device)
+    if result["has_kernels"]:
+        found |= kernel_differences(sizes, device)
+    show(result, "differences", found)
+
     device = use(str(device))
     steps = list(meta_batches(sizes.meta_batch, sizes.architectures, sizes.side))
-    result["step"] = step_figures(steps, sizes.side, sizes.batch, device)
-    print(f"{sizes.side}×{sizes.side}, {sizes.batch} images: {result['step']}", flush=True)
-    result["learning"] = learning(sizes, device)
-    print(f"{sizes.steps} steps: {result['learning']}", flush=True)
-    result["architectures_per_second"] = {}
-    for processes in sizes.processes:
-        rate = result["architectures_per_second"][processes] = throughput(processes, sizes, device)
-        print(f"{processes} processes: {rate:.1f} architectures a second", flush=True)
+    show(result, "step", step_figures(steps, sizes.side, sizes.batch, device))
+    show(result, "learning", learning(steps, sizes, device))
+    rates = {processes: throughput(processes, sizes, device) for processes in sizes.processes}
+    show(result, "architectures_per_second", rates)
     large = list(meta_batches(sizes.meta_batch, sizes.meta_batch, sizes.large_side))
-    result["large_step"] = step_figures(large, sizes.large_side, sizes.large_batch, device)
-    print(f"{sizes.large_side}×{sizes.large_side}, {sizes.large_batch} images: {result['large_step']}", flush=True)
+    try:
+        show(result, "large_step", step_figures(large, sizes.large_side, sizes.large_batch, device))
+    except torch.OutOfMemoryError as error:
+        show(result, "large_step", {"error": str(error).splitlines()[0]})
     print(json.dumps(result))
+    if any(difference > LARGEST_DIFFERENCES[name] for name, difference in found.items()):
+        sys.exit(f"more than {LARGEST_DIFFERENCES}")
 
 
 if __name__ == "__main__":

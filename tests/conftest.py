@@ -19,7 +19,7 @@ from pipeline.params import Params, load_params
 if TYPE_CHECKING:
     from flaky_bucket import FlakyBucket
 
-os.environ["TRITON_INTERPRET"] = "1"  # kernels run on a CPU; Triton reads it when it is imported
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on a CPU; Triton reads it when it is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -73,7 +73,7 @@ class ConvDecoder(WeightDecoder):
         channel_weights = _Parts.apply(self.channels.weight.view(W, W, 8 * H), leading)
         channel_biases = _Parts.apply(self.channels.bias.view(W, W), leading)
         # Groups with the same kernel, then with the same channels, share one product: its gradient is as large as all
-        # weights, and a GPU waits for each launch.
+        # weights, and each product is a launch on a GPU.
         inner = self._inner(
             states,
             [kernels.index((height, width)) for *_, height, width in sizes],

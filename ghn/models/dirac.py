@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghn.networks.devices import upload
 from ghn.networks.graph import Node
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.operations import Parameter
@@ -142,7 +143,7 @@ def parametrised(
         out, inputs, height, width = weights_MOIYX.shape[1:]
         reads_image_M, in_gate_M = signals.reads_image[members], signals.in_gate[members]
         dirac_MOIYX = torch.stack([dirac_part((out, inputs, height, width), reads) for reads in reads_image_M.tolist()])
-        dirac_MOIYX = dirac_MOIYX.to(weights_MOIYX) * _column(~in_gate_M, weights_MOIYX)
+        dirac_MOIYX = _like(dirac_MOIYX, weights_MOIYX) * _column(~in_gate_M, weights_MOIYX)
         weights_MOIYX = weights_MOIYX + dirac_MOIYX
         is_standardised_M = ~signals.is_normalised[members] & ~in_gate_M
         if is_standardised_M.any():
@@ -170,7 +171,7 @@ def _attending(
     if feeds_attention_M.any():
         scale_MO[feeds_attention_M, : 2 * inputs] = ATTENTION_SCALE
         part_MOI[feeds_attention_M, 2 * inputs :] = torch.eye(inputs, device="cpu")
-    scale_MO, part_MOI = scale_MO.to(weights_MOI11), part_MOI.to(weights_MOI11)
+    scale_MO, part_MOI = _like(scale_MO, weights_MOI11), _like(part_MOI, weights_MOI11)
     return weights_MOI11 * scale_MO[:, :, None, None, None] + part_MOI[..., None, None]
 
 
@@ -192,7 +193,11 @@ def _row_lengths(weights_MOIYX: Tensor) -> Tensor:
 
 def _column(values_M: NDArray[np.generic], like: Tensor) -> Tensor:
     """Return values (M, 1, 1, 1, 1) in the precision and on the device of a tensor."""
-    return torch.from_numpy(values_M).to(like)[:, None, None, None, None]
+    return _like(torch.from_numpy(values_M), like)[:, None, None, None, None]
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return upload(tensor, other.device, other.dtype)
 
 
 def signals_of(batch: GraphBatch) -> Signals:

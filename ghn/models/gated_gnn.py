@@ -10,8 +10,8 @@ side at distance 1..s_max:
 where h_u is already updated in this pass. Source: Zhang, Ren, Urtasun, "Graph HyperNetworks for Neural
 Architecture Search", ICLR 2019, eq. 3; virtual edges: Knyazev et al., NeurIPS 2021, eq. 4.
 
-A pass is `ghn.models.gated_pass.Pass`. On a GPU with Triton it runs in one kernel (`ghn.models.kernel_schedule`),
-anywhere else level by level (`ghn.models.level_schedule`).
+A pass is `ghn.models.gated_pass.Pass`. On a GPU with Triton it runs in one kernel (`ghn.models.kernel_schedule`), for
+states in fp32 with at most `MOST_HIDDEN` numbers; else level by level (`ghn.models.level_schedule`).
 
 Dimensions: N nodes, E edges, H hidden, K kinds of messages (1: direct; 2: direct and virtual), R = N·K rows of the
 message table.
@@ -35,6 +35,9 @@ from ghn.models.level_schedule import LevelSchedule
 from ghn.networks.graph_batch import GraphBatch
 
 log = logging.getLogger(__name__)
+
+MOST_HIDDEN = 64
+"""The largest H whose weights fit into the registers of a kernel's threads."""
 
 
 class GatedGNN(GNN):
@@ -70,18 +73,22 @@ class GatedGNN(GNN):
             self.gru.bias_ih,
             self.gru.bias_hh,
         )
-        forward, backward = self.prepare(batch)
+        forward, backward = self.schedules(batch)
         for _ in range(self.rounds):
             h_NH = Pass.apply(h_NH, forward, *weights)
             h_NH = Pass.apply(h_NH, backward, *weights)
         return h_NH
 
-    def prepare(self, batch: GraphBatch) -> tuple[Schedule, Schedule]:
-        """Return the schedules of the two passes over a batch, which keeps them on the device of the weights."""
+    def prepare(self, batch: GraphBatch) -> None:
+        """Keep the schedules of the two passes in a batch, on the device of the weights."""
+        self.schedules(batch)
+
+    def schedules(self, batch: GraphBatch) -> tuple[Schedule, Schedule]:
+        """Return the schedules of the forward pass and of the backward pass over a batch, which keeps them."""
         kinds, weight = 1 if self.mlp_virtual is None else 2, self.gru.weight_ih
-        key = (kinds, weight.dtype, weight.device)
+        key = (kinds, weight.dtype, weight.device, self.gru.hidden_size)
         if key not in batch.cache:
-            batch.cache[key] = schedules(batch, *key)
+            batch.cache[key] = _new_schedules(batch, *key)
         found: tuple[Schedule, Schedule] = batch.cache[key]
         return found
 
@@ -90,11 +97,12 @@ def _message_mlp(hidden: int, inner: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(hidden, inner), nn.ReLU(), nn.Linear(inner, hidden), nn.ReLU())
 
 
-def schedules(batch: GraphBatch, kinds: int, dtype: torch.dtype, device: torch.device) -> tuple[Schedule, Schedule]:
-    """Return the schedules of the forward pass and of the backward pass over a batch's graphs."""
+def _new_schedules(
+    batch: GraphBatch, kinds: int, dtype: torch.dtype, device: torch.device, hidden: int
+) -> tuple[Schedule, Schedule]:
     towards = _sums(batch.sources, batch.targets, batch.distances, batch.num_nodes, kinds)
     away = _sums(batch.targets, batch.sources, batch.distances, batch.num_nodes, kinds)
-    if dtype == torch.float32 and has_kernels(device.type):
+    if dtype == torch.float32 and hidden <= MOST_HIDDEN and has_kernels(device.type):
         from ghn.models.kernel_schedule import KernelSchedule
 
         return (
@@ -109,10 +117,21 @@ def schedules(batch: GraphBatch, kinds: int, dtype: torch.dtype, device: torch.d
 
 @cache
 def has_kernels(device: str) -> bool:
-    """Return whether passes in fp32 run in one kernel on this type of device; it is said once in the log."""
-    found = device == "cuda" and find_spec("triton") is not None
-    log.info("gated graph neural network on %s: %s", device, "one kernel a pass" if found else "level by level")
-    return found
+    """Return whether passes in fp32 can run in one kernel on this type of device, which is tried once.
+
+    Triton needs a compiler of C, the headers of Python and a GPU that it supports. Where it fails, the log says why.
+    """
+    if device != "cuda" or find_spec("triton") is None:
+        return False
+    from ghn.models.kernel_schedule import try_kernels
+
+    try:
+        try_kernels(torch.device(device))
+    except Exception as error:  # of Triton, of the compiler that it calls, or of CUDA
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        log.warning("the gated graph neural network runs level by level, because its kernels cannot run: %s", reason)
+        return False
+    return True
 
 
 def _sums(

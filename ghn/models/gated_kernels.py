@@ -90,8 +90,8 @@ def update(
         candidate = b_candidate + tl.sum(w_candidate * received[None, :], axis=1) + reset * to_candidate
         candidate = 2 * tl.sigmoid(2 * candidate) - 1  # tanh
         updated = candidate + update * (tl.load(h_NH + v * H + h, mask=h < H, other=0.0) - candidate)
-        inner = tl.maximum(b1 + tl.sum(w1 * updated[None, :], axis=1), 0.0)
-        messages = tl.maximum(b2 + tl.sum(w2 * inner[None, :], axis=1), 0.0)
+        inner = tl.maximum(b1 + tl.sum(w1 * updated[None, :], axis=1), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        messages = tl.maximum(b2 + tl.sum(w2 * inner[None, :], axis=1), 0.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(received_NH + v * H + h, received, mask=h < H)
         tl.store(gates_N2H + v * 2 * H + h, reset, mask=h < H)
         tl.store(gates_N2H + v * 2 * H + H + h, update, mask=h < H)

@@ -101,7 +101,7 @@ class PassGradients:
         to_update_NH = (states.h_NH - states.candidate_NH) * update_NH * (1 - update_NH)
         return cls(
             factors_N3H=torch.stack([to_reset_NH, to_update_NH, to_candidate_NH], 1),
-            d_state_NH=d_updated_NH.clone(),
+            d_state_NH=d_updated_NH.clone(memory_format=torch.contiguous_format),
             d_gates_N3H=d_updated_NH.new_empty(len(d_updated_NH), 3, H),
             d_received_NH=torch.zeros_like(states.h_NH),
             d_inner_ND=torch.zeros_like(states.inner_ND),
@@ -143,6 +143,7 @@ class Pass(torch.autograd.Function):
         b_hh: Tensor,  # (3H,)
     ) -> Tensor:
         """Return the updated states (N, H); weights and biases are those of the message MLPs and of the GRU."""
+        h_NH = h_NH.contiguous()
         weights = PassWeights(w1_DH, b1_D, w2, b2, w_ih, b_ih)
         from_state_N3H = torch.addmm(b_hh, h_NH, w_hh.t())
         states = PassStates.of(h_NH, from_state_N3H, len(w1_DH), weights.kinds)

@@ -6,7 +6,6 @@ Dimensions: N nodes, H hidden.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,8 +26,8 @@ class GNN(nn.Module, ABC):
     def forward(self, h_NH: Tensor, batch: GraphBatch) -> Tensor:
         """Return the updated states (N, H) of states (N, H), both in the order of `batch.nodes`."""
 
-    def prepare(self, batch: GraphBatch) -> Any:
+    def prepare(self, batch: GraphBatch) -> None:
         """Compute what `forward` needs of a batch beside its states, and keep it in `batch.cache`.
 
-        Whoever prepares the batches of the next steps saves that time when they are read.
+        So it can be done ahead, with the graphs of the next steps.
         """

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ghn.models.gnn import GNN
+from ghn.networks.devices import upload
 from ghn.networks.graph_batch import GraphBatch
 
 MOST_DEGREE, MOST_DEPTH = 100, 1000
@@ -195,4 +196,4 @@ class _LookUp(torch.autograd.Function):
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)
+    return upload(torch.from_numpy(array), device)

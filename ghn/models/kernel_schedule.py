@@ -9,6 +9,7 @@ Dimensions: those of `ghn.models.gated_pass`; G graphs, E entries of the sums.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ghn.models import gated_kernels
 from ghn.models.gated_pass import PassGradients, PassStates, PassWeights, Schedule
+from ghn.networks.devices import upload
 
 ENTRIES = 32
 """How many entries of a sum are read at once."""
@@ -80,37 +82,53 @@ class KernelSchedule(Schedule):
 
     def update(self, states: PassStates, weights: PassWeights) -> None:
         """Write what each node receives, its gates, its updated state and the messages that it sends."""
-        rows = self.incoming
-        gated_kernels.update[(len(self.graph_bounds) - 1,)](
-            *states.tensors(),
-            *(w.contiguous() for w in vars(weights).values()),
-            self.nodes_N,
-            self.graph_bounds,
-            rows.bounds,
-            rows.columns_E,
-            rows.weights_E,
-            **_sizes(weights),
-        )
+        self._run(gated_kernels.update, self.incoming, states.tensors(), tuple(vars(weights).values()), weights)
 
     def differentiate(self, states: PassStates, weights: PassWeights, gradients: PassGradients) -> None:
         """Write the gradients of all nodes, the last updated first."""
-        rows = self.outgoing
-        gated_kernels.differentiate[(len(self.graph_bounds) - 1,)](
-            states.inner_ND,
-            states.messages_NKH,
-            *vars(gradients).values(),
-            *(w.contiguous() for w in (weights.w1_DH, weights.w2, weights.w_ih)),
-            self.nodes_N,
-            self.graph_bounds,
-            rows.bounds,
-            rows.columns_E,
-            rows.weights_E,
-            **_sizes(weights),
+        of_nodes = (states.inner_ND, states.messages_NKH, *vars(gradients).values())
+        self._run(
+            gated_kernels.differentiate, self.outgoing, of_nodes, (weights.w1_DH, weights.w2, weights.w_ih), weights
         )
+
+    def _run(
+        self,
+        kernel: Any,
+        rows: SparseRows,
+        of_nodes: tuple[Tensor, ...],
+        matrices: tuple[Tensor, ...],
+        weights: PassWeights,
+    ) -> None:
+        """Run a kernel with a program for each graph, on the device of the states."""
+        device = of_nodes[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[(len(self.graph_bounds) - 1,)](
+                *of_nodes,
+                *(matrix.contiguous() for matrix in matrices),
+                self.nodes_N,
+                self.graph_bounds,
+                rows.bounds,
+                rows.columns_E,
+                rows.weights_E,
+                **_sizes(weights),
+            )
+
+
+def try_kernels(device: torch.device) -> None:
+    """Run both kernels for a graph of one edge, and wait for them; whatever they raise passes through."""
+    H = 8
+    schedule = KernelSchedule.of(sparse.csr_array(np.array([[0.0, 0.0], [1.0, 0.0]])), np.zeros(2, dtype=int), device)
+    square, row = torch.zeros(H, H, device=device), torch.zeros(H, device=device)
+    weights = PassWeights(square, row, square, row, square.repeat(3, 1), row.repeat(3))
+    states = PassStates.of(square[:2], square.repeat(1, 3)[:2], H, weights.kinds)
+    schedule.update(states, weights)
+    gradients = PassGradients.of(states, square[:2])
+    schedule.differentiate(states, weights, gradients)
+    gradients.d_received_NH.cpu()
 
 
 def _upload(values: np.ndarray, dtype: type, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype)).to(device)
+    return upload(torch.from_numpy(np.ascontiguousarray(values, dtype)), device)
 
 
 def _sizes(weights: PassWeights) -> dict[str, Any]:

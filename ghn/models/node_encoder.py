@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ghn.networks.devices import upload
 from ghn.networks.graph import PRIMITIVES
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.parameter_axes import Shape
@@ -36,7 +37,7 @@ class NodeEncoder(nn.Module):
     def forward(self, batch: GraphBatch) -> Tensor:
         """Return the states (N, H) of a batch's nodes before message passing."""
         rows = [(_PRIMITIVE_ENTRY[node.primitive], *self._entries(node.shape)) for node in batch.nodes]
-        entries_N5 = torch.tensor(rows).to(self.primitives.weight.device)
+        entries_N5 = upload(torch.tensor(rows), self.primitives.weight.device)
         sizes = [self.channels(entries_N5[:, 1:3]).flatten(1), self.spatial(entries_N5[:, 3:]).flatten(1)]
         h_NH: Tensor = self.primitives(entries_N5[:, 0]) + torch.cat(sizes, 1)
         return h_NH

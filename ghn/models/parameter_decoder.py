@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ghn.models.dirac import OPEN, Signals, parametrised, signals_of
 from ghn.models.vector_decoder import VectorDecoder
 from ghn.models.weight_decoder import WeightDecoder
+from ghn.networks.devices import upload
 from ghn.networks.graph import Node
 from ghn.networks.graph_batch import GraphBatch
 from ghn.networks.operations import Parameter
@@ -156,7 +157,8 @@ class ParameterDecoder(nn.Module):
                 if self.normalise:
                     values_MW = 2 * torch.sigmoid(values_MW / 2) if is_scale else torch.tanh(values_MW / 5)
                 if signals is not None and signals.opens_gate[members].any():
-                    values_MW = values_MW + OPEN * torch.from_numpy(signals.opens_gate[members]).to(values_MW)[:, None]
+                    opens_gate_M = torch.from_numpy(signals.opens_gate[members])
+                    values_MW = values_MW + OPEN * upload(opens_gate_M, values_MW.device, values_MW.dtype)[:, None]
                 tensors = _tile(values_MW, 1, parameter.size).reshape(-1, *parameter.shape)
                 for i, tensor in zip(members, tensors.unbind(), strict=True):
                     yield _Prediction(i, batch.nodes[i].parameters[position], tensor)
@@ -190,7 +192,7 @@ def _states(h_NH: Tensor, groups: Collection[list[int]]) -> Sequence[Tensor]:
     """Return the states (M, H) of the nodes of each group; one upload of indices serves all."""
     if not groups:
         return []
-    index = torch.tensor([i for members in groups for i in members]).to(h_NH.device)
+    index = upload(torch.tensor([i for members in groups for i in members]), h_NH.device)
     return h_NH.index_select(0, index).split_with_sizes([len(members) for members in groups])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn.networks.depthwise import depthwise_conv, is_covered
+from ghn.networks.devices import upload
 from ghn.networks.operations import Operation
 from ghn.networks.program import Program
 
@@ -83,7 +84,7 @@ def _dropout(x: Tensor, generator: torch.Generator) -> Tensor:
     The mask is random numbers of the CPU, so that it does not depend on the device.
     """
     keep = torch.rand(x.shape, generator=generator) < 0.5
-    return x * (2.0 * keep.to(x.device, x.dtype))
+    return x * (2.0 * upload(keep, x.device, x.dtype))
 
 
 def _conv(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ A micro-batch is split at the predicted parameters. Each target network runs for
 activations, and leaves the gradient at its parameters. One backward pass through the hypernetwork follows. So a step
 needs the memory of one target network and of one micro-batch's parameters, however large the meta-batch is.
 
-A GPU works while the CPU goes on. The CPU waits for it once a micro-batch: for the scores of all target networks, which
-say whose gradients count.
+A GPU works while the CPU goes on. Within a micro-batch the CPU waits for it once: for the scores of all target
+networks, which say whose gradients count.
 
 Dimensions: B images, C channels, S×S pixels, K classes.
 """
@@ -105,8 +105,8 @@ DROPPED_SCORES = TargetScores(math.nan, math.nan, math.nan)
 class Stopwatch:
     """The seconds of each phase of a step, added up, and the names of the phases in a profile (`torch.profiler`).
 
-    On a GPU they are the seconds between the ends of its work before the phase and in it, which nobody waits for before
-    `seconds` is read.
+    On a GPU they are measured by its own clock, from when it has done all that was launched before the phase until it
+    has done what was launched in it. Nothing waits for it but `seconds`.
     """
 
     def __init__(self, device: torch.device):
@@ -120,23 +120,23 @@ class Stopwatch:
         with record_function(name):
             if self.device.type == "cuda":
                 began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                began.record()
+                stream = torch.cuda.current_stream(self.device)
+                began.record(stream)
                 yield
-                ended.record()
+                ended.record(stream)
                 self._events.append((name, began, ended))
             else:
                 started = perf_counter()
                 yield
                 self._seconds[name] += perf_counter() - started
 
-    @property
     def seconds(self) -> dict[str, float]:
-        """The seconds of each phase, in their order; a GPU has finished them."""
+        """Return the seconds of each phase, in their order, after a wait for the GPU."""
         for name, began, ended in self._events:
             ended.synchronize()
             self._seconds[name] += began.elapsed_time(ended) / 1000
         self._events.clear()
-        return self._seconds
+        return dict(self._seconds)
 
 
 def accumulate_micro_batch(

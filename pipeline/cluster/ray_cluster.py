@@ -22,7 +22,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -277,14 +277,17 @@ def _progress(description: str, unit: str, total: int) -> tqdm:
 
 def slots_of(num_cpus: float, num_gpus: float) -> int:
     """Return how many tasks of this size run at once on the nodes of the cluster or, if more, after it has grown."""
+    now = sum(tasks_that_fit(node["Resources"], num_cpus, num_gpus) for node in ray.nodes() if node["Alive"])
+    return max(now, sum(count * tasks_that_fit(size, num_cpus, num_gpus) for count, size in _node_types()))
 
-    def fit(size: dict[str, float]) -> int:
-        needs = [(size.get("CPU", 0), num_cpus), (size.get("GPU", 0), num_gpus)]
-        # A task that needs neither takes a process all the same.
-        return int(min((have / need for have, need in needs if need > 0), default=size.get("CPU", 0)))
 
-    now = sum(fit(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return max(now, sum(count * fit(size) for count, size in _node_types()))
+def tasks_that_fit(resources: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+    """Return how many tasks a node with these resources runs at once."""
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    limits = [cpus / num_cpus] if num_cpus else []
+    if num_gpus:  # a part of a GPU is a part of a single one
+        limits.append(gpus / num_gpus if num_gpus >= 1 else gpus * (1 // num_gpus))
+    return int(min(limits, default=cpus))  # one that needs neither takes a process all the same
 
 
 def _node_types() -> list[tuple[int, dict[str, float]]]:

@@ -92,7 +92,6 @@ def learn(
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, fused=True)
     step_settings = StepSettings(settings.seed, architecture_clip=1.0)
-    watch = Stopwatch(device)
     best, best_step, any_finite = model, 0, False
     curve: list[tuple[int, float]] = []
     for step in range(settings.steps):
@@ -105,7 +104,9 @@ def learn(
         x_BCSS, labels_B = training_batch(images, settings.seed, step, batch, settings.augmentation)
         x_BCSS = x_BCSS.to(device, memory_format=torch.channels_last)
         optimizer.zero_grad()
-        scores = accumulate_micro_batch(ghn, micro_batch, x_BCSS, labels_B.to(device), step, step_settings, watch)
+        scores = accumulate_micro_batch(
+            ghn, micro_batch, x_BCSS, labels_B.to(device), step, step_settings, Stopwatch(device)
+        )
         if finite := sum(score.is_finite for score in scores.values()):
             any_finite = True
             _update(model, optimizer, settings, step, finite)

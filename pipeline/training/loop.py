@@ -182,7 +182,7 @@ class Trainer:
         for number, micro_batch in prepared.micro_batches.items():
             scores = accumulate_micro_batch(ghn, micro_batch, images, labels, step, self.step_settings, watch)
             reducer.add(scores, number if whole else 0)
-        seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds}
+        seconds = {"graph": prepared.graph_seconds, "wait": waited, **watch.seconds()}
         busy = perf_counter() - started
         owners = prepared.owners if whole else None
         return reducer.all_reduce(self.rank, self.workers, seconds, busy, self.driver.poll_stop(), owners)

@@ -10,6 +10,8 @@ A GPU runs kernels of different processes in turns, unless CUDA's multi-process 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,8 +19,11 @@ import torch
 from pipeline.errors import UserError
 from pipeline.params import WorkerSettings
 
-USED_BEFORE = 0.2
-"""Part of a worker's share of the memory that may be in use when it starts: what CUDA itself keeps for each process."""
+FOR_CUDA = 0.1
+"""Part of a worker's share of the memory that is left to CUDA itself, which keeps some for each process."""
+
+WAIT_SECONDS = 30.0
+"""How long a worker waits for memory that processes of the run before it are about to free."""
 
 
 def backend_of(workers: WorkerSettings) -> Literal["gloo", "nccl"]:
@@ -29,27 +34,34 @@ def backend_of(workers: WorkerSettings) -> Literal["gloo", "nccl"]:
 def take_memory(device: torch.device, share: float) -> None:
     """Limit this process to its share of a GPU's memory, so that it does not take that of the other workers.
 
-    On a CPU nothing is limited.
+    On a CPU, or a whole GPU, nothing is limited.
 
     Raises:
         UserError: another program has left too little of it.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or share in (0, 1):
         return
-    free, total = torch.cuda.mem_get_info(device)
-    require_free_memory(free, total, share)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    require_free_memory(lambda: torch.cuda.mem_get_info(device), share)
+    torch.cuda.set_per_process_memory_fraction((1 - FOR_CUDA) * share, device)
 
 
-def require_free_memory(free: int, total: int, share: float) -> None:
-    """Check that a worker's share of a GPU's memory is free; all sizes in bytes.
+def require_free_memory(
+    free_and_total: Callable[[], tuple[int, int]], share: float, wait_seconds: float = WAIT_SECONDS
+) -> None:
+    """Wait until a worker's share of a GPU's memory is free; all sizes in bytes.
 
     Raises:
         UserError: it is not.
     """
-    if free < (1 - USED_BEFORE) * share * total:
-        raise UserError(
-            f"a worker with workers.gpus = {share:g} may use {share * total / 2**30:.1f} GiB of its GPU, of which only "
-            f"{free / 2**30:.1f} GiB are free\n"
-            "end what else runs on the GPU (`nvidia-smi` lists it), or use fewer workers or a smaller workers.gpus"
-        )
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        free, total = free_and_total()
+        if free >= (1 - 2 * FOR_CUDA) * share * total:
+            return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"a worker with workers.gpus = {share:g} may use {share * total / 2**30:.1f} GiB of its GPU, of which "
+                f"only {free / 2**30:.1f} GiB are free\n"
+                "end what else runs on the GPU (`nvidia-smi` lists it), or use fewer workers or a smaller workers.gpus"
+            )
+        time.sleep(0.5)

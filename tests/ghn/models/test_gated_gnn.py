@@ -114,8 +114,9 @@ def test_without_edges_only_the_bias_is_received() -> None:
 def test_a_batch_keeps_what_is_prepared_for_each_precision_and_serves_it_again() -> None:
     graph = Graph((Node("conv"),) * 3, ((0, 1), (1, 2)))
     batch, gnn = GraphBatch.of([graph], LONGEST), network(8, True)
-    first = gnn.prepare(batch)
-    assert gnn.prepare(batch) is first
-    single = gnn.float().prepare(batch)
+    gnn.prepare(batch)
+    first = gnn.schedules(batch)
+    assert len(batch.cache) == 1 and gnn.schedules(batch) is first
+    single = gnn.float().schedules(batch)
     assert single is not first
     assert gnn(states(3, 8).float(), batch).dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from examples import graphs, sample
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ghn.models import gated_gnn
-from ghn.models.gated_gnn import GatedGNN, has_kernels, schedules
+from ghn.models.gated_gnn import MOST_HIDDEN, GatedGNN, has_kernels
 from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
 
@@ -25,7 +26,7 @@ def results(gnn: GatedGNN, batch: GraphBatch, with_kernels: bool) -> dict[str, T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gated_gnn, "has_kernels", lambda device: with_kernels)
         states = gnn(h, batch)
-        assert {type(schedule).__name__ for schedule in gnn.prepare(batch)} == {
+        assert {type(schedule).__name__ for schedule in gnn.schedules(batch)} == {
             "KernelSchedule" if with_kernels else "LevelSchedule"
         }
     gradients = torch.autograd.grad(states, [h, *gnn.parameters()], torch.randn_like(states))
@@ -55,13 +56,25 @@ def test_an_architecture_whose_nodes_hear_from_more_than_a_block_of_entries() ->
     from ghn.models.kernel_schedule import ENTRIES  # needs Triton
 
     graph = min((sample("train", index).graph(32, 10) for index in range(8)), key=lambda graph: len(graph.nodes))
-    assert graph.virtual_edges(50)[1].size > ENTRIES * len(graph.nodes) / 4
+    assert np.bincount(graph.virtual_edges(50)[1]).max() > ENTRIES
     assert_same_as_level_by_level([graph], 16, 50, rounds=2)
 
 
-def test_levels_are_the_way_of_a_cpu_and_of_states_in_double_precision() -> None:
+def test_the_trial_of_the_kernels_runs_them() -> None:
+    from ghn.models.kernel_schedule import try_kernels
+
+    try_kernels(torch.device("cpu"))
+
+
+def ways(gnn: GatedGNN) -> set[str]:
     batch = GraphBatch.of([sample("train", 0).graph(32, 10)], 50)
+    return {type(schedule).__name__ for schedule in gnn.schedules(batch)}
+
+
+def test_cpus_and_states_that_kernels_do_not_hold_go_level_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_kernels("cpu")
-    for dtype in (torch.float32, torch.float64):
-        kinds = {type(schedule).__name__ for schedule in schedules(batch, 2, dtype, torch.device("cpu"))}
-        assert kinds == {"LevelSchedule"}
+    assert ways(GatedGNN(8, 50)) == {"LevelSchedule"}
+    monkeypatch.setattr(gated_gnn, "has_kernels", lambda device: True)
+    assert ways(GatedGNN(MOST_HIDDEN, 50)) == {"KernelSchedule"}
+    assert ways(GatedGNN(MOST_HIDDEN + 8, 50)) == {"LevelSchedule"}
+    assert ways(GatedGNN(8, 50).double()) == {"LevelSchedule"}

@@ -20,7 +20,7 @@ from ray.exceptions import WorkerCrashedError
 from small_settings import ROOT, preset_settings
 
 from pipeline.cluster import submit
-from pipeline.cluster.ray_cluster import MAX_RETRIES, capacity, nodes_at_most, ray_cluster, run_tasks
+from pipeline.cluster.ray_cluster import MAX_RETRIES, capacity, nodes_at_most, ray_cluster, run_tasks, tasks_that_fit
 from pipeline.errors import UserError
 from pipeline.params import Params
 
@@ -225,6 +225,14 @@ with ray_cluster():
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and errors.splitlines()[-1] == "KeyboardInterrupt"
     wait_until_idle(cpus=2)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "num_gpus", "tasks"),
+    [(1, 0, 8), (3, 0, 2), (0, 0, 8), (1, 1, 2), (1, 2, 1), (1, 0.25, 8), (0, 0.25, 8), (1, 0.6, 2), (4, 0.5, 2)],
+)
+def test_a_part_of_a_gpu_is_a_part_of_a_single_one(num_cpus: float, num_gpus: float, tasks: int) -> None:
+    assert tasks_that_fit({"CPU": 8.0, "GPU": 2.0}, num_cpus, num_gpus) == tasks
 
 
 def test_a_task_that_no_node_can_hold_is_refused_rather_than_waited_for(two_nodes: str) -> None:

@@ -21,16 +21,17 @@ def test_workers_that_share_a_gpu_are_not_connected_by_nccl(gpus: float, backend
 
 
 def test_a_worker_starts_beside_others_that_have_only_started() -> None:
-    require_free_memory(free=77 * GIB, total=80 * GIB, share=1)
-    require_free_memory(free=76 * GIB, total=80 * GIB, share=0.25)
+    require_free_memory(lambda: (76 * GIB, 80 * GIB), share=0.25)
 
 
-@pytest.mark.parametrize(("share", "words"), [(1, "80.0 GiB"), (0.25, "20.0 GiB")])
-def test_a_gpu_that_is_in_use_is_refused_with_both_sizes(share: float, words: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"workers.gpus = {share:g} may use {words} .* only 10.0 GiB are free"
-    ) as error:
-        require_free_memory(free=10 * GIB, total=80 * GIB, share=share)
+def test_a_worker_waits_for_memory_that_is_about_to_be_freed() -> None:
+    free = iter([5 * GIB, 40 * GIB])
+    require_free_memory(lambda: (next(free), 80 * GIB), share=0.5)
+
+
+def test_a_gpu_that_is_in_use_is_refused_with_both_sizes() -> None:
+    with pytest.raises(UserError, match=r"workers.gpus = 0.25 may use 20.0 GiB .* only 10.0 GiB are free") as error:
+        require_free_memory(lambda: (10 * GIB, 80 * GIB), share=0.25, wait_seconds=0)
     assert len(str(error.value).splitlines()) == 2
 
 
