@@ -37,6 +37,10 @@ FILES = "Published files"
 
 PARAMS = Path("params.yaml")
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
+Checkpoint = Annotated[
+    str,
+    typer.Option(help="The GHN: a checkpoint folder, a published file, or either on the hub, as hf://owner/name."),
+]
 
 
 def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
@@ -169,7 +173,7 @@ def adapt(
     file: ParamsFile = PARAMS,
     images: Annotated[str | None, typer.Option(help="A data set, or folder of class folders, to adapt to.")] = None,
     shots: Annotated[int, typer.Option(min=1, help="Training images of each class; others choose when to stop.")] = 10,
-    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")] = CHECKPOINT,
+    checkpoint: Checkpoint = str(CHECKPOINT),
     out: Annotated[Path | None, typer.Option(help="The checkpoint folder to write.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where the files of cifar10, imagenet, … lie.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("storage/images"),
@@ -327,7 +331,7 @@ def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'."
 @exits_on_user_error
 def predict(
     architecture: Architecture,
-    checkpoint: Annotated[Path, typer.Option(help="The GHN: a checkpoint folder, or a published file.")],
+    checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="Where to write the parameters, in safetensors.")],
     classes: Classes = None,
     image_size: ImageSize = None,
@@ -397,7 +401,7 @@ def graph(
 @app.command("import-ghn", rich_help_panel=FILES)
 @exits_on_user_error
 def import_ghn(
-    file: Annotated[Path, typer.Argument(help="A GHN in the published format.")],
+    file: Annotated[str, typer.Argument(help="A GHN in the published format, or hf://owner/name/file.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
 ) -> None:
     """Import a published GHN; nothing in the file is executed."""
@@ -409,7 +413,7 @@ def import_ghn(
 @app.command("export-ghn", rich_help_panel=FILES)
 @exits_on_user_error
 def export_ghn(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or hf://owner/name.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
 ) -> None:
     """Export a GHN to the published format."""

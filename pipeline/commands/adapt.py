@@ -13,7 +13,7 @@ from pipeline.training.adaptation import accuracies_of_unseen, adapt_to_few_imag
 
 
 def adapt_to_images(
-    checkpoint: Path,
+    checkpoint: str,
     out: Path,
     dataset: str,
     per_class: int,

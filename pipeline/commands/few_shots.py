@@ -25,7 +25,7 @@ from pipeline.images.load import load_cached_images
 
 def predict_from_shots(
     name: str,
-    checkpoint: Path,
+    checkpoint: str,
     out: Path,
     dataset: str,
     image_size: int | None = None,

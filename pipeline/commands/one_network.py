@@ -88,32 +88,37 @@ def require_folder_of(out: Path) -> None:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
-def read_hypernetwork(checkpoint: Path) -> GHN:
-    """Return the hypernetwork of a checkpoint folder, or of a file in the published format.
+def read_hypernetwork(checkpoint: str) -> GHN:
+    """Return the hypernetwork of a checkpoint folder, or of a file in the published format, on this machine or the hub.
 
     Raises:
         UserError: there is no such file or folder, or it cannot be read.
     """
-    if not checkpoint.exists():
-        raise UserError(f"{checkpoint} not found: must be a checkpoint folder, or a file in the published format")
     with as_user_error():
-        return GHN.from_public_checkpoint(checkpoint) if checkpoint.is_file() else GHN.from_pretrained(checkpoint)
+        if checkpoint.startswith("hf://"):
+            return GHN.from_pretrained(checkpoint)
+        path = Path(checkpoint)
+        if not path.exists():
+            raise UserError(
+                f"{checkpoint} not found: must be a checkpoint folder, a file in the published format, or hf://owner/name"
+            )
+        return GHN.from_public_checkpoint(path) if path.is_file() else GHN.from_pretrained(path)
 
 
-def import_hypernetwork(file: Path, out: Path) -> None:
+def import_hypernetwork(file: str, out: Path) -> None:
     """Write a hypernetwork in the published format to a checkpoint folder."""
     require_folder_of(out)
     with as_user_error():
-        ghn = GHN.from_public_checkpoint(file)
+        ghn = read_hypernetwork(file)
         ghn.save(out)
     print(f"{_settings(ghn)}\nwritten to {out}")
 
 
-def export_hypernetwork(checkpoint: Path, out: Path) -> None:
+def export_hypernetwork(checkpoint: str, out: Path) -> None:
     """Write the hypernetwork of a checkpoint folder to a file in the published format."""
     require_file_name(out)
     with as_user_error():
-        ghn = GHN.from_pretrained(checkpoint)
+        ghn = read_hypernetwork(checkpoint)
         ghn.to_public_checkpoint(out)
     print(f"{_settings(ghn)}\nwritten to {out}")
 
@@ -151,7 +156,7 @@ def render_network(name: str, out: Path, num_classes: int, image_size: int | Non
 
 def predict_network(
     name: str,
-    checkpoint: Path,
+    checkpoint: str,
     out: Path,
     num_classes: int | None = None,
     image_size: int | None = None,
@@ -207,7 +212,7 @@ def predict_network(
 
 def predict_large_network(
     name: str,
-    checkpoint: Path,
+    checkpoint: str,
     out: Path,
     num_classes: int | None = None,
     image_size: int | None = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from hub_server import HubServer
 from safetensors.torch import load_file, load_model
 from small_settings import ROOT
 from typer.testing import CliRunner
@@ -145,6 +146,18 @@ def test_a_published_ghn_is_imported_exported_and_used_as_it_is(tmp_path: Path) 
         run("predict", "deep/0", "--checkpoint", checkpoint, "--out", tmp_path / name)
     files = [load_file(tmp_path / name) for name in "abc"]
     assert all(torch.equal(files[0][name], file[name]) for file in files for name in files[0])
+
+
+def test_a_ghn_on_the_hub_is_used_and_imported_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer.in_place_of_the_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.repositories["them/ghn2"] = {"small/ghn2.pt": (GOLDEN / "ghn2.pt").read_bytes()}
+        address = "hf://them/ghn2/small/ghn2.pt"
+        run("predict", "deep/0", "--checkpoint", address, "--out", tmp_path / "of_hub")
+        assert "variant ghn2, hidden 32" in run("import-ghn", address, "--out", tmp_path / "checkpoint")
+        assert "them/nobody" in refused("export-ghn", "hf://them/nobody", "--out", tmp_path / "out.pt")
+    run("predict", "deep/0", "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "of_folder")
+    one, other = load_file(tmp_path / "of_hub"), load_file(tmp_path / "of_folder")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
