@@ -1,0 +1,41 @@
+"""`ghn doctor` on a cluster of three hosts with faults."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from namespaces import GIB, hosts, why_not
+from small_settings import ROOT, small_settings
+
+REASON = why_not()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+GHN = str(Path(sys.executable).with_name("ghn"))
+
+
+def test_each_fault_of_a_host_is_one_line_with_its_address(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_settings(workers={"number": 4})))
+    package = tmp_path / "site/pyarrow-9.9.9.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: pyarrow\nVersion: 9.9.9\n")
+    with hosts(3, tmp_path, disk={2: GIB}) as (head, second, third):
+        second.environment["PYTHONPATH"] = f"/mnt/site:{ROOT}"
+        for host in (head, second, third):
+            host.start_ray(head)
+        head.environment["RAY_ADDRESS"] = f"{head.address}:6379"
+        lines = head.run(GHN, "doctor", "--storage", "/tmp/storage", fails=True).splitlines()  # each host has its own
+
+    wrong = [line.removeprefix("WRONG  ") for line in lines if line.startswith("WRONG")]
+    starts = [
+        f"versions: {second.address} has pyarrow 9.9.9, the head ",
+        *(f"storage: {host.address} does not see what " for host in (head, second, third)),
+        f"disks: {third.address} has ",
+        "workers: 4 workers of 1 CPUs and 0 GPUs are set, and 3 nodes have room for 3",
+        "git: ",
+    ]
+    assert len(wrong) == len(starts), wrong
+    assert all(line.startswith(start) for line, start in zip(wrong, starts, strict=True)), wrong
+    assert [line.split()[1] for line in lines if line.startswith("  ok")] == ["clocks", "memory", "GPUs", "MLflow"]
