@@ -72,12 +72,22 @@ class Host:
         self.run(str(RAY), "start", *place, f"--node-ip-address={self.address}", *options)
 
 
-def why_not() -> str | None:
-    """Return why this machine cannot have hosts; None: it can."""
-    if missing := [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]:
+def why_not(folder: Path) -> str | None:
+    """Return why this machine cannot have hosts that reach each other; None: it can."""
+    if missing := [name for name in ("ip", "unshare", "nsenter", "hostname") if shutil.which(name) is None]:
         return f"hosts need {', '.join(missing)}"
-    trial = subprocess.run(["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "true"], capture_output=True)
-    return None if trial.returncode == 0 else "hosts need the right to make namespaces, which root has"
+    try:
+        with hosts(2, folder) as (one, other):
+            listen = (
+                f"import socket; s = socket.create_server(('{other.address}', 5000)); print(flush=True); s.accept()"
+            )
+            listener = subprocess.Popen(other.command(sys.executable, "-c", listen), stdout=subprocess.PIPE)
+            with listener:
+                assert listener.stdout is not None and listener.stdout.readline()
+                one.run(sys.executable, "-c", f"import socket; socket.create_connection(('{other.address}', 5000), 5)")
+    except (AssertionError, OSError, subprocess.CalledProcessError, psutil.Error) as error:
+        return f"hosts need the right to make namespaces and a bridge, which root has: {str(error)[-200:]}"
+    return None
 
 
 @contextmanager

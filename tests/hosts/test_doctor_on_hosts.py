@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from namespaces import GIB, hosts, why_not
+from namespaces import GIB, hosts
 from small_settings import ROOT, small_settings
 
-REASON = why_not()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = pytest.mark.slow
 
 GHN = str(Path(sys.executable).with_name("ghn"))
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from namespaces import hosts, why_not
+from namespaces import hosts
 from small_settings import ROOT, small_settings
 
-REASON = why_not()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = pytest.mark.slow
 
 GHN = str(Path(sys.executable).with_name("ghn"))
 STAGES = ("generate", "train")
