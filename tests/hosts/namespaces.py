@@ -21,6 +21,9 @@ import psutil
 from small_settings import ROOT
 
 GIB = 2**30
+LARGE_DISK = 64 * GIB
+"""Nothing is taken before it is written."""
+
 RAY = Path(sys.executable).with_name("ray")
 
 links = count()
@@ -96,7 +99,7 @@ def hosts(number: int, shared: Path, disk: Mapping[int, int] | None = None) -> I
 
     Args:
         shared: the folder that is `/mnt` on all of them.
-        disk: bytes of the `/tmp` of some hosts, by number from 0; the others have half of the memory.
+        disk: bytes of the `/tmp` of some hosts, by number from 0.
     """
     own = os.getpid()
     bridge, network = f"gb{own % 10**8}", f"10.77.{own % 256}"
@@ -114,8 +117,8 @@ def hosts(number: int, shared: Path, disk: Mapping[int, int] | None = None) -> I
             host.run("hostname", name)
             host.run("mount", "--bind", names.name, "/etc/hosts")
             host.run("mount", "--bind", str(shared), "/mnt")
-            size = ("-o", f"size={disk[position]}") if disk and position in disk else ()
-            host.run("mount", "-t", "tmpfs", *size, "tmpfs", "/tmp")
+            size = (disk or {}).get(position, LARGE_DISK)
+            host.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/tmp")
             _join(host, f"gv{next(links)}n{own % 10**6}", bridge)
             made.append(host)
         yield made
