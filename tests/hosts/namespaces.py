@@ -82,7 +82,8 @@ def why_not(folder: Path) -> str | None:
     try:
         with hosts(2, folder) as (one, other):
             listen = (
-                f"import socket; s = socket.create_server(('{other.address}', 5000)); print(flush=True); s.accept()"
+                f"import socket; s = socket.create_server(('{other.address}', 5000)); s.settimeout(10); "
+                "print(flush=True); s.accept()"
             )
             listener = subprocess.Popen(other.command(sys.executable, "-c", listen), stdout=subprocess.PIPE)
             with listener:
