@@ -34,7 +34,7 @@ from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from tqdm import tqdm
 
-from pipeline.cluster.ray_private import START_UP_LOGGER, host_and_port, temp_dir_for_sockets
+from pipeline.cluster.ray_private import START_UP_LOGGER, bootstrap_address, host_and_port, temp_dir_for_sockets
 from pipeline.errors import Terminated, UserError
 from pipeline.secrets import without_user_info
 from pipeline.termination import sigterm_raises_terminated
@@ -124,18 +124,24 @@ def _start(num_cpus: int | None) -> None:
 
 
 def _connect(address: str) -> None:
-    _require_answer(address)
+    found = _answering(address)
     variables = {name: without_user_info(os.environ[name]) for name in PASSED_ON if name in os.environ}
-    runtime_env = {"env_vars": variables} if variables else None
+    # Ray Train's actors ask for the state of their cluster; without this they look for one among the processes of
+    # their machine, and end with a stack trace where there are two.
+    variables[ADDRESS_VARIABLE] = found
     try:
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+        ray.init(address=found, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
     except (ConnectionError, RuntimeError, RayError) as error:  # another version of Ray, no token, not Ray
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot join the Ray cluster at {address!r}: {reason}") from error
 
 
-def _require_answer(address: str) -> None:
-    """Raise UserError within seconds if nothing listens there; Ray itself waits for minutes and then says little."""
+def _answering(address: str) -> str:
+    """Return "host:port" of a cluster, once something there has taken a connection.
+
+    Raises:
+        UserError: within seconds, if nothing listens there. Ray itself waits for minutes and then says little.
+    """
     hint = f"start a cluster (`ray up cluster.yaml`), or unset {ADDRESS_VARIABLE} to use this machine alone"
     if "://" in address:
         raise UserError(
@@ -143,12 +149,14 @@ def _require_answer(address: str) -> None:
             "cluster itself (`ray submit cluster.yaml pipeline/submit.py`), not through a Ray client"
         )
     try:
-        socket.create_connection(host_and_port(address), timeout=CONNECT_SECONDS).close()
+        found = bootstrap_address(address)
+        socket.create_connection(host_and_port(found), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"no Ray cluster answers at {address!r}: {reason}\n{hint}") from error
     except ValueError as error:
         raise UserError(f"Ray cluster address {address!r}: must be host:port, auto or local\n{hint}") from error
+    return found
 
 
 def capacity() -> dict[str, int]:

@@ -22,13 +22,24 @@ SHORT_TEMP_DIR = "/tmp/ray"
 """Ray's temporary folder where TMPDIR is not set."""
 
 
-def host_and_port(address: str) -> tuple[str, int]:
-    """Return where the cluster of an address listens; "auto" is the one that runs on this machine.
+def bootstrap_address(address: str) -> str:
+    """Return "host:port" of the cluster of an address; "auto" is the one that runs on this machine.
+
+    A host that means this machine (127.0.0.1, localhost) becomes the address at which other nodes reach it.
 
     Raises:
         ValueError: the address is not host:port, and there is no cluster on this machine for "auto".
     """
-    host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
+    found = canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ValueError("no cluster on this machine")
+    host_and_port(found)
+    return found
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split "host:port" or "[host]:port"; ValueError where it is neither."""
+    host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 

@@ -202,25 +202,32 @@ def test_an_interrupt_passes_through_and_frees_the_cluster(two_nodes: str) -> No
 
 
 @pytest.mark.slow
-def test_a_command_tells_nodes_what_it_knows_of_the_object_store_and_its_tasks_end_with_it(two_nodes: str) -> None:
+def test_a_command_tells_nodes_of_the_object_store_and_of_their_cluster_and_its_tasks_end_with_it(
+    two_nodes: str,
+) -> None:
     program = """
 import os, time
 from pipeline.cluster.ray_cluster import ray_cluster, run_tasks
 
 def task(seconds):
     time.sleep(seconds)
-    return os.environ.get("AWS_REGION")
+    return os.environ.get("AWS_REGION"), os.environ["RAY_ADDRESS"]
 
 with ray_cluster():
-    for _, region in run_tasks(task, [(0,), *[(60,)] * 5], description="working"):
-        print(region, flush=True)
+    for _, known in run_tasks(task, [(0,), *[(60,)] * 5], description="working"):
+        print(*known, flush=True)
 """
-    # The nodes have started without the variable: they can only know it from the command.
-    environment = os.environ | {"RAY_ADDRESS": two_nodes, "AWS_REGION": "somewhere-1", "PYTHONPATH": str(ROOT)}
+    # The nodes have started without the variables: they can only know them from the command.
+    port = two_nodes.rpartition(":")[2]
+    environment = os.environ | {
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "AWS_REGION": "somewhere-1",
+        "PYTHONPATH": str(ROOT),
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "somewhere-1\n"
+    assert process.stdout.readline() == f"somewhere-1 {two_nodes}\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and errors.splitlines()[-1] == "KeyboardInterrupt"
