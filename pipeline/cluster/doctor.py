@@ -8,8 +8,16 @@ from uuid import uuid4
 
 import ray
 
-from pipeline.cluster.node_facts import PACKAGES, NodeFacts, facts_of_all_nodes, version_of
+from pipeline.cluster.node_facts import (
+    PACKAGES,
+    NodeFacts,
+    StorageFacts,
+    facts_of_all_nodes,
+    storage_facts_of_all_nodes,
+    version_of,
+)
 from pipeline.cluster.ray_cluster import nodes_at_most, ray_cluster, slots_of
+from pipeline.cluster.ray_private import lost_nodes
 from pipeline.console import Finding
 from pipeline.params import Params, WorkerSettings
 from pipeline.storage.files import remove
@@ -33,16 +41,26 @@ def examine_nodes(params: Params) -> list[Finding]:
     with ray_cluster(params.cluster.address, params.cluster.cpus):
         try:
             facts = facts_of_all_nodes(storage_root(params.storage), folder)
-            dead = [node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]]
+            lost = lost_nodes(ray.nodes())
             slots, most = slots_of(params.workers.cpus, params.workers.gpus), nodes_at_most()
         finally:
             remove(folder)
     packages = {name: version_of(name) for name in PACKAGES}
     return [
         *findings_on(facts, platform.python_version(), packages),
-        *_on_lost_nodes(dead),
+        *_on_lost_nodes(lost),
         *_on_workers(params.workers, slots, most),
     ]
+
+
+def storage_problems(storage: str) -> list[str]:
+    """Return a line for each reason why nodes of the cluster that this process has joined do not share a storage."""
+    folder = doctor_folder(storage, uuid4().hex)
+    try:
+        facts = storage_facts_of_all_nodes(storage_root(storage), folder)
+    finally:
+        remove(folder)
+    return [text for node in facts for text in _on_storage(node, len(facts))]
 
 
 def findings_on(facts: Sequence[NodeFacts], python: str, packages: dict[str, str | None]) -> list[Finding]:
@@ -53,7 +71,7 @@ def findings_on(facts: Sequence[NodeFacts], python: str, packages: dict[str, str
     """
     problems: dict[str, list[str | None]] = {
         "versions": [text for node in facts for text in _on_versions(node, python, packages)],
-        "storage": [text for node in facts for text in _on_storage(node, len(facts))],
+        "storage": [text for node in facts for text in _on_storage(node.storage, len(facts))],
         "clocks": [text for node in facts for text in _on_clock(node)],
         "disks": [text for node in facts for text in _on_room(node, "disk", node.free_disk, LEAST_DISK)],
         "memory": [text for node in facts for text in _on_room(node, "memory", node.free_memory, LEAST_MEMORY)],
@@ -71,12 +89,12 @@ def _on_versions(node: NodeFacts, python: str, packages: dict[str, str | None]) 
             yield f"{node.node} has {have}, the head {packages[name]}: install from constraints.txt on both"
 
 
-def _on_storage(node: NodeFacts, nodes: int) -> Iterator[str]:
-    if node.storage is not None:
-        yield f"{node.node}: {node.storage}"
-    if node.unseen:
-        others = ", ".join(node.unseen)
-        yield f"{node.node} does not see what {others} wrote: of {nodes} nodes all need the same folder, or a bucket"
+def _on_storage(facts: StorageFacts, nodes: int) -> Iterator[str]:
+    if facts.problem is not None:
+        yield f"{facts.node}: {facts.problem}"
+    if facts.unseen:
+        others = ", ".join(facts.unseen)
+        yield f"{facts.node} does not see what {others} wrote: of {nodes} nodes all need the same folder, or a bucket"
 
 
 def _on_clock(node: NodeFacts) -> Iterator[str]:
@@ -98,10 +116,10 @@ def _on_gpus(node: NodeFacts) -> Iterator[str]:
         )
 
 
-def _on_lost_nodes(dead: Sequence[str]) -> list[Finding]:
-    if not dead:
+def _on_lost_nodes(lost: Sequence[str]) -> list[Finding]:
+    if not lost:
         return []
-    return [Finding("nodes", f"{len(dead)} nodes were lost since the cluster began: {', '.join(sorted(set(dead)))}")]
+    return [Finding("nodes", f"{len(lost)} nodes were lost since the cluster began: {', '.join(sorted(set(lost)))}")]
 
 
 def _on_workers(workers: WorkerSettings, slots: int, nodes: int) -> list[Finding]:

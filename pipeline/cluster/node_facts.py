@@ -24,6 +24,21 @@ PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "s3fs", "mlflow", "numpy",
 
 
 @dataclass(frozen=True)
+class StorageFacts:
+    """How a node sees the storage.
+
+    Attributes:
+        node: its address.
+        problem: what keeps it from writing; None: nothing.
+        unseen: nodes whose files it cannot read.
+    """
+
+    node: str
+    problem: str | None = None
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NodeFacts:
     """What a node says of itself.
 
@@ -35,8 +50,7 @@ class NodeFacts:
         free_disk, free_memory: in bytes, of the folder for temporary files and of the machine.
         gpus_of_ray: GPUs that Ray would give to tasks there.
         gpus: GPUs that PyTorch can use there.
-        storage: what keeps it from writing to the storage; None: nothing.
-        unseen: nodes whose files in the storage it cannot read.
+        storage: how it sees the storage.
     """
 
     node: str
@@ -47,8 +61,7 @@ class NodeFacts:
     free_memory: int
     gpus_of_ray: float
     gpus: int
-    storage: str | None
-    unseen: tuple[str, ...]
+    storage: StorageFacts
 
 
 def facts_of_all_nodes(storage: str, folder: str) -> list[NodeFacts]:
@@ -58,14 +71,30 @@ def facts_of_all_nodes(storage: str, folder: str) -> list[NodeFacts]:
         storage: root of the storage.
         folder: a place in the storage where each node writes a file, for the others to read.
     """
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    nodes = _alive_nodes()
     gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
-    own = _on_each(_own_facts, nodes, lambda node_id: (name_of(node_id, nodes), gpus[node_id], storage, folder))
-    ahead = {node_id: _seconds_ahead(node_id) for node_id in nodes}
-    written = [facts.node for facts in own.values() if facts.storage is None]
-    unseen = _on_each(_unseen, nodes, lambda node_id: (folder, written))
-    found = [replace(own[i], seconds_ahead=ahead[i], unseen=tuple(unseen[i])) for i in nodes]
+    seen = _storage_by_node(nodes, storage, folder)
+    own = _on_each(_own_facts, nodes, lambda node_id: (gpus[node_id], seen[node_id]))
+    found = [replace(own[node_id], seconds_ahead=_seconds_ahead(node_id)) for node_id in nodes]
     return sorted(found, key=lambda facts: facts.node)
+
+
+def storage_facts_of_all_nodes(storage: str, folder: str) -> list[StorageFacts]:
+    """Return how each node of the cluster sees the storage, in the order of their addresses; arguments as above."""
+    return sorted(_storage_by_node(_alive_nodes(), storage, folder).values(), key=lambda facts: facts.node)
+
+
+def _storage_by_node(nodes: Mapping[str, str], storage: str, folder: str) -> dict[str, StorageFacts]:
+    """Let each node write a file and then look for those of the others."""
+    written = _on_each(_written, nodes, lambda node_id: (name_of(node_id, nodes), storage, folder))
+    there = [facts.node for facts in written.values() if facts.problem is None]
+    unseen = _on_each(_unseen, nodes, lambda node_id: (folder, there))
+    return {node_id: replace(facts, unseen=tuple(unseen[node_id])) for node_id, facts in written.items()}
+
+
+def _alive_nodes() -> dict[str, str]:
+    """Return the addresses of nodes by id."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def name_of(node_id: str, nodes: Mapping[str, str]) -> str:
@@ -96,9 +125,9 @@ def _seconds_ahead(node_id: str) -> float:
     return min(answers)[1]
 
 
-def _own_facts(node: str, gpus_of_ray: float, storage: str, folder: str) -> NodeFacts:
+def _own_facts(gpus_of_ray: float, storage: StorageFacts) -> NodeFacts:
     return NodeFacts(
-        node=node,
+        node=storage.node,
         python=platform.python_version(),
         packages={name: version_of(name) for name in PACKAGES},
         seconds_ahead=0.0,
@@ -106,8 +135,7 @@ def _own_facts(node: str, gpus_of_ray: float, storage: str, folder: str) -> Node
         free_memory=_free_memory(),
         gpus_of_ray=gpus_of_ray,
         gpus=_gpus() if gpus_of_ray else 0,
-        storage=_written(storage, f"{folder}/{node}"),
-        unseen=(),
+        storage=storage,
     )
 
 
@@ -137,14 +165,15 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _written(storage: str, place: str) -> str | None:
-    """Write a file, and return what went wrong, in one line."""
+def _written(node: str, storage: str, folder: str) -> StorageFacts:
+    """Write a file named like the node."""
     try:
         require_writable(storage)
+        place = f"{folder}/{node}"
         write_bytes(place, place.encode())
     except UserError as error:
-        return str(error).splitlines()[0]
-    return None
+        return StorageFacts(node, problem=str(error).splitlines()[0])
+    return StorageFacts(node)
 
 
 def _unseen(folder: str, nodes: list[str]) -> list[str]:

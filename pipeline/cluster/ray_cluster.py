@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
+JOIN_SECONDS = 300.0
+"""How long nodes that start together may differ: the first start of Ray on a node reads gigabytes."""
 
 MAX_RETRIES = 3
 """Retries of a task whose process or node died."""
@@ -175,6 +178,19 @@ def nodes_at_most() -> int:
     return max(alive, 1 + limit)
 
 
+def wait_for_nodes(number: int) -> None:
+    """Return when the cluster has that many nodes.
+
+    Raises:
+        UserError: it has not after JOIN_SECONDS.
+    """
+    deadline = time.monotonic() + JOIN_SECONDS
+    while (alive := sum(node["Alive"] for node in ray.nodes())) < number:
+        if time.monotonic() > deadline:
+            raise UserError(f"only {alive} of {number} nodes have joined the cluster after {JOIN_SECONDS:.0f} s")
+        time.sleep(0.5)
+
+
 def release_placement_groups() -> None:
     """Release the places on nodes that this connection has reserved. Ray does not release those of a dead actor."""
     job = ray.get_runtime_context().get_job_id()
@@ -298,17 +314,24 @@ def tasks_that_fit(resources: Mapping[str, float], num_cpus: float, num_gpus: fl
     return int(min(limits, default=cpus))  # one that needs neither takes a process all the same
 
 
-def _node_types() -> list[tuple[int, dict[str, float]]]:
-    """Return (number, resources of one) for each type of node that the autoscaler may run; empty without one."""
+def _node_types() -> list[tuple[int, Mapping[str, float]]]:
+    """Return (number, resources of one) for each type of node that the autoscaler may run; empty without one.
+
+    Machines of one's own have no size before they are there: they are taken to be like the largest node that is.
+    """
     config = _launcher_config()
     limit = config.get("max_workers", 0)
-    return [
-        (
-            1 if name == config.get("head_node_type") else min(node_type.get("max_workers", limit), limit),
-            node_type.get("resources", {}),
-        )
-        for name, node_type in config.get("available_node_types", {}).items()
-    ]
+    types = []
+    for name, node_type in config.get("available_node_types", {}).items():
+        is_head = name == config.get("head_node_type")
+        number = is_head + min(node_type.get("max_workers", 0 if is_head else limit), limit)
+        types.append((number, node_type.get("resources") or _largest_node()))
+    return types
+
+
+def _largest_node() -> dict[str, float]:
+    sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(sizes, key=lambda size: (size.get("GPU", 0), size.get("CPU", 0)), default={})
 
 
 def _launcher_config() -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private.services import canonicalize_bootstrap_address
+from ray.core.generated.common_pb2 import NodeDeathInfo  # type: ignore[attr-defined]
 
 START_UP_LOGGER = "ray._private.authentication"
 """Logger that reports at each start that the cluster is protected by a token: true, and nothing to act on."""
@@ -41,6 +44,17 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Split "host:port" or "[host]:port"; ValueError where it is neither."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def lost_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the addresses of nodes, as `ray.nodes()` describes them, that ended without being told to.
+
+    Those that the autoscaler has stopped, or a signal, or a notice of the cloud, are not lost.
+    """
+    without_a_reason = (NodeDeathInfo.UNSPECIFIED, NodeDeathInfo.UNEXPECTED_TERMINATION)
+    return [
+        node["NodeManagerAddress"] for node in nodes if not node["Alive"] and node["DeathReason"] in without_a_reason
+    ]
 
 
 def is_driver() -> bool:

@@ -4,10 +4,12 @@
     ray submit cluster.yaml pipeline/submit.py -- -S storage=s3://bucket/prefix -S meta_batch=16
 
 `ray submit` copies this file to the home directory of the head node and runs it there with the arguments
-after `--` (through a shell: quote what a shell would change). It changes into the synchronised repository,
-joins the cluster, checks that all nodes can reach the storage, and becomes `dvc exp run -S ...`, or
-`dvc repro` when no setting is given: output, Ctrl-C and exit status are those of DVC. Settings given with -S
-stay in the head's params.yaml until the next `ray up`.
+after `--` (through a shell: quote what a shell would change). Jobs of Kubernetes and Slurm run it as a module,
+`python -m pipeline.submit` (kubernetes/rayjob.yaml, slurm/pipeline.sbatch).
+
+It changes into the repository, joins the cluster, checks that all nodes can reach the storage, and becomes
+`dvc exp run -S ...`, or `dvc repro` when no setting is given: output, Ctrl-C and exit status are those of DVC.
+Settings given with -S stay in the head's params.yaml until the next `ray up`.
 
 DVC needs git. `ray up` sends `.git` along, so an experiment on the cluster knows its commit; where there is
 none (the code came as an archive), the files as they arrived become the first commit of a new repository on
@@ -24,10 +26,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import ray
 import yaml
 
-from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster
+from pipeline.cluster.doctor import storage_problems
+from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster, wait_for_nodes
 from pipeline.errors import Terminated, UserError
+from pipeline.storage.paths import is_in_bucket
 
 REPOSITORY = "~/repository"
 """Where cluster.yaml's `file_mounts` put the repository on the head node."""
@@ -44,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.set_param,
             options.stages,
             options.mlflow_tracking_uri,
+            options.nodes,
         )
     except UserError as error:
         print(error, file=sys.stderr)
@@ -54,12 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def submit(
-    repository: Path, overrides: Sequence[str], stages: Sequence[str], mlflow_tracking_uri: str | None
+    repository: Path,
+    overrides: Sequence[str],
+    stages: Sequence[str],
+    mlflow_tracking_uri: str | None,
+    least_nodes: int = 1,
 ) -> NoReturn:
     """Replace this process by DVC, which runs `stages` (none: all) with the `overrides` ("key=value").
 
+    Args:
+        least_nodes: how many nodes the cluster has to have before that.
+
     Raises:
-        UserError: `repository` has no pipeline, no cluster answers, its nodes do not share the storage, or git fails.
+        UserError: `repository` has no pipeline, no cluster answers, nodes do not come, they do not share the storage,
+            or git fails.
     """
     if not (repository / "dvc.yaml").exists():
         raise UserError(
@@ -69,14 +83,14 @@ def submit(
     os.chdir(repository)
     os.environ.setdefault(ADDRESS_VARIABLE, "auto")
     with ray_cluster():
+        wait_for_nodes(least_nodes)
         nodes = nodes_at_most()
-    _require_shared_storage(storage_setting(repository, overrides), nodes)
+        _require_shared_storage(storage_setting(repository, overrides), nodes)
     _require_git(repository)
-    print(
-        f"running on a cluster of up to {nodes} nodes; fetch what it leaves with\n"
-        f"ray rsync_down cluster.yaml {repository / RESULTS}/ {RESULTS}/",
-        flush=True,
-    )
+    print(f"running on a cluster of up to {nodes} nodes", flush=True)
+    if repository == Path(REPOSITORY).expanduser() and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        print("fetch what it leaves with", flush=True)
+        print(f"ray rsync-down cluster.yaml {repository / RESULTS}/ {RESULTS}/", flush=True)
     command = dvc_command(overrides, stages)
     os.execve(command[0], command, stage_environment(os.environ, mlflow_tracking_uri))
 
@@ -111,10 +125,16 @@ def storage_setting(repository: Path, overrides: Sequence[str]) -> str:
 
 
 def _require_shared_storage(storage: str, nodes: int) -> None:
-    if nodes > 1 and not storage.startswith("s3://"):
+    """Raise UserError unless the storage is a bucket, or a folder that all nodes which are there now share."""
+    if is_in_bucket(storage) or nodes == 1:
+        return
+    problems = storage_problems(storage)
+    if problems or len(ray.nodes()) == 1:  # of nodes that come later one cannot ask
+        reason = problems[0] if problems else f"the cluster may grow to {nodes} nodes"
         raise UserError(
-            f"storage = {storage!r} is a folder of one node, but the cluster has up to {nodes}:\n"
-            "give a bucket that all can reach: ray submit cluster.yaml pipeline/submit.py -- -S storage=s3://bucket/prefix"
+            f"storage = {storage!r} is a folder: {reason}\n"
+            "give a place that all nodes share: ray submit cluster.yaml pipeline/submit.py -- "
+            "-S storage=s3://bucket/prefix"
         )
 
 
@@ -148,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mlflow-tracking-uri", metavar="URI", help="server to log to (default: mlflow.db on the head)"
     )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until so many have joined (default: 1)")
     parser.add_argument("--repository", default=REPOSITORY, metavar="FOLDER", help="the repository on the head node")
     parser.add_argument("stages", nargs="*", help="stages to run with all that they need (default: all)")
     return parser

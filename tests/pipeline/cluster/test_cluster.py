@@ -261,6 +261,19 @@ def test_nodes_that_the_autoscaler_may_launch_count_as_available(
     assert (capacity()["GPU"], nodes_at_most()) == (4, 5)
 
 
+def test_machines_of_ones_own_count_as_large_as_those_that_are_there(
+    two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": [f"10.0.0.{i}" for i in range(2, 7)]}}
+    configuration = yaml.safe_load((ROOT / "cluster.yaml").read_text()) | own
+    for part in ("docker", "head_node_type", "available_node_types", "max_workers"):
+        del configuration[part]
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(prepare_config(configuration)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert (capacity()["CPU"], nodes_at_most()) == (6, 6)  # of one core each
+
+
 def wait_until_idle(cpus: int, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while ray.available_resources().get("CPU", 0) < cpus:
@@ -303,8 +316,21 @@ def test_the_ready_settings_fit_on_the_cluster(file: str) -> None:
 
 def test_the_nodes_get_the_repository_where_the_submitted_script_expects_it() -> None:
     configuration = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    assert configuration["file_mounts"] == {submit.REPOSITORY.replace("~", "/home/ray"): "."}
+    assert configuration["file_mounts"][submit.REPOSITORY.replace("~", "/home/ray")] == "."
     assert all(".git" not in (pattern, pattern.strip("/")) for pattern in configuration["rsync_exclude"])
+
+
+def test_the_nodes_do_not_get_what_git_ignores_but_give_all_results_back() -> None:
+    configuration = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert ignored <= {pattern.strip("/") for pattern in configuration["rsync_exclude"]}
+    assert "rsync_filter" not in configuration  # DVC's .gitignore files name results
+
+
+def test_ray_on_the_nodes_answers_only_to_those_with_the_token() -> None:
+    configuration = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert "--env RAY_AUTH_MODE=token" in configuration["docker"]["run_options"]
+    assert configuration["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
 
 # --- the submitted script -----------------------------------------------------------------------------------
@@ -378,11 +404,10 @@ def run_submitted(address: str, repository: Path, *arguments: str) -> subprocess
 
 
 @pytest.mark.slow
-def test_a_folder_as_storage_is_refused_on_several_nodes(two_nodes: str, small_repository: Path) -> None:
+def test_a_folder_that_all_nodes_share_is_a_storage(two_nodes: str, small_repository: Path) -> None:
     done = run_submitted(two_nodes, small_repository)
-    assert done.returncode == 1
-    assert "storage = 'folder'" in done.stderr and "-S storage=s3://bucket/prefix" in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3
+    assert done.returncode == 0, done.stderr
+    assert "hello CPUs: 2.0" in done.stdout
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from ray.cluster_utils import Cluster
 from small_settings import ROOT
 
 from pipeline.cluster.doctor import GIB, examine_nodes, findings_on
-from pipeline.cluster.node_facts import NodeFacts
+from pipeline.cluster.node_facts import NodeFacts, StorageFacts
+from pipeline.cluster.ray_private import lost_nodes
 from pipeline.commands.doctor import doctor
 from pipeline.console import Finding
 from pipeline.errors import UserError
@@ -31,8 +33,7 @@ WELL = NodeFacts(
     free_memory=8 * GIB,
     gpus_of_ray=1,
     gpus=1,
-    storage=None,
-    unseen=(),
+    storage=StorageFacts("10.0.0.2"),
 )
 
 
@@ -51,8 +52,16 @@ def test_nothing_is_wrong_with_nodes_that_are_well() -> None:
         ({"python": "3.10.4"}, "versions", "10.0.0.2 has Python 3.10.4, the head 3.11.9"),
         ({"packages": {**PACKAGES, "torch": "2.13.0"}}, "versions", "10.0.0.2 has torch 2.13.0, the head 2.14.1"),
         ({"packages": {**PACKAGES, "torch": None}}, "versions", "10.0.0.2 has no torch, the head 2.14.1"),
-        ({"storage": "s3://b cannot be written: denied"}, "storage", "10.0.0.2: s3://b cannot be written: denied"),
-        ({"unseen": ("10.0.0.3",)}, "storage", "10.0.0.2 does not see what 10.0.0.3 wrote: of 2 nodes"),
+        (
+            {"storage": StorageFacts("10.0.0.2", problem="s3://b cannot be written: denied")},
+            "storage",
+            "10.0.0.2: s3://b cannot be written: denied",
+        ),
+        (
+            {"storage": StorageFacts("10.0.0.2", unseen=("10.0.0.3",))},
+            "storage",
+            "10.0.0.2 does not see what 10.0.0.3 wrote: of 2 nodes",
+        ),
         ({"seconds_ahead": 3600.0}, "clocks", "the clock of 10.0.0.2 is 3600 s ahead"),
         ({"seconds_ahead": -5.0}, "clocks", "the clock of 10.0.0.2 is 5 s behind"),
         ({"free_disk": 3 * GIB}, "disks", "10.0.0.2 has 3.0 GiB of disk left"),
@@ -92,6 +101,24 @@ def test_nodes_of_a_cluster_are_asked_themselves(two_nodes: None, small_project:
     assert wrong["workers"] == "3 workers of 1 CPUs and 0 GPUs are set, and 2 nodes have room for 2"
     assert [subject for subject, problem in findings if problem is None] == SUBJECTS[1:]
     assert not list(Path("storage").rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_if_nobody_has_stopped_it() -> None:
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    stopped, killed = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address)
+    try:
+        cluster.remove_node(stopped, allow_graceful=True)
+        assert lost_nodes(ray.nodes()) == []
+        cluster.remove_node(killed, allow_graceful=False)
+        while sum(node["Alive"] for node in ray.nodes()) > 1:
+            time.sleep(0.1)
+        assert len(lost_nodes(ray.nodes())) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def test_a_problem_is_an_error_and_all_else_is_looked_at_too(
