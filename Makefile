@@ -12,7 +12,7 @@ help:
 	@echo "make repro      set up, then run the pipeline of params.yaml (dvc repro)"
 	@echo "make test       set up, then run all tests"
 	@echo "make test-fast  the tests that take seconds"
-	@echo "make lint       check format, lint, floors and types"
+	@echo "make lint       check format, lint, floors, types and the Dockerfile"
 	@echo "make format     mend format and lint where possible"
 	@echo "make clean      remove the environment and caches; architectures, images, runs and results stay"
 
@@ -44,6 +44,7 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: env
 	$(BIN)/ruff format .
