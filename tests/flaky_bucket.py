@@ -30,13 +30,14 @@ class FlakyBucket:
 
     url = "s3://bucket/prefix"
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.requests: list[str] = []
         self._s3 = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._faults: list[tuple[Callable[[str], bool], Application]] = []
+        self._address = address
         self._listen(port=0)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = f"http://{address}:{self._server.server_port}"
         self._send("POST", "moto-api/reset")  # all servers of a process share their contents
         self._send("POST", "moto-api/reset-auth", "inf")
         self._send("PUT", "bucket")
@@ -146,7 +147,7 @@ class FlakyBucket:
         self._server.server_close()
 
     def _listen(self, port: int) -> None:
-        self._server = make_server("127.0.0.1", port, self._application, threaded=True, request_handler=_Quiet)
+        self._server = make_server(self._address, port, self._application, threaded=True, request_handler=_Quiet)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def _application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

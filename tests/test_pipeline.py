@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
-import yaml
 from ray_for_processes import ray_for_processes
-from small_settings import ROOT, small_settings
+from repository_copy import copy_repository
+from small_settings import ROOT
 
 if TYPE_CHECKING:
     from flaky_bucket import FlakyBucket
@@ -52,16 +52,7 @@ AFTER_TRAINING = ["evaluate", "copies", "finetune", "adapt", "condition", "detec
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yield a folder with the files of the repository, committed there with small settings and run once."""
     folder = tmp_path_factory.mktemp("clone")
-    listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")) and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(small_settings(evaluate={"width": 8, "head_width": 16})))
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "config", "user.email", "reader@example.org")
-    run(folder, "git", "config", "user.name", "Reader")
-    save(folder, "begin")
+    copy_repository(folder)
     with ray_for_processes(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", address)
         output = run(folder, "dvc", "repro")

@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 import psutil
 from small_settings import ROOT
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 LARGE_DISK = 64 * GIB
 """Nothing is taken before it is written."""
 
@@ -30,19 +30,64 @@ links = count()
 """Numbers of links: one of a host that has ended may be there for a while."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """A host.
 
     Attributes:
-        address: its own, on the bridge.
-        pid: of its first process, with which all others end.
+        name, address: its own, on the bridge.
+        outside: the address of this machine, on the bridge.
+        bridge: name of the bridge.
+        shared: the folder that is `/mnt`.
+        names: the file that is `/etc/hosts`.
+        disk: bytes of its `/tmp`.
         environment: what its processes get beside the environment of this one.
     """
 
+    name: str
     address: str
-    pid: int
+    outside: str
+    bridge: str
+    shared: Path
+    names: Path
+    disk: int
     environment: dict[str, str]
+
+    def boot(self) -> None:
+        """Make the host, and join it to the others."""
+        flags = ("--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc")
+        # The shell inside ends with this process, even where it is killed, and takes over orphans until then.
+        command = ["unshare", *flags, "sh", "-c", "echo; cat; :"]
+        self._outer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._outer.stdout is not None and self._outer.stdout.readline() == b"\n"  # it is inside
+        (first,) = psutil.Process(self._outer.pid).children()
+        self.pid = first.pid
+        self.run("hostname", self.name)
+        self.run("mount", "--bind", str(self.names), "/etc/hosts")
+        self.run("mount", "--bind", str(self.shared), "/mnt")
+        self.run("mount", "-t", "tmpfs", "-o", f"size={self.disk}", "tmpfs", "/tmp")
+        self._link = f"gv{next(links)}n{os.getpid() % 10**6}"
+        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
+        self.run("ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
+        for name in ("lo", "eth0"):
+            self.run("ip", "link", "set", name, "up")
+        _ip("link", "set", self._link, "master", self.bridge)
+        self.plug()
+
+    def die(self) -> None:
+        """End the host with all its processes, of which none has time to say goodbye."""
+        if self._outer.poll() is None:
+            self.unplug()
+            self._outer.kill()
+        self._outer.communicate()
+
+    def unplug(self) -> None:
+        """Cut the link of the host: its processes go on, and reach each other."""
+        _ip("link", "set", self._link, "down")
+
+    def plug(self) -> None:
+        """Join the link again."""
+        _ip("link", "set", self._link, "up")
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs another one on the host."""
@@ -66,12 +111,12 @@ class Host:
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def start_ray(self, head: Host) -> None:
-        """Start a node of one core, of the cluster of a head; the head itself has to be started first."""
+    def start_ray(self, head: Host, cpus: int = 1) -> None:
+        """Start a node of the cluster of a head; the head itself has to be started first."""
         port = "6379"
         of_head = ("--head", f"--port={port}", "--include-dashboard=false")
         place = of_head if head is self else (f"--address={head.address}:{port}",)
-        options = ("--num-cpus=1", "--disable-usage-stats")
+        options = (f"--num-cpus={cpus}", "--disable-usage-stats")
         self.run(str(RAY), "start", *place, f"--node-ip-address={self.address}", *options)
 
 
@@ -105,6 +150,7 @@ def hosts(number: int, shared: Path, disk: Mapping[int, int] | None = None) -> I
     own = os.getpid()
     bridge, network = f"gb{own % 10**8}", f"10.77.{own % 256}"
     addresses = {f"host{position}": f"{network}.{position + 10}" for position in range(number)}
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "HOME": "/tmp"}
     with ExitStack() as stack, NamedTemporaryFile("w", prefix="hosts-", dir=shared) as names:
         names.write("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items()))
         names.flush()
@@ -114,39 +160,13 @@ def hosts(number: int, shared: Path, disk: Mapping[int, int] | None = None) -> I
         _ip("link", "set", bridge, "up")
         made = []
         for position, (name, address) in enumerate(addresses.items()):
-            host = stack.enter_context(_host(address))
-            host.run("hostname", name)
-            host.run("mount", "--bind", names.name, "/etc/hosts")
-            host.run("mount", "--bind", str(shared), "/mnt")
             size = (disk or {}).get(position, LARGE_DISK)
-            host.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/tmp")
-            _join(host, f"gv{next(links)}n{own % 10**6}", bridge)
+            place = (f"{network}.1", bridge, shared, Path(names.name))
+            host = Host(name, address, *place, disk=size, environment=dict(environment))
+            stack.callback(host.die)
+            host.boot()
             made.append(host)
         yield made
-
-
-@contextmanager
-def _host(address: str) -> Iterator[Host]:
-    """Make a host that nothing reaches yet."""
-    flags = ("--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc")
-    outside = subprocess.Popen(["unshare", *flags, "sh", "-c", "echo; exec sleep infinity"], stdout=subprocess.PIPE)
-    try:
-        assert outside.stdout is not None and outside.stdout.readline() == b"\n"  # it is inside
-        (first,) = psutil.Process(outside.pid).children()
-        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "HOME": "/tmp"}
-        yield Host(address, first.pid, environment)
-    finally:
-        outside.kill()
-        outside.wait()
-
-
-def _join(host: Host, link: str, bridge: str) -> None:
-    """Join a host to the others."""
-    _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-    _ip("link", "set", link, "master", bridge, "up")
-    host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
-    for name in ("lo", "eth0"):
-        host.run("ip", "link", "set", name, "up")
 
 
 def _ip(*arguments: str) -> None:

@@ -15,8 +15,10 @@ pytestmark = pytest.mark.slow
 GHN = str(Path(sys.executable).with_name("ghn"))
 
 
-def test_each_fault_of_a_host_is_one_line_with_its_address(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_settings(workers={"number": 4})))
+def test_each_fault_of_a_host_is_one_line_with_its_address_and_no_run_is_begun(tmp_path: Path) -> None:
+    settings = small_settings(storage="/tmp/storage", workers={"number": 4})  # each host has its own
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "dvc.yaml").touch()
     package = tmp_path / "site/pyarrow-9.9.9.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: pyarrow\nVersion: 9.9.9\n")
@@ -25,7 +27,11 @@ def test_each_fault_of_a_host_is_one_line_with_its_address(tmp_path: Path) -> No
         for host in (head, second, third):
             host.start_ray(head)
         head.environment["RAY_ADDRESS"] = f"{head.address}:6379"
-        lines = head.run(GHN, "doctor", "--storage", "/tmp/storage", fails=True).splitlines()  # each host has its own
+        refusal = head.run(sys.executable, str(ROOT / "pipeline/submit.py"), "--repository=/mnt", fails=True)
+        lines = head.run(GHN, "doctor", fails=True).splitlines()
+
+    assert "storage = '/tmp/storage' is a folder: " in refusal and "does not see what" in refusal
+    assert len(refusal.strip().splitlines()) == 2
 
     wrong = [line.removeprefix("WRONG  ") for line in lines if line.startswith("WRONG")]
     starts = [
