@@ -120,10 +120,11 @@ class Progress:
         buffer: the handle of the metrics buffer.
         steps: steps of the whole run.
         run: the MLflow run that takes the rows; None: they are not logged.
+        is_elastic: whether the run goes on with fewer workers when some are lost.
     """
 
-    def __init__(self, buffer: Any, steps: int, run: StageRun | None):
-        self.buffer, self.run = buffer, run
+    def __init__(self, buffer: Any, steps: int, run: StageRun | None, is_elastic: bool = False):
+        self.buffer, self.run, self.is_elastic = buffer, run, is_elastic
         self.step = 0
         self.named: set[tuple[int, int]] = set()
         self.shown_messages: set[str] = set()
@@ -224,9 +225,14 @@ class Progress:
         elif time.monotonic() - self.last_sign > SILENCE_SECONDS and not self.silence_is_explained:
             self.silence_is_explained = True
             free = ray.available_resources()
+            what_follows = (
+                "where nodes were lost, the run goes on with the others"
+                if self.is_elastic
+                else "where nodes were lost, the run waits for others (workers.minimum lets it go on without)"
+            )
             print_above_bar(
                 f"no step for {SILENCE_SECONDS:.0f} s: the cluster has {free.get('CPU', 0):g} CPUs and "
-                f"{free.get('GPU', 0):g} GPUs free; the run waits for lost nodes unless workers.minimum is set"
+                f"{free.get('GPU', 0):g} GPUs free; {what_follows}"
             )
 
 

@@ -92,7 +92,8 @@ def fit(job: WorkerJob, folder: str, run: StageRun | None) -> Checkpoint:
     try:
         with _sigterm_as_event() as stop:
             fitting = pool.submit(_fit_until_done, job, folder, stage_ended)
-            Progress(buffer, job.settings.train.steps, run).follow(fitting, stop)
+            is_elastic = job.workers.minimum is not None
+            Progress(buffer, job.settings.train.steps, run, is_elastic).follow(fitting, stop)
         checkpoint = fitting.result().checkpoint
         for file, content in ray.get(buffer.kept.remote()).items():
             write_bytes(RESULTS / "profile" / file, content)

@@ -130,7 +130,7 @@ def test_a_long_silence_is_explained_once_and_a_worker_that_asks_is_not_silent(
     Thread(target=work).start()
     follow(buffer, 5, training)
     (hint,) = hints()
-    assert "the cluster has 1 CPUs and 0 GPUs free" in hint.message
+    assert "the cluster has 1 CPUs and 0 GPUs free" in hint.message and "waits for others" in hint.message
     assert hint.created - asked[-1] > 1.5
 
 
