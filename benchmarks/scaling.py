@@ -8,7 +8,7 @@ are slower, are left out, and each step counts as the faster of its `--repeats`,
 changes from minute to minute. The machine needs a core for each worker.
 
 The last line is JSON: `workers`, `architectures_per_second`, `speedup` over one worker, `imbalance` (slowest worker /
-mean) and `waiting` (share of the time that steps wait for data).
+mean), and the shares of the time in which steps wait for data (`waiting`) and exchange gradients (`communication`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WARM_UP = 12
 
 
 def settings_of(
-    workers: int, most_workers: int, steps: int, batch: int, image_size: int, precision: str
+    workers: int, most_workers: int, steps: int, batch: int, image_size: int, precision: str, placement: str
 ) -> dict[str, Any]:
     """Return the published settings with so many workers; with another number the run is the same to the last digit."""
     settings = project_settings("cifar10") | {"dataset": "mnist_5k"}
@@ -43,7 +43,7 @@ def settings_of(
         "log_every": 1,
     }
     settings["train"]["validation"]["every"] = None
-    settings["workers"] |= {"number": workers, "cpus": 1, "gpus": 0}
+    settings["workers"] |= {"number": workers, "cpus": 1, "gpus": 0, "placement": placement}
     return settings
 
 
@@ -53,12 +53,15 @@ def main(
     batch: Annotated[int, typer.Option(min=2, help="Images.")] = 64,
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of target networks.")] = "fp32",
+    placement: Annotated[
+        Literal["PACK", "STRICT_SPREAD"], typer.Option(help="Of workers on nodes, where RAY_ADDRESS names a cluster.")
+    ] = "PACK",
     repeats: Annotated[int, typer.Option(min=1, help="Runs with each number of workers, in turn.")] = 2,
     record: RecordName = None,
 ) -> None:
     """Compare a number of workers with one."""
     counts = list(dict.fromkeys((1, workers)))
-    settings = {count: settings_of(count, workers, steps, batch, image_size, precision) for count in counts}
+    settings = {count: settings_of(count, workers, steps, batch, image_size, precision, placement) for count in counts}
     histories: dict[int, list[pd.DataFrame]] = {count: [] for count in counts}
     with scratch_project(settings[workers], cpus=workers):
         for count in counts * repeats:
@@ -71,9 +74,11 @@ def main(
     several = pd.concat(histories[workers])
     imbalance = float((several["imbalance"] * several["step_seconds"]).sum() / several["step_seconds"].sum())
     waiting = float(several["wait_seconds"].sum() / several["step_seconds"].sum())
+    communication = float(several["communication_seconds"].sum() / several["step_seconds"].sum())
     speedup = speeds[workers] / speeds[1]
     print(
-        f"{speedup:.2f} times as many; slowest worker / mean {imbalance:.3f}; {waiting:.2%} of the time waits for data"
+        f"{speedup:.2f} times as many; slowest worker / mean {imbalance:.3f}; "
+        f"{waiting:.2%} of the time waits for data, {communication:.2%} is the exchange of gradients"
     )
     result = {
         "workers": workers,
@@ -81,6 +86,7 @@ def main(
         "speedup": round(speedup, 3),
         "imbalance": round(imbalance, 4),
         "waiting": round(waiting, 5),
+        "communication": round(communication, 5),
     }
     finish(result, record)
 
