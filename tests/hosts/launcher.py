@@ -11,8 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from flaky_bucket import FlakyBucket
+from healthy_server import wait_until_healthy
 from namespaces import Host
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "git")
 PROGRAM_FOLDERS = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 ENVIRONMENT = Path(sys.prefix)
+OWN_ENVIRONMENT = f"""
+    set -e
+    mount -t tmpfs tmpfs /media
+    mkdir /media/upper /media/work
+    mount -t overlay overlay -o lowerdir={ENVIRONMENT},upperdir=/media/upper,workdir=/media/work {ENVIRONMENT}
+"""
+"""Lets a host write to the environment without a change of the one below."""
+
 HOME = "/home/ray"
 KEY = "key.pem"
 MLFLOW_PORT = 5000
@@ -39,8 +46,10 @@ SECRETS = {"AWS_ACCESS_KEY_ID": "public-half", "AWS_SECRET_ACCESS_KEY": "half-th
 
 def why_no_launcher() -> str | None:
     """Return why the launcher cannot be used on this machine; None: it can."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=PROGRAM_FOLDERS) is None]
-    return f"the cluster launcher needs {', '.join(missing)}" if missing else None
+    if missing := [name for name in PROGRAMS if shutil.which(name, path=PROGRAM_FOLDERS) is None]:
+        return f"the cluster launcher needs {', '.join(missing)}"
+    tried = subprocess.run(["unshare", "--mount", "sh", "-c", OWN_ENVIRONMENT], capture_output=True, text=True)
+    return f"hosts need overlays: {tried.stderr[-200:]}" if tried.returncode else None
 
 
 def of_hosts(configuration: dict[str, Any], head: Host, workers: Sequence[Host]) -> dict[str, Any]:
@@ -89,11 +98,10 @@ def let_in_ssh(host: Host, shared: Path, **variables: str) -> None:
         "PasswordAuthentication": "no",
     }
     options = " ".join(f"-o {name}={value}" for name, value in server.items())
-    script = f"""
-        set -e
-        for folder in /home /run /media; do mount -t tmpfs tmpfs $folder; done
-        mkdir -p /run/sshd /media/upper /media/work {HOME}/.ssh
-        mount -t overlay overlay -o lowerdir={ENVIRONMENT},upperdir=/media/upper,workdir=/media/work {ENVIRONMENT}
+    script = f"""{OWN_ENVIRONMENT}
+        mount -t tmpfs tmpfs /home
+        mount -t tmpfs tmpfs /run
+        mkdir -p /run/sshd {HOME}/.ssh
         mount --bind /mnt/passwd /etc/passwd
         cp /mnt/{profile.name} {HOME}/.bashrc
         cp /mnt/{KEY}.pub {HOME}/.ssh/authorized_keys
@@ -147,21 +155,11 @@ def mlflow_server(host: Host, artifacts: str) -> Iterator[str]:
         "artifacts-destination": artifacts,
     }
     command = " ".join(["exec mlflow server", *(f"--{name}={value}" for name, value in options.items())])
-    server = subprocess.Popen(on_node(host, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(on_node(host, f"{command} > /tmp/mlflow.log 2>&1"))
     try:
         address = f"http://{host.address}:{MLFLOW_PORT}"
-        while not _is_healthy(address):
-            assert server.poll() is None, "the MLflow server has ended"
-            time.sleep(0.2)
+        wait_until_healthy(address, server, log=f"/tmp/mlflow.log on {host.name}")
         yield address
     finally:
         server.kill()
         server.wait()
-
-
-def _is_healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False

@@ -7,11 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+from healthy_server import wait_until_healthy
 from user_project import environment
 
 
@@ -40,7 +38,7 @@ class TrackingServer:
                 stderr=log,
                 start_new_session=True,
             )
-        self._wait_until_healthy()
+        wait_until_healthy(self.address, self.process, log=f"{self.folder}/server.log")
 
     def stop(self) -> None:
         """Kill the server and all its processes."""
@@ -56,12 +54,3 @@ class TrackingServer:
     def thaw(self) -> None:
         """Let the server go on."""
         os.killpg(self.process.pid, signal.SIGCONT)
-
-    def _wait_until_healthy(self) -> None:
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
-                return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert self.process.poll() is None, f"the MLflow server ended: see {self.folder}/server.log"
-                time.sleep(0.5)
