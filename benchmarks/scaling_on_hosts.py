@@ -15,7 +15,7 @@ from pathlib import Path
 
 from frame import ROOT
 
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "hosts")]
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "hosts")]
 
 from namespaces import hosts, why_not
 
