@@ -1,9 +1,10 @@
-"""A folder with the repository's files, as a user who has cloned it has them, with small settings."""
+"""Repositories of tests: this one with small settings, as a user has it who cloned it, and one of a single stage."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,13 @@ def copy_repository(folder: Path, **changes: Any) -> None:
         ("commit", "--quiet", "--message", "begin"),
     ):
         subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def make_one_stage(folder: Path, program: str, settings: dict[str, Any]) -> None:
+    """Make a repository of git and DVC, whose stage `show` runs a program that depends on all settings."""
+    (folder / "stage.py").write_text(program)
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    stage = {"cmd": "python stage.py", "deps": ["stage.py"], "params": sorted(settings)}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"show": stage}}))
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)

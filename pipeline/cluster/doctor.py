@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from uuid import uuid4
 
 import ray
 
@@ -20,8 +19,6 @@ from pipeline.cluster.ray_cluster import nodes_at_most, ray_cluster, slots_of
 from pipeline.cluster.ray_private import lost_nodes
 from pipeline.console import Finding
 from pipeline.params import Params, WorkerSettings
-from pipeline.storage.files import remove
-from pipeline.storage.paths import doctor_folder, storage_root
 
 GIB = 2**30
 LEAST_DISK = 10 * GIB
@@ -37,14 +34,10 @@ def examine_nodes(params: Params) -> list[Finding]:
     Raises:
         UserError: no cluster answers.
     """
-    folder = doctor_folder(params.storage, uuid4().hex)
     with ray_cluster(params.cluster.address, params.cluster.cpus):
-        try:
-            facts = facts_of_all_nodes(storage_root(params.storage), folder)
-            lost = lost_nodes(ray.nodes())
-            slots, most = slots_of(params.workers.cpus, params.workers.gpus), nodes_at_most()
-        finally:
-            remove(folder)
+        facts = facts_of_all_nodes(params.storage)
+        lost = lost_nodes(ray.nodes())
+        slots, most = slots_of(params.workers.cpus, params.workers.gpus), nodes_at_most()
     packages = {name: version_of(name) for name in PACKAGES}
     return [
         *findings_on(facts, platform.python_version(), packages),
@@ -55,11 +48,7 @@ def examine_nodes(params: Params) -> list[Finding]:
 
 def storage_problems(storage: str) -> list[str]:
     """Return a line for each reason why nodes of the cluster that this process has joined do not share a storage."""
-    folder = doctor_folder(storage, uuid4().hex)
-    try:
-        facts = storage_facts_of_all_nodes(storage_root(storage), folder)
-    finally:
-        remove(folder)
+    facts = storage_facts_of_all_nodes(storage)
     return [text for node in facts for text in _on_storage(node, len(facts))]
 
 

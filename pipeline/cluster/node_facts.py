@@ -7,17 +7,20 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.ray_cluster import alive_nodes
 from pipeline.errors import UserError
-from pipeline.storage.files import read_bytes, require_writable, write_bytes
+from pipeline.storage.files import read_bytes, remove, require_writable, write_bytes
+from pipeline.storage.paths import doctor_folder, storage_root
 
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "s3fs", "mlflow", "numpy", "safetensors", "pydantic")
 """Packages whose versions must be the same everywhere: data of their own travels between nodes."""
@@ -64,37 +67,31 @@ class NodeFacts:
     storage: StorageFacts
 
 
-def facts_of_all_nodes(storage: str, folder: str) -> list[NodeFacts]:
-    """Return the facts of each node of the cluster that this process has joined, in the order of their addresses.
-
-    Args:
-        storage: root of the storage.
-        folder: a place in the storage where each node writes a file, for the others to read.
-    """
-    nodes = _alive_nodes()
-    gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
-    seen = _storage_by_node(nodes, storage, folder)
-    own = _on_each(_own_facts, nodes, lambda node_id: (gpus[node_id], seen[node_id]))
-    found = [replace(own[node_id], seconds_ahead=_seconds_ahead(node_id)) for node_id in nodes]
+def facts_of_all_nodes(storage: str) -> list[NodeFacts]:
+    """Return the facts of each node of the cluster that this process has joined, in the order of their addresses."""
+    seen = _storage_by_node(storage)
+    gpus = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in alive_nodes()}
+    own = _on_each(_own_facts, seen, lambda node_id: (gpus[node_id], seen[node_id]))
+    found = [replace(facts, seconds_ahead=_seconds_ahead(node_id)) for node_id, facts in own.items()]
     return sorted(found, key=lambda facts: facts.node)
 
 
-def storage_facts_of_all_nodes(storage: str, folder: str) -> list[StorageFacts]:
-    """Return how each node of the cluster sees the storage, in the order of their addresses; arguments as above."""
-    return sorted(_storage_by_node(_alive_nodes(), storage, folder).values(), key=lambda facts: facts.node)
+def storage_facts_of_all_nodes(storage: str) -> list[StorageFacts]:
+    """Return how each node of the cluster sees the storage, in the order of their addresses."""
+    return sorted(_storage_by_node(storage).values(), key=lambda facts: facts.node)
 
 
-def _storage_by_node(nodes: Mapping[str, str], storage: str, folder: str) -> dict[str, StorageFacts]:
-    """Let each node write a file and then look for those of the others."""
-    written = _on_each(_written, nodes, lambda node_id: (name_of(node_id, nodes), storage, folder))
-    there = [facts.node for facts in written.values() if facts.problem is None]
-    unseen = _on_each(_unseen, nodes, lambda node_id: (folder, there))
+def _storage_by_node(storage: str) -> dict[str, StorageFacts]:
+    """Let each node write a file into a folder of the storage, and then look for those of the others."""
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
+    root, folder = storage_root(storage), doctor_folder(storage, uuid4().hex)
+    try:
+        written = _on_each(_written, nodes, lambda node_id: (name_of(node_id, nodes), root, folder))
+        there = [facts.node for facts in written.values() if facts.problem is None]
+        unseen = _on_each(_unseen, nodes, lambda node_id: (folder, there))
+    finally:
+        remove(folder)
     return {node_id: replace(facts, unseen=tuple(unseen[node_id])) for node_id, facts in written.items()}
-
-
-def _alive_nodes() -> dict[str, str]:
-    """Return the addresses of nodes by id."""
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def name_of(node_id: str, nodes: Mapping[str, str]) -> str:
@@ -103,7 +100,7 @@ def name_of(node_id: str, nodes: Mapping[str, str]) -> str:
     return address if list(nodes.values()).count(address) == 1 else f"{address} ({node_id[:6]})"
 
 
-def _on_each(function: Any, nodes: Mapping[str, str], arguments_of: Any) -> dict[str, Any]:
+def _on_each(function: Any, nodes: Iterable[str], arguments_of: Any) -> dict[str, Any]:
     """Return what a function returns on each node, by id."""
     running = {node_id: _remote(function, node_id).remote(*arguments_of(node_id)) for node_id in nodes}
     return {node_id: ray.get(reference) for node_id, reference in running.items()}

@@ -171,11 +171,15 @@ def capacity() -> dict[str, int]:
     }
 
 
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that the cluster has now, as `ray.nodes()` describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def nodes_at_most() -> int:
     """Return the number of nodes, the head included, that the cluster has now or, if more, may grow to."""
-    alive = sum(node["Alive"] for node in ray.nodes())
     limit = _launcher_config().get("max_workers", 0)
-    return max(alive, 1 + limit)
+    return max(len(alive_nodes()), 1 + limit)
 
 
 def wait_for_nodes(number: int) -> None:
@@ -185,7 +189,7 @@ def wait_for_nodes(number: int) -> None:
         UserError: it has not after JOIN_SECONDS.
     """
     deadline = time.monotonic() + JOIN_SECONDS
-    while (alive := sum(node["Alive"] for node in ray.nodes())) < number:
+    while (alive := len(alive_nodes())) < number:
         if time.monotonic() > deadline:
             raise UserError(f"only {alive} of {number} nodes have joined the cluster after {JOIN_SECONDS:.0f} s")
         time.sleep(0.5)
@@ -301,7 +305,7 @@ def _progress(description: str, unit: str, total: int) -> tqdm:
 
 def slots_of(num_cpus: float, num_gpus: float) -> int:
     """Return how many tasks of this size run at once on the nodes of the cluster or, if more, after it has grown."""
-    now = sum(tasks_that_fit(node["Resources"], num_cpus, num_gpus) for node in ray.nodes() if node["Alive"])
+    now = sum(tasks_that_fit(node["Resources"], num_cpus, num_gpus) for node in alive_nodes())
     return max(now, sum(count * tasks_that_fit(size, num_cpus, num_gpus) for count, size in _node_types()))
 
 
@@ -330,7 +334,7 @@ def _node_types() -> list[tuple[int, Mapping[str, float]]]:
 
 
 def _largest_node() -> dict[str, float]:
-    sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = [node["Resources"] for node in alive_nodes()]
     return max(sizes, key=lambda size: (size.get("GPU", 0), size.get("CPU", 0)), default={})
 
 

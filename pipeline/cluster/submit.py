@@ -26,11 +26,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import ray
 import yaml
 
 from pipeline.cluster.doctor import storage_problems
-from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, nodes_at_most, ray_cluster, wait_for_nodes
+from pipeline.cluster.ray_cluster import ADDRESS_VARIABLE, alive_nodes, nodes_at_most, ray_cluster, wait_for_nodes
 from pipeline.errors import Terminated, UserError
 from pipeline.storage.paths import is_in_bucket
 
@@ -129,7 +128,7 @@ def _require_shared_storage(storage: str, nodes: int) -> None:
     if is_in_bucket(storage) or nodes == 1:
         return
     problems = storage_problems(storage)
-    if problems or len(ray.nodes()) == 1:  # of nodes that come later one cannot ask
+    if problems or len(alive_nodes()) == 1:  # of nodes that come later one cannot ask
         reason = problems[0] if problems else f"the cluster may grow to {nodes} nodes"
         raise UserError(
             f"storage = {storage!r} is a folder: {reason}\n"

@@ -17,6 +17,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.cluster_utils import Cluster
 from ray.exceptions import WorkerCrashedError
+from repository_copy import make_one_stage
 from small_settings import ROOT, preset_settings
 
 from pipeline.cluster import submit
@@ -378,12 +379,7 @@ print(parameters["greeting"], "CPUs:", ray.cluster_resources()["CPU"])
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a repository with one stage that prints the resources of the cluster it runs on."""
     folder = tmp_path_factory.mktemp("repository")
-    (folder / "stage.py").write_text(STAGE)
-    (folder / "params.yaml").write_text("storage: folder\ngreeting: hello\n")
-    stage = {"cmd": "python stage.py", "deps": ["stage.py"], "params": ["greeting", "storage"]}
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"show": stage}}))
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
+    make_one_stage(folder, STAGE, {"storage": "folder", "greeting": "hello"})
     # As it arrives on the head from a checkout without git: the script makes a new repository.
     subprocess.run(["rm", "-r", ".git"], cwd=folder, check=True)
     return folder

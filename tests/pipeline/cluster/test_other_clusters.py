@@ -28,6 +28,7 @@ import ray
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.scripts.scripts import drain_node
+from repository_copy import make_one_stage
 from small_settings import ROOT
 
 from pipeline.cluster import submit
@@ -255,7 +256,7 @@ def test_nothing_runs_as_root_or_can_become_it() -> None:
 
 
 def test_only_the_head_has_a_token_of_kubernetes() -> None:
-    """It starts and stops workers. The others have none that whoever gets into them could use."""
+    """The head starts and stops workers with it. An intruder in another pod finds none."""
     with_token = {name for name, pod in pods().items() if pod.get("automountServiceAccountToken", True)}
     assert with_token == {"ray-head", "autoscaler"}
 
@@ -333,12 +334,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Start a Ray that asks for a token, with a small repository in its home; return its address and environment."""
     repository = tmp_path / "repository"
     repository.mkdir()
-    (repository / "stage.py").write_text(STAGE)
-    (repository / "params.yaml").write_text("storage: folder\nworkers: {number: 1, gpus: 0}\n")
-    stage = {"cmd": "python stage.py", "deps": ["stage.py"], "params": ["storage", "workers"]}
-    (repository / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"show": stage}}))
-    subprocess.run(["git", "init", "--quiet"], cwd=repository, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=repository, check=True)
+    make_one_stage(repository, STAGE, {"storage": "folder", "workers": {"number": 1, "gpus": 0}})
     subprocess.run(["git", "add", "--all"], cwd=repository, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "--quiet", "-m", "As built"], cwd=repository, check=True)
