@@ -19,7 +19,7 @@ from frame import RecordName, finish, introduce
 from torch import Tensor
 
 from ghn import GHN, GHNConfig
-from ghn.deepnets1m.sampling import sample_architecture, sample_widths
+from ghn.deepnets1m.sampling import sample_architecture
 from ghn.models.gated_gnn import GatedGNN
 from ghn.networks.graph_batch import GraphBatch
 
@@ -35,7 +35,7 @@ def meta_batch(ghn: GHN, count: int) -> GraphBatch:
         parameters = architecture.num_parameters(32, 10)
         samples = torch.rand(2, generator=torch.Generator().manual_seed(index)).numpy()
         widths, head_widths = (32, 48, 64, 80, 96, 112, 128), (64, 128, 192, 256, 320, 384, 448, 512)
-        graphs.append(sample_widths(architecture, parameters, widths, head_widths, samples).graph(32, 10))
+        graphs.append(architecture.with_sampled_widths(parameters, widths, head_widths, samples).graph(32, 10))
     return ghn.batch(graphs)
 
 

@@ -36,7 +36,7 @@ from scratch_project import project_settings, scratch_project, trained
 from torch import Tensor
 
 from ghn import GHN, GHNConfig
-from ghn.deepnets1m.sampling import sample_widths, samples
+from ghn.deepnets1m.sampling import samples
 from ghn.networks.program import Program
 from ghn.training.step import StepSettings, scores_of, target_gradient
 from pipeline.params import Params, TrainSettings
@@ -126,7 +126,7 @@ def target_networks(side: int, count: int, settings: TrainSettings, device: torc
     for index in range(count):
         sample = next(samples(0, "train", index))
         widths = settings.widths, settings.head_widths
-        architecture = sample_widths(sample.architecture, sample.summary.num_parameters, *widths, random.random(2))
+        architecture = sample.architecture.with_sampled_widths(sample.summary.num_parameters, *widths, random.random(2))
         with torch.no_grad():
             (parameters,) = ghn.predict_parameters([architecture])
         networks.append(TargetNetwork(architecture.program(side, CLASSES), parameters))

@@ -70,7 +70,7 @@ def measure(folder: str, reads: int) -> dict[str, float]:
     started = perf_counter()
     import pyarrow.parquet as pq
 
-    from pipeline.architectures.shards import ARCHITECTURE_COLUMNS
+    from pipeline.architectures.shards import ARCHITECTURE_COLUMNS, DEEPNETS1M
     from pipeline.architectures.store import ArchitectureStore
 
     split = ArchitectureStore(folder, Path(folder) / "manifest.json")["train"]
@@ -89,7 +89,7 @@ def measure(folder: str, reads: int) -> dict[str, float]:
     measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = perf_counter()
     for file in split.files[:10]:
-        pq.read_table(file, columns=ARCHITECTURE_COLUMNS).slice(7, 1).to_pylist()
+        pq.read_table(file, columns=ARCHITECTURE_COLUMNS[DEEPNETS1M]).slice(7, 1).to_pylist()
     measured["shard_seconds"] = (perf_counter() - started) / len(split.files[:10])
     return measured
 

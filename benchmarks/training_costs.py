@@ -21,7 +21,7 @@ from frame import RecordName, finish, introduce
 from scipy.optimize import nnls
 
 from ghn import GHN, Architecture, GHNConfig
-from ghn.deepnets1m.sampling import sample_widths, samples
+from ghn.deepnets1m.sampling import samples
 from ghn.networks.program import Program
 from ghn.training.cost_model import Work, training_seconds, work_of
 from ghn.training.load_balance import assign_meta_batch
@@ -39,7 +39,7 @@ def sampled(image_size: int, count: int) -> list[Architecture]:
     random = np.random.default_rng(0)
     first = [next(samples(0, "train", index)) for index in range(count)]
     return [
-        sample_widths(item.architecture, item.summary.num_parameters, widths, head_widths, random.random(2))
+        item.architecture.with_sampled_widths(item.summary.num_parameters, widths, head_widths, random.random(2))
         for item in first
     ]
 

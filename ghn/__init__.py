@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ghn.deepnets1m.architecture import Architecture
     from ghn.deepnets1m.genotype import Genotype
-    from ghn.deepnets1m.records import network_from_dict
     from ghn.deepnets1m.sampling import sample_architecture
     from ghn.models.checkpoints import CheckpointError
     from ghn.models.class_layer import fit_class_layer
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from ghn.models.sharded import write_predicted
     from ghn.networks.graph import Graph
     from ghn.networks.network import Network
+    from ghn.records import network_from_dict
     from ghn.tracing.trace import TracingError, declared_shape, trace
     from ghn.zoo import find_network, list_architectures, load
 
@@ -64,7 +64,7 @@ _MODULES = {
     "fit_class_layer": "ghn.models.class_layer",
     "list_architectures": "ghn.zoo",
     "load": "ghn.zoo",
-    "network_from_dict": "ghn.deepnets1m.records",
+    "network_from_dict": "ghn.records",
     "sample_architecture": "ghn.deepnets1m.sampling",
     "trace": "ghn.tracing.trace",
     "use_batch_statistics": "ghn.models.predict_module",

@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 STAGES = "Stages of the pipeline, in this order"
+TEXT_STAGES = ("train", "sgd", "evaluate")  # and those that they need, and stage study
 SETTINGS = "Settings"
 TRACKING = "MLflow"
 ARCHITECTURES = "Stored architectures"
@@ -78,9 +79,18 @@ def exits_on_user_error(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def begin_stage(file: Path) -> Params:
-    """Return the settings of a stage, which is imported once they are known to be valid; show what it logs."""
+def begin_stage(file: Path, reads_text: bool = False) -> Params:
+    """Return the settings of a stage, which is imported once they are known to be valid; show what it logs.
+
+    Args:
+        reads_text: whether the stage can do with networks of text, not of images.
+    """
     params = load_params(file)
+    if params.is_text and not reads_text:
+        raise UserError(
+            f"dataset = {params.dataset} is text, and this stage is for networks of images\n"
+            f"`dvc repro {' '.join(TEXT_STAGES)}` runs all stages that are for text too"
+        )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
     return params
@@ -90,7 +100,7 @@ def begin_stage(file: Path) -> Params:
 @exits_on_user_error
 def check(file: ParamsFile = PARAMS) -> None:
     """Check the settings, the storage and the images that they name, and the MLflow server."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.check import check
 
     check(params)
@@ -101,7 +111,7 @@ def check(file: ParamsFile = PARAMS) -> None:
 @exits_on_user_error
 def generate(file: ParamsFile = PARAMS) -> None:
     """Sample the architectures of all splits into sharded Parquet."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.generate import generate
 
     generate(params)
@@ -121,7 +131,7 @@ def describe(file: ParamsFile = PARAMS) -> None:
 @exits_on_user_error
 def train(file: ParamsFile = PARAMS) -> None:
     """Train a hypernetwork on the training architectures and images."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.train import train
 
     train(params)
@@ -131,7 +141,7 @@ def train(file: ParamsFile = PARAMS) -> None:
 @exits_on_user_error
 def sgd(file: ParamsFile = PARAMS) -> None:
     """Train networks one by one, from random parameters, to compare with."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.sgd import sgd
 
     sgd(params)
@@ -141,7 +151,7 @@ def sgd(file: ParamsFile = PARAMS) -> None:
 @exits_on_user_error
 def evaluate(file: ParamsFile = PARAMS) -> None:
     """Score predicted parameters on every split, beside random ones."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.evaluate import evaluate
 
     evaluate(params)
@@ -235,7 +245,7 @@ def study(
     file: ParamsFile = PARAMS,
 ) -> None:
     """Train a variant of the hypernetwork in the study's time, and score it."""
-    params = begin_stage(file)
+    params = begin_stage(file, reads_text=True)
     from pipeline.stages.study import study
 
     study(params, variant, seed)

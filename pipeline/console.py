@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Finding(NamedTuple):
@@ -31,6 +34,21 @@ def percent(share: float, error: float | None = None) -> str:
     """Return a share (0 to 1) in percent, without the sign, and with its standard error unless that is missing."""
     text = f"{100 * share:.1f}"
     return text if error is None or math.isnan(error) else f"{text} ± {100 * error:.1f}"
+
+
+def print_bits(title: str, bits: pd.DataFrame, by: str) -> None:
+    """Print a table of `pipeline.evaluation.bits.bits_a_byte` with a row for each split and value of a column."""
+    rows = [
+        {
+            "split": row["split"],
+            by: str(row[by]),
+            "networks": str(row["networks"]),
+            "bits a byte": f"{row['bits']:.2f}"
+            + ("" if math.isnan(row["bits_error"]) else f" ± {row['bits_error']:.2f}"),
+        }
+        for row in bits.to_dict("records")
+    ]
+    print_table(title, rows)
 
 
 def print_findings(findings: Sequence[Finding]) -> int:

@@ -7,15 +7,15 @@ the cells follow DARTS (Liu, Simonyan, Yang, ICLR 2019). Field names are those o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ghn.deepnets1m.block_summary import SummaryBuilder
 from ghn.deepnets1m.block_table import TableBuilder
 from ghn.deepnets1m.blocks import edge, factorised_reduction, head, patches, relu_conv_norm, stem_0, stem_1, subsample
-from ghn.deepnets1m.genotype import Genotype, require_fields
-from ghn.networks.network import Network
+from ghn.deepnets1m.genotype import LARGE_KERNELS, Genotype, require_fields
+from ghn.networks.network import ScalableNetwork
 from ghn.networks.node_table import NodeTable
 from ghn.networks.program import LARGE_IMAGE, Builder, Program, ProgramBuilder
 from ghn.networks.summary import Summary
@@ -25,7 +25,7 @@ BOOLEAN_FIELDS = ("stem_pool", "preproc", "glob_avg")
 
 
 @dataclass(frozen=True)
-class Architecture(Network):
+class Architecture(ScalableNetwork):
     """A network of stacked cells: a genotype and everything else needed to build it.
 
     Attributes:
@@ -135,6 +135,35 @@ class Architecture(Network):
     def with_width(self, C: int, fc_dim: int | None = None) -> Architecture:
         """Return the same architecture with another width, and with another hidden width of the head if it is given."""
         return replace(self, C=C, fc_dim=self.fc_dim if fc_dim is None else fc_dim)
+
+    @staticmethod
+    def wide_factor(image_size: int) -> int:
+        """Return how many times as wide the architectures of split `wide` are: 4, for large images 2."""
+        return 2 if image_size >= LARGE_IMAGE else 4
+
+    def with_sampled_widths(
+        self, num_parameters: int, widths: Sequence[int], head_widths: Sequence[int], uniforms: Sequence[float]
+    ) -> Architecture:
+        """Return the architecture with sampled widths; large networks stay narrow.
+
+        Args:
+            num_parameters: elements of all parameters at width 32, for 32×32 images and 10 classes.
+            widths: values that C may have, smallest first.
+            head_widths: values that fc_dim may have, smallest first.
+            uniforms: two numbers in [0, 1), which choose C and fc_dim.
+        """
+        n_cells, used = self.n_cells, self.genotype.operations
+        smallest = None  # how many of the widths may be sampled, smallest first; None: all
+        if num_parameters > 800_000 or not self.glob_avg or used & LARGE_KERNELS or n_cells > 12:
+            smallest = 1
+        elif num_parameters > 400_000 or n_cells > 10:
+            smallest = 2
+        elif num_parameters > 200_000 or n_cells > 8:
+            smallest = 3
+        allowed = widths[:smallest]
+        C = allowed[int(uniforms[0] * len(allowed))]
+        heads = head_widths if smallest is None and C <= 64 else head_widths[:4]
+        return replace(self, C=C, fc_dim=heads[int(uniforms[1] * len(heads))])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the architecture in plain JSON types: edges are lists, not tuples."""

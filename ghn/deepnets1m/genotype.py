@@ -25,6 +25,9 @@ OPERATIONS = (
 )
 """Operations of a cell's edges, in the order of the published design space."""
 
+LARGE_KERNELS = frozenset({"conv_5x5", "conv_7x7"})
+"""Full convolutions with large kernels, of which a cell may have at most one."""
+
 Edge = tuple[str, int]
 """An operation and the state that it reads: 0 and 1 are the outputs of the two previous cells, 2 is the first state of
 the cell itself."""

@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 from ghn.deepnets1m.architecture import Architecture
-from ghn.deepnets1m.genotype import OPERATIONS, Edge, Genotype
-from ghn.networks.program import LARGE_IMAGE, InvalidArchitecture
-from ghn.networks.summary import Summary
+from ghn.deepnets1m.genotype import LARGE_KERNELS, OPERATIONS, Edge, Genotype
+from ghn.networks.program import InvalidArchitecture
+from ghn.networks.sample import Sample, hash_bucket_of
 
 PARAMETER_FREE = OPERATIONS[:4]
 """Operations without parameters."""
 
 CONVOLUTION_OPERATIONS = frozenset(name for name in OPERATIONS if "conv_" in name)
 """Operations with a convolution."""
-
-LARGE_KERNELS = frozenset({"conv_5x5", "conv_7x7"})
-"""Full convolutions with large kernels, of which a cell may have at most one."""
-
-HASH_BUCKETS = 64
-"""Number of buckets that network hashes fall into, equally often; each bucket belongs to one split."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +58,10 @@ SPLIT_RULES = {
     ),
     "bn_free": SplitRules(hash_buckets=(63,), always_norm_free=True),
 }
-"""Rules of each sampled split; `wide` is not sampled but made from `test` (`widen`)."""
+"""Rules of each sampled split; `wide` is not sampled but made from `test` (`Architecture.widened`)."""
 
 
-class Sample(NamedTuple):
-    """A valid architecture at width 32, with the results of checking it."""
-
-    architecture: Architecture
-    summary: Summary
-    """Summary for 32×32 images and 10 classes."""
-    parameters_large: int
-    """Elements of all parameters for 224×224 images and 1000 classes."""
-
-
-def samples(seed: int, split: str, index: int) -> Iterator[Sample]:
+def samples(seed: int, split: str, index: int) -> Iterator[Sample[Architecture]]:
     """Yield the valid samples of the stream of an index, without end.
 
     Args:
@@ -112,16 +95,6 @@ def sample_architecture(seed: int, split: str, index: int, attempt: int = 0) -> 
     return next(islice(samples(seed, split, index), attempt, None)).architecture
 
 
-def hash_bucket_of(network_hash: str) -> int:
-    """Return which of the `HASH_BUCKETS` buckets a network hash falls into."""
-    return int(network_hash[:8], 16) % HASH_BUCKETS
-
-
-def widen(architecture: Architecture, image_size: int) -> Architecture:
-    """Return the architecture of split `wide` for one of split `test`: 4 times its width, 2 times for large images."""
-    return replace(architecture, C=architecture.C * (2 if image_size >= LARGE_IMAGE else 4))
-
-
 def has_valid_operations(architecture: Architecture) -> bool:
     """Return whether the operations of both cells may be combined.
 
@@ -137,35 +110,6 @@ def has_valid_operations(architecture: Architecture) -> bool:
         if operations.count("cse") > 1 or sum(operation in LARGE_KERNELS for operation in operations) > 1:
             return False
     return True
-
-
-def sample_widths(
-    architecture: Architecture,
-    num_parameters: int,
-    widths: Sequence[int],
-    head_widths: Sequence[int],
-    uniforms: Sequence[float],
-) -> Architecture:
-    """Return the architecture with sampled widths; large networks stay narrow.
-
-    Args:
-        num_parameters: elements of all parameters at width 32, for 32×32 images and 10 classes.
-        widths: values that C may have, smallest first.
-        head_widths: values that fc_dim may have, smallest first.
-        uniforms: two numbers in [0, 1), which choose C and fc_dim.
-    """
-    n_cells, used = architecture.n_cells, architecture.genotype.operations
-    smallest = None  # how many of the widths may be sampled, smallest first; None: all
-    if num_parameters > 800_000 or not architecture.glob_avg or used & LARGE_KERNELS or n_cells > 12:
-        smallest = 1
-    elif num_parameters > 400_000 or n_cells > 10:
-        smallest = 2
-    elif num_parameters > 200_000 or n_cells > 8:
-        smallest = 3
-    allowed = widths[:smallest]
-    C = allowed[int(uniforms[0] * len(allowed))]
-    heads = head_widths if smallest is None and C <= 64 else head_widths[:4]
-    return replace(architecture, C=C, fc_dim=heads[int(uniforms[1] * len(heads))])
 
 
 def _sample_once(rules: SplitRules, rng: random.Random) -> Architecture:

@@ -74,8 +74,13 @@ def polynomial(operations: Sequence[Operation]) -> Polynomial:
 
 
 def image_value(image_size: int) -> int:
-    """Return the value of the image, the operation that all networks begin with; its side is in pixels."""
-    A, B = constants("image", (3, image_size, image_size))
+    """Return the value of the image, the operation that networks of images begin with; its side is in pixels."""
+    return input_value("image", (3, image_size, image_size))
+
+
+def input_value(kind: str, shape: tuple[int, ...]) -> int:
+    """Return the value of the operation that a network begins with: an image or a text."""
+    A, B = constants(kind, shape)
     return (A + B) % MODULUS
 
 

@@ -1,7 +1,8 @@
 """The functional view of a program: its forward pass with given parameters.
 
-Dimensions: B images, C channels, Y×X pixels, S×S pixels of the input, T tokens, D channels of tokens, K classes; a name
-without a suffix has the shape of an operation's result, with B in front.
+Dimensions: B images or texts, C channels, Y×X pixels, S×S pixels of the input, T tokens, D channels of tokens, A heads,
+d channels of a head, K classes or, of texts, tokens of the vocabulary; a name without a suffix has the shape of an
+operation's result, with B in front.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from ghn.networks.devices import upload
 from ghn.networks.operations import Operation
 from ghn.networks.program import Program
 
+ROTARY_BASE = 10_000.0
+"""The slowest rotation of a position takes nearly so many times as long as the fastest one."""
+
 Kernel = Callable[[Operation, Sequence[Tensor], Sequence[Tensor]], Tensor]
 """A function of an operation, its inputs and its parameters that returns the operation's result."""
 
@@ -24,10 +28,10 @@ Kernel = Callable[[Operation, Sequence[Tensor], Sequence[Tensor]], Tensor]
 def run_program(
     program: Program,
     parameters: Mapping[str, Tensor],
-    images_BCSS: Tensor,
+    inputs: Tensor,
     dropout: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the logits (B, K) of images (B, 3, S, S).
+    """Return the logits (B, K) of images (B, 3, S, S), or (B, T, K) of texts (B, T), int64.
 
     Args:
         parameters: a tensor for each name of `program.parameters()`; gradients flow into them.
@@ -37,32 +41,32 @@ def run_program(
         KeyError: a parameter is missing.
     """
 
-    def kernel(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
-        return run_operation(operation, inputs, [parameters[p.name] for p in operation.parameters])
+    def kernel(operation: Operation, operands: Sequence[Tensor]) -> Tensor:
+        return run_operation(operation, operands, [parameters[p.name] for p in operation.parameters])
 
-    return evaluate(program, images_BCSS, kernel, dropout)
+    return evaluate(program, inputs, kernel, dropout)
 
 
 def evaluate(
     program: Program,
-    images_BCSS: Tensor,
+    network_inputs: Tensor,
     kernel: Callable[[Operation, Sequence[Tensor]], Tensor],
     dropout: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the logits (B, K) of images (B, 3, S, S); each result is freed after its last use.
+    """Return the logits of images or texts as `run_program` does; each result is freed after its last use.
 
     Args:
         kernel: gives the result of an operation from its inputs; it is called for all operations, in order, except for
-            the image, zeros and dropout.
+            the image, the text, zeros and dropout.
         dropout: the generator of the dropout masks; None: no dropout.
     """
     results: dict[int, Tensor] = {}  # by position in the program
     for position, (operation, freed) in enumerate(zip(program.operations, program.freed_after, strict=True)):
         inputs = [results[source] for source in operation.inputs]
-        if operation.kind == "image":
-            result = images_BCSS
+        if operation.kind in ("image", "text"):
+            result = network_inputs
         elif operation.kind == "zeros":
-            result = images_BCSS.new_zeros(len(images_BCSS), *operation.shape)
+            result = network_inputs.new_zeros(len(network_inputs), *operation.shape)
         elif operation.kind == "dropout":
             result = inputs[0] if dropout is None else _dropout(inputs[0], dropout)
         else:
@@ -152,22 +156,54 @@ def _subsample(operation: Operation, inputs: Sequence[Tensor], parameters: Seque
 
 
 def _attention(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Return softmax(qkᵀ/√d)v of each head; the input holds q, k and v side by side.
-
-    Dimensions: A heads, d channels of a head.
-    """
+    """Return softmax(qkᵀ/√d)v of each head; the input holds q, k and v side by side."""
     (heads,) = operation.settings
-    qkv_BTD = inputs[0]
+    return _attended(*_by_head(inputs[0], heads))
+
+
+def _causal_attention(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Return the attention of each token to itself and to those before it; the input is that of `_attention`."""
+    heads, is_rotary = operation.settings
+    q_BATd, k_BATd, v_BATd = _by_head(inputs[0], heads)
+    if is_rotary:
+        q_BATd, k_BATd = rotated(q_BATd), rotated(k_BATd)
+    return _attended(q_BATd, k_BATd, v_BATd, is_causal=True)
+
+
+def _by_head(qkv_BTD: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values (B, A, T, d) that lie side by side."""
     B, T, D = qkv_BTD.shape
     q_BATd, k_BATd, v_BATd = qkv_BTD.view(B, T, 3, heads, D // (3 * heads)).permute(2, 0, 3, 1, 4)
-    if qkv_BTD.dtype == torch.bfloat16 and qkv_BTD.device.type == "cpu":
+    return q_BATd, k_BATd, v_BATd
+
+
+def _attended(q_BATd: Tensor, k_BATd: Tensor, v_BATd: Tensor, is_causal: bool = False) -> Tensor:
+    """Return the means of the values by each query's attention, the heads side by side (B, T, D)."""
+    if q_BATd.dtype == torch.bfloat16 and q_BATd.device.type == "cpu":
         # PyTorch's fused kernel takes ten times as long for its backward pass here (2.14, 121 tokens).
         scores_BATT = q_BATd * q_BATd.shape[-1] ** -0.5 @ k_BATd.transpose(-1, -2)
+        if is_causal:
+            later_TT = torch.ones(scores_BATT.shape[-2:], dtype=torch.bool, device=scores_BATT.device).triu(1)
+            scores_BATT = scores_BATT.masked_fill(later_TT, -torch.inf)
         shares_BATT = scores_BATT.softmax(-1, dtype=torch.float32)  # four times as fast as in bfloat16
         x_BATd: Tensor = shares_BATT.to(v_BATd.dtype) @ v_BATd
     else:
-        x_BATd = F.scaled_dot_product_attention(q_BATd, k_BATd, v_BATd)
-    return x_BATd.transpose(1, 2).reshape(B, T, D // 3)
+        x_BATd = F.scaled_dot_product_attention(q_BATd, k_BATd, v_BATd, is_causal=is_causal)
+    return x_BATd.transpose(1, 2).flatten(2)
+
+
+def rotated(x_BATd: Tensor) -> Tensor:
+    """Return queries or keys whose pairs of channels are rotated in proportion to the position.
+
+    So their products depend on differences of positions alone: Su et al., "RoFormer: Enhanced Transformer with Rotary
+    Position Embedding", 2021, eq. 34. Channel i of the first half and of the second half are a pair.
+    """
+    _, _, T, d = x_BATd.shape
+    speeds = ROTARY_BASE ** -(torch.arange(d // 2, device=x_BATd.device) / (d // 2))
+    angles_Td = torch.outer(torch.arange(T, device=x_BATd.device), speeds)
+    cosines, sines = angles_Td.cos().to(x_BATd.dtype), angles_Td.sin().to(x_BATd.dtype)
+    first, second = x_BATd.chunk(2, -1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1)
 
 
 def _untokens(operation: Operation, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -203,6 +239,8 @@ KERNELS: dict[str, Kernel] = {
     "tokens": lambda o, x, p: x[0].flatten(2).transpose(1, 2),
     "untokens": _untokens,
     "attention": _attention,
+    "causal_attention": _causal_attention,
+    "embedding": lambda o, x, p: F.embedding(x[0], p[0]),
     "scale": lambda o, x, p: x[0] * x[1][:, :, None, None],
 }
-"""The kernel of each kind of operation, except for the image, zeros and dropout (see `evaluate`)."""
+"""The kernel of each kind of operation, except for the image, the text, zeros and dropout (see `evaluate`)."""

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ghn.networks.operations import Operation, Parameter
-from ghn.networks.parameter_axes import Shape
+from ghn.networks.parameter_axes import Shape, encoding_shape
 
 PRIMITIVES = (
     "max_pool",
@@ -33,6 +33,16 @@ PRIMITIVES = (
 )
 """Names of the primitives, in the order of their embeddings in `ghn.models.node_encoder`."""
 
+PRIMITIVE_OF = {
+    "image": "input",
+    "text": "input",
+    "attention": "msa",
+    "causal_attention": "msa",
+    "scale": "cse",
+    "global_pool": "glob_avg",
+}
+"""The primitive of each kind of operation that is always the same one, without parameters."""
+
 UNREACHABLE = 10_000
 """Stands for an infinite distance; it is longer than any path, in edges."""
 
@@ -48,7 +58,7 @@ class Node:
     shape: Shape | None = None
     parameters: tuple[Parameter, ...] = ()
     is_class_layer: bool = False
-    """Whether this is the weight or the bias of a classification layer."""
+    """Whether there is a row for each class or token: a weight or bias of a classification layer, or an embedding."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ def graph_of_operations(operations: Sequence[Operation]) -> Graph:
     """Return the graph of a program's primitives; its edges pass through all other operations."""
     nodes: list[Node] = []
     edges: list[tuple[int, int]] = []
+    placed: set[str] = set()  # names of parameters: tied ones are on the first node that uses them
     ends: list[tuple[int, ...]] = []  # for each operation, the last nodes on the paths to its result
 
     def append(sources: tuple[int, ...], node: Node) -> tuple[int, ...]:
@@ -152,7 +163,9 @@ def graph_of_operations(operations: Sequence[Operation]) -> Graph:
         for source in operation.inputs:
             end = end + tuple(node for node in ends[source] if node not in end)
         for node in _nodes(operation, len(end), position == last):
-            end = append(end, node)
+            new = tuple(parameter for parameter in node.parameters if parameter.name not in placed)
+            placed.update(parameter.name for parameter in new)
+            end = append(end, node if new == node.parameters else replace(node, parameters=new))
         ends.append(end)
     return Graph(tuple(nodes), tuple(edges))
 
@@ -175,13 +188,19 @@ def _nodes(operation: Operation, inputs: int, is_last: bool) -> list[Node]:
         return nodes + [Node("bias", _four_axes(b), (b,), is_last) for b in bias]
     if kind in ("batch_norm", "layer_norm"):
         return [Node("bn" if kind == "batch_norm" else "ln", _four_axes(parameters[0]), parameters)]
+    if (
+        kind == "embedding"
+    ):  # the linear layer of tokens as unit vectors, with a row for each token as a class layer has
+        return [Node("conv", _four_axes(parameters[0]), parameters, is_class_layer=True)]
     if kind == "position_encoding":
-        return [Node("pos_enc", _four_axes(parameters[0]), parameters)]
+        is_of_tokens = parameters[0].axis_order == "tokens"
+        shape = encoding_shape(parameters[0].shape)[0] if is_of_tokens else _four_axes(parameters[0])
+        return [Node("pos_enc", shape, parameters)]
     if kind in ("max_pool", "avg_pool"):
         return [Node(kind, (1, 1, operation.settings[0], operation.settings[0]))]
     if kind in ("add", "concat"):
         return [Node("sum" if kind == "add" else "concat")] if inputs > 1 else []
-    primitive = {"image": "input", "attention": "msa", "scale": "cse", "global_pool": "glob_avg"}.get(kind)
+    primitive = PRIMITIVE_OF.get(kind)
     return [] if primitive is None else [Node(primitive)]
 
 

@@ -1,6 +1,7 @@
 """The `nn.Module` view of a program: ordinary layers with their own parameters.
 
-Dimensions: B images, C channels, S×S pixels of the input, P×P pixels of the stem's output, K classes.
+Dimensions: B images or texts, C channels, S×S pixels of the input, P×P pixels of the stem's output, T tokens, K classes
+or tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from ghn.networks.functional import evaluate, run_operation
 from ghn.networks.operations import Operation
 from ghn.networks.program import Program
 
+TABLE_DEVIATION = 0.02
+"""Standard deviation of random tables of tokens and of their positions, as in GPT-2. That of PyTorch, 1, would give
+tied networks logits of the size of their width."""
+
 
 class PositionEncoding(nn.Module):
-    """A learned tensor (1, C, P, P), which the next operation adds to the stem's output."""
+    """A learned tensor (1, C, P, P) or (T, C), which the next operation adds to the stem's output or to tokens."""
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], deviation: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(shape))
+        self.weight = nn.Parameter(deviation * torch.randn(shape))
 
     def forward(self) -> Tensor:
-        """Return the tensor (1, C, P, P)."""
+        """Return the tensor."""
         return self.weight
 
 
 class ProgramModule(nn.Module):
-    """A network for SGD training and fine-tuning, in PyTorch's default initialisation.
+    """A network for SGD training and fine-tuning, in PyTorch's default initialisation, but for tables of tokens.
 
     Its parameters have the names and shapes of the program's, so that predicted parameters load with
     `load_state_dict`.
@@ -38,13 +43,18 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.program = program
         self.image_size = program.image_size
+        self._layer_of: dict[str, str] = {}  # the kind of operation that placed the layer at each path
         for operation in program.operations:
-            if operation.parameters:
+            if operation.parameters and _path(operation) not in self._layer_of:
+                self._layer_of[_path(operation)] = operation.kind
                 _place(self, _path(operation), LAYERS[operation.kind](operation))
 
-    def forward(self, images_BCSS: Tensor) -> Tensor:
-        """Return the logits (B, K) of images (B, 3, S, S); there is dropout in training mode only."""
-        return evaluate(self.program, images_BCSS, self._run, torch.default_generator if self.training else None)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, 3, S, S), or (B, T, K) of texts (B, T), int64.
+
+        There is dropout in training mode only.
+        """
+        return evaluate(self.program, inputs, self._run, torch.default_generator if self.training else None)
 
     def feature_maps(self, images_BCSS: Tensor) -> dict[int, Tensor]:
         """Return the last feature map (B, C, Y, X) of each width X, by X, largest first; none of a single pixel."""
@@ -62,6 +72,8 @@ class ProgramModule(nn.Module):
     def _run(self, operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
         if not operation.parameters:
             return run_operation(operation, inputs, ())
+        if operation.kind != self._layer_of[_path(operation)]:  # it shares the parameters of another kind of layer
+            return run_operation(operation, inputs, [self.get_parameter(p.name) for p in operation.parameters])
         result: Tensor = self.get_submodule(_path(operation))(*inputs)
         return result
 
@@ -82,12 +94,25 @@ def _linear(operation: Operation) -> nn.Module:
     return nn.Linear(inputs, out, bias=len(operation.parameters) == 2)
 
 
+def _embedding(operation: Operation) -> nn.Module:
+    vocabulary, width = operation.parameters[0].shape
+    table = nn.Embedding(vocabulary, width)
+    nn.init.normal_(table.weight, std=TABLE_DEVIATION)
+    return table
+
+
+def _position_encoding(operation: Operation) -> nn.Module:
+    (table,) = operation.parameters
+    return PositionEncoding(table.shape, TABLE_DEVIATION if table.axis_order == "tokens" else 1.0)
+
+
 LAYERS: dict[str, Callable[[Operation], nn.Module]] = {
     "conv": _conv,
     "linear": _linear,
     "batch_norm": lambda operation: nn.BatchNorm2d(operation.shape[0], track_running_stats=False),
     "layer_norm": lambda operation: nn.LayerNorm(operation.shape[-1]),
-    "position_encoding": lambda operation: PositionEncoding(operation.parameters[0].shape),
+    "embedding": _embedding,
+    "position_encoding": _position_encoding,
 }
 """The layer of each kind of operation with parameters, in PyTorch's default initialisation."""
 

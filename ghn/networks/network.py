@@ -3,14 +3,18 @@
 PyTorch is imported where tensors are computed, because a process that only generates architectures saves 320 MiB
 without it.
 
-Dimensions: B images, C channels, S×S pixels, K classes.
+Networks read images or texts: for texts, `image_size` stands for their length in tokens, and classes for the tokens of
+the vocabulary.
+
+Dimensions: B images or texts, C channels, S×S pixels, T tokens, K classes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ghn.networks.graph import Graph
 from ghn.networks.node_table import NodeTable, table_of
@@ -63,11 +67,19 @@ class Network(ABC):
         """Return the number of elements of all parameters that the output depends on."""
         return self.program(image_size, num_classes).num_parameters
 
+    def num_classes_of(self, parameters: Mapping[str, Tensor]) -> int:
+        """Return the number of classes that parameters are for.
+
+        By default it is the length of the last one, the bias (K,) of the last layer.
+        """
+        *_, last = parameters.values()
+        return len(last)
+
     def forward(self, parameters: dict[str, Tensor], images: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Return the logits (B, K) of images (B, 3, S, S) with the given parameters.
+        """Return the logits (B, K) of images (B, 3, S, S), or (B, T, K) of texts (B, T), with the given parameters.
 
         Args:
-            parameters: by name. The last one is the bias (K,) of the last layer, which gives the number of classes.
+            parameters: by name, in the order in which the network uses them.
             dropout: the generator of the dropout masks; None: no dropout.
 
         Raises:
@@ -75,14 +87,54 @@ class Network(ABC):
         """
         from ghn.networks.functional import run_program
 
-        *_, last = parameters.values()
-        return run_program(self.program(images.shape[-1], len(last)), parameters, images, dropout)
+        return run_program(self.program(images.shape[-1], self.num_classes_of(parameters)), parameters, images, dropout)
 
     def module(self, image_size: int, num_classes: int) -> nn.Module:
         """Return an ordinary module with its own parameters, in PyTorch's default initialisation."""
         from ghn.networks.module import ProgramModule
 
         return ProgramModule(self.program(image_size, num_classes))
+
+
+class ScalableNetwork(Network):
+    """A network of a design space, which has a width that can be chosen: C."""
+
+    C: int
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Return the network of a record that `to_dict` has returned; other keys are ignored.
+
+        Raises:
+            ValueError: a field is missing or impossible.
+        """
+
+    @abstractmethod
+    def with_width(self, C: int, fc_dim: int | None = None) -> Self:
+        """Return the same network with another width C; `fc_dim` is the hidden width of its head, where it has one."""
+
+    @abstractmethod
+    def with_sampled_widths(
+        self, num_parameters: int, widths: Sequence[int], head_widths: Sequence[int], uniforms: Sequence[float]
+    ) -> Self:
+        """Return the same network with sampled widths, to train with.
+
+        Args:
+            num_parameters: elements of all parameters at width 32: see `ghn.networks.sample.Sample`.
+            widths: values that C may have, smallest first.
+            head_widths: values that fc_dim may have, smallest first.
+            uniforms: two numbers in [0, 1), which choose C and fc_dim.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def wide_factor(image_size: int) -> int:
+        """Return how many times as wide the networks of split `wide` are as those of split `test`."""
+
+    def widened(self, image_size: int) -> Self:
+        """Return the network of split `wide` that this network of split `test` becomes."""
+        return self.with_width(self.wide_factor(image_size) * self.C)
 
 
 @lru_cache(maxsize=256)

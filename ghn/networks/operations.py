@@ -1,6 +1,7 @@
 """The operations that a network consists of, and the parameters that they use.
 
-Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors.
+Shapes are those of one image or text: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors; `(T,)` for
+a text itself.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Operation(NamedTuple):
     """One step of a program.
 
     Attributes:
-        kind: a key of `ghn.networks.functional.KERNELS`, or `image`, `zeros` or `dropout`.
+        kind: a key of `ghn.networks.functional.KERNELS`, or `image`, `text`, `zeros` or `dropout`.
         inputs: positions in `Program.operations`.
-        shape: of the result for one image.
+        shape: of the result for one image or text.
+        parameters: those that the operation reads. Tied parameters are read by several operations.
         settings: integers. `conv`: strides and paddings (of height and of width), dilation, groups; pools: kernel,
-            stride, padding; `subsample`: stride; `attention`: heads; none for the others.
+            stride, padding; `subsample`: stride; `attention`: heads; `causal_attention`: heads, and 1 where positions
+            are rotations of queries and keys, else 0; none for the others.
     """
 
     kind: str
@@ -49,12 +52,12 @@ class Operation(NamedTuple):
 
 
 def flops_of(operation: Operation) -> int:
-    """Return the floating-point operations of one operation for one image: see `Program.flops`."""
+    """Return the floating-point operations of one operation for one image or text: see `Program.flops`."""
     if operation.kind == "conv":
         return 2 * operation.parameters[0].size * math.prod(operation.shape[1:])
     if operation.kind == "linear":
         return 2 * operation.parameters[0].size * math.prod(operation.shape[:-1])
-    if operation.kind == "attention":
+    if operation.kind in ("attention", "causal_attention"):
         tokens, channels = operation.shape
         return 4 * tokens * tokens * channels
     return 0

@@ -4,7 +4,9 @@ The program is the only description of a network from which the others are made,
 hypernetworks read (`ghn.networks.graph`), the functional forward pass (`ghn.networks.functional`), the `nn.Module`
 (`ghn.networks.module`) and the costs (below).
 
-Shapes are those of one image: `(C, S, S)` for feature maps, `(T, C)` for tokens, `(C,)` for vectors.
+Shapes are those of one image or text: see `ghn.networks.operations`. Networks read one or the other. What is said of
+images and classes holds for texts and tokens too: the size of a text is its number of tokens, its classes are the
+vocabulary, and there are logits of each position.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
-from ghn.networks.canonical_hash import hash_of_value, image_value, polynomial
+from ghn.networks.canonical_hash import hash_of_value, input_value, polynomial
 from ghn.networks.graph import Graph, graph_of_operations
 from ghn.networks.operations import Operation, Parameter, flops_of
 
@@ -33,10 +35,10 @@ class InvalidArchitecture(ValueError):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled network. Its first operation is the image, and the last one gives the logits.
+    """A compiled network. Its first operation is the image or the text, and the last one gives the logits.
 
     Attributes:
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels; length of the texts, in tokens.
     """
 
     operations: tuple[Operation, ...]
@@ -44,9 +46,8 @@ class Program:
     num_classes: int
 
     def parameters(self) -> Iterator[Parameter]:
-        """Yield all parameters, in the order in which the operations use them."""
-        for operation in self.operations:
-            yield from operation.parameters
+        """Yield all parameters, in the order in which the operations first use them."""
+        return iter({parameter.name: parameter for op in self.operations for parameter in op.parameters}.values())
 
     @cached_property
     def num_parameters(self) -> int:
@@ -82,7 +83,7 @@ class Program:
     @cached_property
     def network_hash(self) -> str:
         """The network hash, which does not depend on the parameters' names: see `ghn.networks.canonical_hash`."""
-        value = polynomial(self.operations)(image_value(self.image_size))
+        value = polynomial(self.operations)(input_value(self.operations[0].kind, self.operations[0].shape))
         return hash_of_value(value, len(self.operations), self.num_parameters)
 
     @cached_property
@@ -100,7 +101,7 @@ class Builder(ABC):
 
     @property
     def image(self) -> int:
-        """The position of the image."""
+        """The position of the image, or of the text."""
         return 0
 
     @abstractmethod
@@ -159,6 +160,13 @@ class ProgramBuilder(Builder):
         self.image_size = image_size
         self.num_classes = num_classes
         self.operations: list[Operation] = [Operation("image", (), (3, image_size, image_size))]
+
+    @classmethod
+    def of_text(cls, length: int, vocabulary: int) -> ProgramBuilder:
+        """Return a builder of a network that reads texts of so many tokens, out of a vocabulary of so many."""
+        build = cls(length, vocabulary)
+        build.operations[0] = Operation("text", (), (length,))
+        return build
 
     @classmethod
     def on(cls, shape: tuple[int, ...]) -> ProgramBuilder:
@@ -233,6 +241,17 @@ class ProgramBuilder(Builder):
             parameters.append(Parameter(f"{name}.bias", (out,), "bias"))
         return self.emit("linear", (x,), (*shape[:-1], out), tuple(parameters))
 
+    def embedding(self, text: int, width: int, name: str) -> int:
+        """Append the rows of a table (V, width) that a text's tokens choose, of shape (T, width)."""
+        (length,) = self.operations[text].shape
+        table = Parameter(f"{name}.weight", (self.num_classes, width), "encoding")
+        return self.emit("embedding", (text,), (length, width), (table,))
+
+    def tied(self, x: int, embedding: int) -> int:
+        """Append a linear layer without bias whose weight is the table of an embedding."""
+        (table,) = self.operations[embedding].parameters
+        return self.emit("linear", (x,), (*self.operations[x].shape[:-1], table.shape[0]), (table,))
+
     def pool(self, kind: str, x: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> int:
         """Append a `max_pool`, or an `avg_pool`, which does not count the padding."""
         channels, height, width = self.operations[x].shape
@@ -250,6 +269,12 @@ class ProgramBuilder(Builder):
         shape = self.operations[x].shape
         encoding = self.emit("position_encoding", (), shape, (Parameter(f"{name}.weight", (1, *shape), "encoding"),))
         return self.emit("add", (x, encoding), shape)
+
+    def token_positions(self, x: int, name: str) -> int:
+        """Append the sum with a learned table (T, C) of positions for `x` of shape (T, C)."""
+        shape = self.operations[x].shape
+        table = Parameter(f"{name}.weight", shape, "encoding", "tokens")
+        return self.emit("add", (x, self.emit("position_encoding", (), shape, (table,))), shape)
 
     def global_pool(self, x: int) -> int:
         """Append the mean over rows and columns, of shape (C,)."""

@@ -12,8 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ghn.deepnets1m.architecture import Architecture
-from ghn.deepnets1m.sampling import sample_widths
+from ghn.networks.network import ScalableNetwork
 from ghn.networks.program import Program
 
 ARCHITECTURE_STREAM = 101
@@ -34,7 +33,7 @@ class TrainingSet:
     nodes: NDArray[np.integer]
     parameters: NDArray[np.integer]
     norm_free: NDArray[np.bool_]
-    read: Callable[[int], Architecture]
+    read: Callable[[int], ScalableNetwork]
 
     @cached_property
     def indices_by_norm(self) -> dict[str, NDArray[np.int64]]:
@@ -68,7 +67,7 @@ class SampledArchitecture:
     """
 
     index: int
-    architecture: Architecture
+    architecture: ScalableNetwork
     program: Program
 
 
@@ -92,7 +91,7 @@ def sample_meta_batch(
     meta_batch = []
     for index, uniforms in zip(indices_M.tolist(), uniforms_M2.tolist(), strict=True):
         original, num_parameters = training_set.read(index), int(training_set.parameters[index])
-        architecture = sample_widths(original, num_parameters, settings.widths, settings.head_widths, uniforms)
+        architecture = original.with_sampled_widths(num_parameters, settings.widths, settings.head_widths, uniforms)
         meta_batch.append(SampledArchitecture(index, architecture, architecture.compile(image_size, num_classes)))
     return meta_batch
 

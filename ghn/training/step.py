@@ -10,7 +10,7 @@ needs the memory of one target network and of one micro-batch's parameters, howe
 A GPU works while the CPU goes on. Within a micro-batch the CPU waits for it once: for the scores of all target
 networks, which say whose gradients count.
 
-Dimensions: B images, C channels, S×S pixels, K classes.
+Dimensions: B images or texts, C channels, S×S pixels, T tokens, K classes or tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ class Stopwatch:
 def accumulate_micro_batch(
     ghn: Hypernetwork,
     micro_batch: MicroBatch,
-    images_BCSS: Tensor,
-    labels_B: Tensor,
+    inputs: Tensor,
+    labels: Tensor,
     step: int,
     settings: StepSettings,
     watch: Stopwatch,
@@ -153,8 +153,9 @@ def accumulate_micro_batch(
     An architecture whose loss or gradient is not finite is dropped: it adds nothing.
 
     Args:
-        images_BCSS: images (B, 3, S, S), the same for all architectures. Channels last in memory is a quarter faster.
-        labels_B: their classes, int64 (B,).
+        inputs: images (B, 3, S, S) or texts (B, T), int64, the same for all architectures. Channels last in memory is a
+            quarter faster.
+        labels: their classes, int64 (B,), or the tokens that come next, int64 (B, T).
 
     Returns:
         The scores of the own target networks by position in the meta-batch.
@@ -168,7 +169,7 @@ def accumulate_micro_batch(
         dropout = torch.Generator().manual_seed(_generator_seed(settings.seed, DROPOUT_STREAM, step, position))
         predicted_tensors[position] = list(parameters.values())
         measured[position], gradients[position] = target_gradient(
-            item.program, parameters, images_BCSS, labels_B, settings, dropout, watch
+            item.program, parameters, inputs, labels, settings, dropout, watch
         )
     scores = scores_of(measured)
     finite = [position for position, found in scores.items() if found.is_finite]
@@ -193,8 +194,8 @@ def scores_of(measured: Mapping[int, Tensor]) -> dict[int, TargetScores]:
 def target_gradient(
     program: Program,
     parameters: Mapping[str, Tensor],
-    images_BCSS: Tensor,
-    labels_B: Tensor,
+    inputs: Tensor,
+    labels: Tensor,
     settings: StepSettings,
     dropout: torch.Generator | None = None,
     watch: Stopwatch | None = None,
@@ -205,19 +206,21 @@ def target_gradient(
     (3,), for `scores_of`. Where one is not finite, the gradient is of no use.
 
     Args:
-        images_BCSS: images (B, 3, S, S).
-        labels_B: their classes, int64 (B,).
+        inputs: images (B, 3, S, S), or texts (B, T), int64.
+        labels: their classes, int64 (B,), or the tokens that come next, int64 (B, T).
         dropout: the generator of the dropout masks; None switches dropout off.
     """
-    watch = watch or Stopwatch(images_BCSS.device)
+    watch = watch or Stopwatch(inputs.device)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
     with watch.phase("target_forward"):
-        with _autocast(images_BCSS.device.type, settings.precision):
-            logits_BK = run_program(program, leaves, images_BCSS, dropout)
-        if logits_BK.dtype == torch.bfloat16:
-            logits_BK = logits_BK.float()
-        loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=settings.label_smoothing)
-        top1 = (logits_BK.detach().argmax(1) == labels_B).to(loss.dtype).mean()
+        with _autocast(inputs.device.type, settings.precision):
+            logits = run_program(program, leaves, inputs, dropout)
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()
+        # Of texts, each position counts as an image does.
+        logits_RK, labels_R = logits.flatten(0, -2), labels.flatten()
+        loss = F.cross_entropy(logits_RK, labels_R, label_smoothing=settings.label_smoothing)
+        top1 = (logits_RK.detach().argmax(1) == labels_R).to(loss.dtype).mean()
     with watch.phase("target_backward"):
         gradient = list(torch.autograd.grad(loss, list(leaves.values())))
         if settings.penalty:

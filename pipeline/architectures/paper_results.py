@@ -24,6 +24,7 @@ from pandera.errors import SchemaError
 from pandera.typing import DataFrame
 
 from ghn.deepnets1m.architecture import Architecture
+from ghn.networks.network import ScalableNetwork
 from pipeline.architectures.deepnets1m_files.checks import with_all_operations
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.console import percent, print_table
@@ -204,8 +205,9 @@ def require_imported_networks(
             log.warning("%d of %d published architectures of split %s differ in size", len(different), len(own), name)
 
 
-def _counts(architecture: Architecture, image_size: int, num_classes: int) -> tuple[int, ...]:
+def _counts(architecture: ScalableNetwork, image_size: int, num_classes: int) -> tuple[int, ...]:
     """Return the numbers of parameters without and with the operations that do not reach the output."""
+    assert isinstance(architecture, Architecture), "imported splits are of DeepNets-1M"
     both = (architecture, with_all_operations(architecture))
     return tuple(dict.fromkeys(each.num_parameters(image_size, num_classes) for each in both))
 

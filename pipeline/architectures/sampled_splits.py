@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ghn.deepnets1m.sampling import SPLIT_RULES, hash_bucket_of, samples
+from ghn.design_spaces import DEEPNETS1M, DESIGN_SPACES
+from ghn.networks.sample import hash_bucket_of
 from pipeline.architectures.shards import (
     ArchitectureShard,
     Row,
@@ -42,6 +43,7 @@ class Task(NamedTuple):
 
     Attributes:
         folder: place of the split, whose name is a hash of all settings that its rows depend on.
+        space: the design space that its rows are sampled from.
     """
 
     folder: str
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     seed: int
     first: int
     last: int
+    space: str = DEEPNETS1M
 
     @property
     def place(self) -> str:
@@ -102,17 +105,17 @@ def sample_splits(tasks: Mapping[str, list[Task]], taken: Set[str] = frozenset()
             task = waiting.popleft()
             rows = resample_repeats(task, hashes.pop(task).to_pylist(), seen[task.split])
             if rows or task not in shards:
-                unfinished.append((task, table_of(rows)))
+                unfinished.append((task, table_of(rows, task.space)))
     shards |= _run(finish_shard, unfinished, "write")
     for drafts in {task.drafts for task, _ in unfinished}:
         remove(drafts)
     return {split: [shards[task] for task in own] for split, own in tasks.items()}
 
 
-def shard_tasks(folder: str, split: str, seed: int, count: int, shard_rows: int) -> list[Task]:
+def shard_tasks(folder: str, split: str, seed: int, count: int, shard_rows: int, space: str = DEEPNETS1M) -> list[Task]:
     """Return the shards of the first `count` rows of a split, which lie in `folder`."""
     starts = range(0, count, shard_rows)
-    return [Task(folder, split, seed, first, min(first + shard_rows, count)) for first in starts]
+    return [Task(folder, split, seed, first, min(first + shard_rows, count), space) for first in starts]
 
 
 def sample_shard(task: Task) -> tuple[ArchitectureShard | None, pa.Array]:
@@ -123,8 +126,10 @@ def sample_shard(task: Task) -> tuple[ArchitectureShard | None, pa.Array]:
     if found := find_shard(task.draft, task.draft_made_from):
         _, table = found
     else:
+        samples = DESIGN_SPACES[task.space].samples
         indices = range(task.first, task.last)
-        table = table_of([Row(i, *next(samples(task.seed, task.split, i)), task.seed, 0) for i in indices])
+        rows = [Row(i, *next(samples(task.seed, task.split, i)), task.seed, 0) for i in indices]
+        table = table_of(rows, task.space)
         write_shard(task.draft, table, task.draft_made_from)
     return None, table["identity"].combine_chunks()
 
@@ -139,7 +144,7 @@ def resample_repeats(task: Task, hashes: list[str], seen: set[str]) -> list[Row]
     rows = []
     for index, network_hash in enumerate(hashes, start=task.first):
         if network_hash in seen:
-            stream = enumerate(samples(task.seed, task.split, index))
+            stream = enumerate(DESIGN_SPACES[task.space].samples(task.seed, task.split, index))
             attempt, sample = next((n, sample) for n, sample in stream if sample.summary.network_hash not in seen)
             rows.append(Row(index, *sample, task.seed, attempt))
             network_hash = sample.summary.network_hash
@@ -173,7 +178,8 @@ def _adopt_shard(task: Task) -> tuple[ArchitectureShard, pa.Table] | None:
         return None
     _, table = found
     buckets = {hash_bucket_of(network_hash) for network_hash in table["identity"].to_pylist()}
-    if table["seed"].unique().to_pylist() != [task.seed] or not buckets <= set(SPLIT_RULES[task.split].hash_buckets):
+    own = set(DESIGN_SPACES[task.space].hash_buckets[task.split])
+    if table["seed"].unique().to_pylist() != [task.seed] or not buckets <= own:
         return None
     return write_shard(task.place, table, task.made_from), table
 

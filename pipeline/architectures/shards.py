@@ -5,7 +5,7 @@ The same rows give the same bytes, whichever worker writes a shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import Genotype
+from ghn.design_spaces import DEEPNETS1M, DESIGN_SPACES, GPT, space_of
+from ghn.networks.network import ScalableNetwork
 from ghn.networks.summary import Summary
 from pipeline.storage.files import read_bytes, write_bytes
 from pipeline.storage.records import Origin, checksum_of, read_output, write_record
@@ -29,7 +31,8 @@ STATES = pa.list_(pa.int8())
 
 GENOTYPE = pa.struct([("normal", EDGES), ("normal_concat", STATES), ("reduce", EDGES), ("reduce_concat", STATES)])
 
-ARCHITECTURE_FIELDS = [
+DEEPNETS1M_FIELDS = [
+    _field("genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"),
     _field("n_cells", pa.int16(), "number of cells"),
     _field("C", pa.int32(), "channels of the first cell"),
     _field("C_mult", pa.int8(), "factor of the channels at each of the two reduction cells"),
@@ -42,27 +45,61 @@ ARCHITECTURE_FIELDS = [
     _field("fc_layers", pa.int8(), "linear layers of the head"),
     _field("fc_dim", pa.int32(), "width between them, if there are two"),
 ]
-"""Fields of an `Architecture` beside its genotype, under their names in the published data set."""
+"""Fields of an `Architecture`, under their names in the published data set."""
 
-SCHEMA = pa.schema(
-    [
-        _field("index", pa.int64(), "position in the split"),
-        _field("identity", pa.string(), "24 hexadecimal digits; equal networks, equal identity"),
-        _field("genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"),
-        *ARCHITECTURE_FIELDS,
-        _field("nodes", pa.int32(), "nodes of the graph"),
-        _field("edges", pa.int32(), "edges of the graph, without virtual ones"),
-        _field("depth", pa.int32(), "edges of the longest path of the graph"),
-        _field("parameters", pa.int64(), "elements of all parameters, 32x32 images, 10 classes"),
-        _field("parameters_large", pa.int64(), "elements of all parameters, 224x224 images, 1000 classes"),
-        _field("flops", pa.int64(), "floating-point operations of a forward pass, one 32x32 image, 10 classes"),
-        _field("seed", pa.int64(), "of the stream that the architecture was drawn from; null if it was imported"),
-        _field("draw", pa.int32(), "which draw of the stream (seed, split, index) it is; null if it was imported"),
-    ]
-)
+GPT_FIELDS = [
+    _field("blocks", pa.list_(pa.list_(pa.int8(), 2)), "of each block the heads and the width of its MLP, in widths"),
+    _field("C", pa.int32(), "width of the tokens"),
+    _field("positions", pa.string(), "learned or rotary"),
+    _field("activation", pa.string(), "gelu or relu"),
+    _field("tied", pa.bool_(), "whether the last layer's weight is the table of the embedding"),
+    _field("parallel", pa.bool_(), "whether attention and MLP of a block read the same"),
+]
+"""Fields of a `ghn.gpt.architecture.GptArchitecture`."""
 
-ARCHITECTURE_COLUMNS = ["genotype", *(field.name for field in ARCHITECTURE_FIELDS)]
-"""The columns that an `Architecture` is made from."""
+
+def _schema(fields: Sequence[pa.Field], inputs: str, one: str, large: str) -> pa.Schema:
+    """Return all columns of a design space, whose numbers are counted for some inputs, for one, and for large ones."""
+    return pa.schema(
+        [
+            _field("index", pa.int64(), "position in the split"),
+            _field("identity", pa.string(), "24 hexadecimal digits; equal networks, equal identity"),
+            *fields,
+            _field("nodes", pa.int32(), "nodes of the graph"),
+            _field("edges", pa.int32(), "edges of the graph, without virtual ones"),
+            _field("depth", pa.int32(), "edges of the longest path of the graph"),
+            _field("parameters", pa.int64(), f"elements of all parameters, {inputs}"),
+            _field("parameters_large", pa.int64(), f"elements of all parameters, {large}"),
+            _field("flops", pa.int64(), f"floating-point operations of a forward pass, {one}"),
+            _field("seed", pa.int64(), "of the stream that the architecture was drawn from; null if it was imported"),
+            _field("draw", pa.int32(), "which draw of the stream (seed, split, index) it is; null if it was imported"),
+        ]
+    )
+
+
+FIELDS = {DEEPNETS1M: DEEPNETS1M_FIELDS, GPT: GPT_FIELDS}
+
+SCHEMAS = {
+    DEEPNETS1M: _schema(
+        DEEPNETS1M_FIELDS,
+        inputs="32x32 images, 10 classes",
+        one="one 32x32 image, 10 classes",
+        large="224x224 images, 1000 classes",
+    ),
+    GPT: _schema(
+        GPT_FIELDS,
+        inputs="texts of 32 tokens out of 10",
+        one="one text of 32 tokens out of 10",
+        large="texts of 1024 tokens out of 50257",
+    ),
+}
+"""The columns of each design space."""
+
+SCHEMA = SCHEMAS[DEEPNETS1M]
+"""The columns of DeepNets-1M."""
+
+ARCHITECTURE_COLUMNS = {space: [field.name for field in fields] for space, fields in FIELDS.items()}
+"""The columns that the architectures of each design space are made from."""
 
 ROWS_IN_GROUP = 1000
 """Number of rows that are compressed together. Reading one takes the time of all; smaller groups take more space."""
@@ -73,44 +110,34 @@ class Row(NamedTuple):
 
     Attributes:
         position: in the split.
-        summary: for 32×32 images and 10 classes.
-        parameters_large: elements of all parameters for 224×224 images and 1000 classes.
+        summary: for the small inputs of its design space: 32×32 images and 10 classes.
+        parameters_large: elements of all parameters for the large ones: 224×224 images and 1000 classes.
         seed, attempt: the seed that the architecture was sampled with, and its number in the stream of its position.
             Imported architectures have neither.
     """
 
     position: int
-    architecture: Architecture
+    architecture: ScalableNetwork
     summary: Summary
     parameters_large: int
     seed: int | None = None
     attempt: int | None = None
 
 
-def row(position: int, architecture: Architecture, seed: int | None = None, attempt: int | None = None) -> Row:
+def row(position: int, architecture: ScalableNetwork, seed: int | None = None, attempt: int | None = None) -> Row:
     """Return the row of an architecture, after computing what its columns say."""
-    summary, parameters_large = architecture.summary(32, 10), architecture.num_parameters(224, 1000)
-    return Row(position, architecture, summary, parameters_large, seed, attempt)
+    large = DESIGN_SPACES[space_of(architecture)].large
+    return Row(position, architecture, architecture.summary(32, 10), architecture.num_parameters(*large), seed, attempt)
 
 
-def table_of(rows: Sequence[Row]) -> pa.Table:
-    """Return rows in the columns of `SCHEMA`."""
-    architectures = [row.architecture for row in rows]
-    genotypes = [architecture.genotype for architecture in architectures]
+def table_of(rows: Sequence[Row], space: str = DEEPNETS1M) -> pa.Table:
+    """Return rows of architectures of a design space in its columns."""
+    schema = SCHEMAS[space]
     summaries = [row.summary for row in rows]
     columns = {
         "index": [row.position for row in rows],
         "identity": [summary.network_hash for summary in summaries],
-        "genotype": pa.StructArray.from_arrays(
-            [
-                _edges([genotype.normal for genotype in genotypes]),
-                pa.array([genotype.normal_concat for genotype in genotypes], STATES),
-                _edges([genotype.reduce for genotype in genotypes]),
-                pa.array([genotype.reduce_concat for genotype in genotypes], STATES),
-            ],
-            fields=list(GENOTYPE),
-        ),
-        **{field.name: [getattr(a, field.name) for a in architectures] for field in ARCHITECTURE_FIELDS},
+        **_ARCHITECTURE_ARRAYS[space]([row.architecture for row in rows]),
         "nodes": [summary.nodes for summary in summaries],
         "edges": [summary.edges for summary in summaries],
         "depth": [summary.depth for summary in summaries],
@@ -121,10 +148,35 @@ def table_of(rows: Sequence[Row]) -> pa.Table:
         "draw": [row.attempt for row in rows],
     }
     arrays = [
-        values if isinstance(values, pa.Array) else pa.array(values, SCHEMA.field(name).type)
+        values if isinstance(values, pa.Array) else pa.array(values, schema.field(name).type)
         for name, values in columns.items()
     ]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _deepnets1m_arrays(architectures: Sequence[Architecture]) -> dict[str, Any]:
+    genotypes = [architecture.genotype for architecture in architectures]
+    genotype = pa.StructArray.from_arrays(
+        [
+            _edges([genotype.normal for genotype in genotypes]),
+            pa.array([genotype.normal_concat for genotype in genotypes], STATES),
+            _edges([genotype.reduce for genotype in genotypes]),
+            pa.array([genotype.reduce_concat for genotype in genotypes], STATES),
+        ],
+        fields=list(GENOTYPE),
+    )
+    return {"genotype": genotype, **_values(architectures, DEEPNETS1M_FIELDS[1:])}
+
+
+def _values(architectures: Sequence[ScalableNetwork], fields: Sequence[pa.Field]) -> dict[str, Any]:
+    return {field.name: [getattr(architecture, field.name) for architecture in architectures] for field in fields}
+
+
+_ARCHITECTURE_ARRAYS: dict[str, Callable[[Sequence[Any]], dict[str, Any]]] = {
+    DEEPNETS1M: _deepnets1m_arrays,
+    GPT: lambda architectures: _values(architectures, GPT_FIELDS),
+}
+"""For each design space, the columns that its architectures are made from."""
 
 
 def _edges(cells: Sequence[Sequence[tuple[str, int]]]) -> pa.ListArray:
@@ -135,14 +187,16 @@ def _edges(cells: Sequence[Sequence[tuple[str, int]]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(ends), edges, type=EDGES)
 
 
-def architecture_of(record: dict[str, Any]) -> Architecture:
-    """Return the architecture of a row with the columns `ARCHITECTURE_COLUMNS`."""
+def architecture_of(record: dict[str, Any], space: str = DEEPNETS1M) -> ScalableNetwork:
+    """Return the architecture of a row with the columns `ARCHITECTURE_COLUMNS` of its design space."""
+    if space == GPT:
+        return DESIGN_SPACES[GPT].network.from_dict(record)
     cells = record["genotype"]
     normal, reduce = (
         tuple([(edge["operation"], edge["state"]) for edge in cells[cell]]) for cell in ("normal", "reduce")
     )
     genotype = Genotype(normal, tuple(cells["normal_concat"]), reduce, tuple(cells["reduce_concat"]))
-    return Architecture(genotype, **{field.name: record[field.name] for field in ARCHITECTURE_FIELDS})
+    return Architecture(genotype, **{field.name: record[field.name] for field in DEEPNETS1M_FIELDS[1:]})
 
 
 @dataclass(frozen=True)
@@ -200,14 +254,20 @@ def find_shard_without_record(place: str, first: int, last: int) -> tuple[Archit
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
     except (FileNotFoundError, pa.ArrowException, OSError):
         return None
-    if table.schema != SCHEMA or table["index"].to_pylist() != list(range(first, last)) or _encode(table) != content:
+    if (
+        table.schema not in SCHEMAS.values()
+        or table["index"].to_pylist() != list(range(first, last))
+        or _encode(table) != content
+    ):
         return None
     return _shard(place, len(table), content), table
 
 
 def _encode(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    table = table.cast(SCHEMA).combine_chunks()  # Parquet adds field numbers to the metadata of columns that were read
+    # Parquet adds field numbers to the metadata of columns that were read.
+    schema = next(schema for schema in SCHEMAS.values() if schema.names == table.schema.names)
+    table = table.cast(schema).combine_chunks()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_IN_GROUP, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from ghn.deepnets1m.sampling import widen
+from ghn.design_spaces import DEEPNETS1M
 from ghn.networks.program import LARGE_IMAGE
 from pipeline.architectures.imported_splits import find_imported_splits
 from pipeline.architectures.sampled_splits import SAMPLED_FORMAT, Task, sample_splits, shard_tasks
 from pipeline.architectures.shards import ArchitectureShard, find_shard, row, table_of, write_shard
 from pipeline.architectures.store import ArchitectureStore, Split, write_manifest
 from pipeline.cluster.ray_cluster import ray_cluster
-from pipeline.params import SAMPLED_SPLITS, SPLITS, Params, settings_hash
+from pipeline.params import Params, settings_hash
 from pipeline.results import MANIFEST
 from pipeline.storage.paths import sampled_split_address, storage_url
 
@@ -32,7 +32,7 @@ def store_architectures(params: Params) -> ArchitectureStore:
     """
     with ray_cluster(params.cluster.address, params.cluster.cpus):
         splits = make_splits(params)
-    write_manifest(MANIFEST, splits)
+    write_manifest(MANIFEST, splits, params.generate.space)
     return ArchitectureStore(params.storage)
 
 
@@ -42,11 +42,12 @@ def make_splits(params: Params) -> dict[str, SplitFiles]:
     imported = {split: _network_hashes(params.storage, split, files) for split, files in splits.items()}
     _warn_of_repeats(imported)
     # A row of the small splits takes many samples. They come before train, so that workers finish at the same time.
-    sampled = sorted((split for split in SAMPLED_SPLITS if split not in splits), key="train".__eq__)
+    names = params.generate.splits
+    sampled = sorted((split for split in names if split not in (*splits, "wide")), key="train".__eq__)
     shards = sample_splits({split: _tasks(params, split) for split in sampled}, set().union(*imported.values()))
     splits |= {split: (_folder(params, split), shards[split]) for split in sampled}
     splits["wide"] = (_folder(params, "wide"), _widened(params, splits["test"]))
-    return {split: splits[split] for split in SPLITS}
+    return {split: splits[split] for split in names}
 
 
 def _folder(params: Params, split: str) -> str:
@@ -56,7 +57,10 @@ def _folder(params: Params, split: str) -> str:
         "seed": params.seed,
         "shard_rows": params.generate.shard_rows,
     }
-    if split == "wide":
+    space = params.generate.space
+    if space != DEEPNETS1M:
+        settings["space"] = space
+    elif split == "wide":
         settings["large"] = params.images.size >= LARGE_IMAGE
     if params.generate.imported:  # their addresses change with their content
         settings["imported"] = dict(params.generate.imported)
@@ -65,21 +69,23 @@ def _folder(params: Params, split: str) -> str:
 
 def _tasks(params: Params, split: str) -> list[Task]:
     folder = storage_url(params.storage, _folder(params, split))
-    return shard_tasks(folder, split, params.seed, getattr(params.generate, split), params.generate.shard_rows)
+    settings = params.generate
+    return shard_tasks(folder, split, params.seed, getattr(settings, split), settings.shard_rows, settings.space)
 
 
 def _widened(params: Params, test_files: SplitFiles) -> list[ArchitectureShard]:
     """Write the shards of split wide: the first architectures of split test with larger widths."""
     folder, test_shards = test_files
-    test = Split("test", storage_url(params.storage, folder), test_shards)
+    test = Split("test", storage_url(params.storage, folder), test_shards, params.generate.space)
     origins = test.table("seed", "draw").to_pylist()
     shards = []
     for task in _tasks(params, "wide"):
         table = table_of(
             [
-                row(index, widen(test.read(index), params.images.size), *origins[index].values())
+                row(index, test.read(index).widened(params.images.size), *origins[index].values())
                 for index in range(task.first, task.last)
-            ]
+            ],
+            task.space,
         )
         found = find_shard(task.place, task.made_from)
         if found is not None and found[1].equals(table):

@@ -10,19 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
-from ghn.networks.network import Network
+from ghn.design_spaces import DEEPNETS1M
+from ghn.networks.network import Network, ScalableNetwork
 from pipeline.architectures.shards import (
     ARCHITECTURE_COLUMNS,
     ROWS_IN_GROUP,
-    SCHEMA,
+    SCHEMAS,
     ArchitectureShard,
     architecture_of,
 )
@@ -43,10 +45,11 @@ class Split:
     Attributes:
         files: places of the split's shards, for any reader of Parquet. The folder may also hold shards that belong to
             a version of the split with fewer rows.
+        space: the design space of its architectures.
     """
 
-    def __init__(self, name: str, folder: str, shards: Sequence[ArchitectureShard]):
-        self.name, self.folder, self.shards = name, folder, tuple(shards)
+    def __init__(self, name: str, folder: str, shards: Sequence[ArchitectureShard], space: str = DEEPNETS1M):
+        self.name, self.folder, self.shards, self.space = name, folder, tuple(shards), space
         self.files = [f"{folder}/{shard.file}" for shard in shards]
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
@@ -56,7 +59,7 @@ class Split:
     def table(self, *names: str) -> pa.Table:
         """Return whole columns of the split."""
         tables = list(self.tables(*names))
-        return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(names))
+        return pa.concat_tables(tables) if tables else SCHEMAS[self.space].empty_table().select(list(names))
 
     def tables(self, *names: str) -> Iterator[pa.Table]:
         """Yield whole columns of each shard, one shard after the other."""
@@ -67,9 +70,17 @@ class Split:
         table = self.table(*names)
         return {name: table[name].to_numpy() for name in names}
 
-    def read(self, index: int) -> Architecture:
+    @property
+    def norm_free(self) -> NDArray[np.bool_]:
+        """Which architectures are without norm (rows,): none of language models is."""
+        if self.space != DEEPNETS1M:
+            return np.zeros(len(self), dtype=bool)
+        without: NDArray[np.bool_] = self.table("norm")["norm"].is_null().to_numpy()
+        return without
+
+    def read(self, index: int) -> ScalableNetwork:
         """Return the architecture at a position."""
-        return architecture_of(self.row(index, *ARCHITECTURE_COLUMNS).to_pylist()[0])
+        return self._architectures(self.row(index, *ARCHITECTURE_COLUMNS[self.space]))[0]
 
     def row(self, index: int, *names: str) -> pa.Table:
         """Return columns of the row at a position, as a table of one row."""
@@ -80,34 +91,38 @@ class Split:
         rows = self._open(shard).read_row_group(group, columns=list(names), use_threads=False)
         return rows.slice(position, 1)
 
-    def read_range(self, first: int, last: int) -> list[Architecture]:
+    def read_range(self, first: int, last: int) -> list[ScalableNetwork]:
         """Return the architectures from position `first` up to and without `last`.
 
         Only the rows that are compressed together with them are read.
         """
         if not 0 <= first <= last <= len(self):
             raise IndexError(f"split {self.name} has {len(self)} architectures: there are none from {first} to {last}")
-        architectures: list[Architecture] = []
+        architectures: list[ScalableNetwork] = []
+        columns = ARCHITECTURE_COLUMNS[self.space]
         for shard, start in enumerate(self._starts[:-1]):
             begin, end = max(first - start, 0), min(last - start, self.shards[shard].rows)
             if begin < end:
                 groups = list(range(begin // ROWS_IN_GROUP, -(-end // ROWS_IN_GROUP)))
-                rows = self._open(shard).read_row_groups(groups, columns=ARCHITECTURE_COLUMNS, use_threads=False)
-                rows = rows.slice(begin - groups[0] * ROWS_IN_GROUP, end - begin)
-                architectures += map(architecture_of, rows.to_pylist())
+                rows = self._open(shard).read_row_groups(groups, columns=columns, use_threads=False)
+                architectures += self._architectures(rows.slice(begin - groups[0] * ROWS_IN_GROUP, end - begin))
         return architectures
 
-    def read_all(self) -> list[Architecture]:
+    def read_all(self) -> list[ScalableNetwork]:
         """Return all architectures of the split."""
-        return [architecture_of(record) for record in self.table(*ARCHITECTURE_COLUMNS).to_pylist()]
+        return self._architectures(self.table(*ARCHITECTURE_COLUMNS[self.space]))
+
+    def _architectures(self, rows: pa.Table) -> list[ScalableNetwork]:
+        return [architecture_of(record, self.space) for record in rows.to_pylist()]
 
     def _open(self, shard: int) -> pq.ParquetFile:
-        content, metadata = _checked_shard(self.files[shard], self.shards[shard].rows, self.shards[shard].sha256)
+        own = self.shards[shard]
+        content, metadata = _checked_shard(self.files[shard], own.rows, own.sha256, self.space)
         return pq.ParquetFile(pa.BufferReader(content), metadata=metadata)  # one per call: threads may not share it
 
 
 @lru_cache(maxsize=SHARDS_IN_MEMORY)
-def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.FileMetaData]:
+def _checked_shard(place: str, rows: int, sha256: str, space: str) -> tuple[pa.Buffer, pq.FileMetaData]:
     """Return the content of a shard and its Parquet metadata, after comparing it with the manifest."""
     try:
         content = read_bytes(place)
@@ -120,7 +135,7 @@ def _checked_shard(place: str, rows: int, sha256: str) -> tuple[pa.Buffer, pq.Fi
     file = pq.ParquetFile(pa.BufferReader(content))
     if file.metadata.num_rows != rows:
         raise UserError(f"shard {place} has {file.metadata.num_rows} rows, not {rows} as the manifest says")
-    if file.schema_arrow != SCHEMA:
+    if file.schema_arrow != SCHEMAS[space]:
         raise UserError(f"shard {place} has other columns than this version writes\nimport or generate it again")
     return pa.py_buffer(content), file.metadata
 
@@ -148,9 +163,10 @@ class SplitEntry(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The content of a manifest: all splits, by name."""
+    """The content of a manifest: all splits, by name, and the design space, DeepNets-1M if it names none."""
 
     splits: dict[str, SplitEntry]
+    space: NotRequired[str]
 
 
 class ArchitectureStore:
@@ -158,6 +174,7 @@ class ArchitectureStore:
 
     Attributes:
         manifest: its content.
+        space: the name of the design space.
         splits: the splits that it names.
     """
 
@@ -172,9 +189,13 @@ class ArchitectureStore:
         """
         try:
             self.manifest = read_manifest(manifest) if isinstance(manifest, str | Path) else manifest
+            self.space = self.manifest.get("space", DEEPNETS1M)
             self.splits = {
                 name: Split(
-                    name, storage_url(storage, entry["folder"]), [ArchitectureShard(**s) for s in entry["shards"]]
+                    name,
+                    storage_url(storage, entry["folder"]),
+                    [ArchitectureShard(**shard) for shard in entry["shards"]],
+                    self.space,
                 )
                 for name, entry in self.manifest["splits"].items()
             }
@@ -182,6 +203,11 @@ class ArchitectureStore:
             raise UserError(f"{manifest} not found: stage generate writes it, run `dvc repro generate`") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{manifest} is damaged: `dvc repro --force generate` writes it again") from error
+
+    @property
+    def has_predefined(self) -> bool:
+        """Whether the networks of split `predefined` read what the architectures read: images."""
+        return self.space == DEEPNETS1M
 
     @property
     def digest(self) -> str:
@@ -223,12 +249,15 @@ def read_manifest(place: str | Path) -> Manifest:
     return manifest
 
 
-def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[ArchitectureShard]]]) -> None:
+def write_manifest(
+    place: str | Path, splits: dict[str, tuple[str, list[ArchitectureShard]]], space: str = DEEPNETS1M
+) -> None:
     """Write a manifest.
 
     Args:
         splits: for each split the address of its folder below the storage, and its shards. The name of the folder is
             the hash of the settings that its content depends on.
+        space: the design space.
     """
     entries = {
         name: {
@@ -240,4 +269,5 @@ def write_manifest(place: str | Path, splits: dict[str, tuple[str, list[Architec
         }
         for name, (folder, shards) in splits.items()
     }
-    write_bytes(place, (json.dumps({"splits": entries}, indent=1) + "\n").encode())
+    manifest = {"splits": entries} | ({} if space == DEEPNETS1M else {"space": space})
+    write_bytes(place, (json.dumps(manifest, indent=1) + "\n").encode())

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ghn.deepnets1m.architecture import Architecture
-from ghn.deepnets1m.sampling import sample_architecture, widen
+from ghn.design_spaces import DESIGN_SPACES
+from ghn.networks.network import ScalableNetwork
 from ghn.networks.summary import summarise
-from pipeline.architectures.shards import SCHEMA, Row, architecture_of, row, table_of
+from pipeline.architectures.shards import SCHEMAS, Row, architecture_of, row, table_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.console import print_table
 from pipeline.errors import UserError
@@ -62,29 +62,29 @@ def _compute_again(
     params: Params, store: ArchitectureStore, name: str, count: int, every_row: bool
 ) -> tuple[int, list[int]]:
     """Return how many rows of a split were computed again, and the positions of those that differ."""
-    split = store[name]
+    split, columns = store[name], SCHEMAS[store.space].names
     compiled = np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()
     wrong: set[int] = set()
     for position in tqdm(compiled, desc=f"{name}, compiled", unit="row", leave=False, dynamic_ncols=True):
-        stored = split.row(position, *SCHEMA.names)
+        stored = split.row(position, *columns)
         (record,) = stored.to_pylist()
         architecture = _expected(params, store, name, position, record)
         summary = summarise(architecture.compile(32, 10))
-        parameters_large = architecture.compile(224, 1000).num_parameters
+        parameters_large = architecture.compile(*DESIGN_SPACES[store.space].large).num_parameters
         computed = Row(position, architecture, summary, parameters_large, record["seed"], record["draw"])
-        if not stored.equals(table_of([computed])):
+        if not stored.equals(table_of([computed], store.space)):
             wrong.add(position)
     if not every_row:
         return len(set(compiled)), sorted(wrong)
     with tqdm(desc=f"{name}, counted", total=len(split), unit="row", leave=False, dynamic_ncols=True) as bar:
         first = 0
-        for stored in split.tables(*SCHEMA.names):
+        for stored in split.tables(*columns):
             rows = []
             for position, record in enumerate(stored.to_pylist(), start=first):
                 architecture = _expected(params, store, name, position, record)
                 rows.append(row(position, architecture, record["seed"], record["draw"]))
                 bar.update()
-            computed = table_of(rows)
+            computed = table_of(rows, store.space)
             if not stored.equals(computed):
                 wrong |= {first + i for i in range(len(rows)) if not stored.slice(i, 1).equals(computed.slice(i, 1))}
             first += len(rows)
@@ -93,10 +93,10 @@ def _compute_again(
 
 def _expected(
     params: Params, store: ArchitectureStore, name: str, position: int, record: dict[str, Any]
-) -> Architecture:
+) -> ScalableNetwork:
     """Return the architecture that a row must have, sampled or widened again; an imported one as it is stored."""
     if name == "wide":
-        return widen(store["test"].read(position), params.images.size)
+        return store["test"].read(position).widened(params.images.size)
     if record["seed"] is None:
-        return architecture_of(record)
-    return sample_architecture(params.seed, name, position, record["draw"])
+        return architecture_of(record, store.space)
+    return DESIGN_SPACES[store.space].sample(params.seed, name, position, record["draw"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghn.deepnets1m.architecture import Architecture
+from ghn.networks.network import ScalableNetwork
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.errors import UserError
 from pipeline.evaluation.networks import at_width
@@ -11,7 +11,7 @@ from pipeline.params import Params
 
 def first_networks(
     store: ArchitectureStore, split: str, count: int, params: Params, setting: str = ""
-) -> list[Architecture]:
+) -> list[ScalableNetwork]:
     """Return the first architectures of a split at the evaluation's width.
 
     Args:

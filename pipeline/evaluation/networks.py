@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import PREDEFINED
-from ghn.networks.network import Network
-from ghn.networks.program import LARGE_IMAGE, Program
+from ghn.networks.network import Network, ScalableNetwork
+from ghn.networks.program import Program
 from pipeline.cluster.ray_cluster import capacity
 from pipeline.params import EvaluateSettings, settings_hash
 
+if TYPE_CHECKING:
+    from pipeline.architectures.store import ArchitectureStore
+
 EVALUATED_SPLITS = ("test", "wide", "deep", "dense", "bn_free", "predefined")
-"""The splits whose architectures are measured, in the order of the tables."""
+"""The splits whose architectures are measured, in the order of the tables: those that a design space has."""
 
 GPU_SHARE = 0.25
 """Share of a GPU that a task gets, where there are GPUs: a single small network leaves most of a GPU idle."""
@@ -75,20 +77,26 @@ def candidates_of(
     ]
 
 
+def evaluated_splits(store: ArchitectureStore) -> list[str]:
+    """Return the evaluated splits of a store's design space; the predefined networks are of DeepNets-1M's."""
+    own = {*store.splits, *(["predefined"] if store.has_predefined else [])}
+    return [split for split in EVALUATED_SPLITS if split in own]
+
+
 def evaluated_network(split: str, network: Network, settings: EvaluateSettings, image_size: int) -> Network:
     """Return a network of a split at the width at which it is evaluated; predefined ones keep their own."""
     return network if split == "predefined" else at_width(network, settings, image_size, wide=split == "wide")
 
 
-def at_width(network: Network, settings: EvaluateSettings, image_size: int, wide: bool = False) -> Architecture:
-    """Return a stored architecture at the evaluation's width: 4 times that if `wide`, twice for large images.
+def at_width(network: Network, settings: EvaluateSettings, image_size: int, wide: bool = False) -> ScalableNetwork:
+    """Return a stored architecture at the evaluation's width, or at that of split `wide`.
 
     Raises:
         TypeError: the network has no width.
     """
-    if not isinstance(network, Architecture):
-        raise TypeError(f"{type(network).__name__} has no width: must be an Architecture")
-    factor = (2 if image_size >= LARGE_IMAGE else 4) if wide else 1
+    if not isinstance(network, ScalableNetwork):
+        raise TypeError(f"{type(network).__name__} has no width: must be an architecture of a design space")
+    factor = network.wide_factor(image_size) if wide else 1
     return network.with_width(factor * settings.width, settings.head_width)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ghn.networks.running_statistics import estimate_running_statistics
 from pipeline.evaluation.scores import Scores, score
-from pipeline.images.batches import evaluation_batches
+from pipeline.images.batches import evaluation_batches, in_layout
 from pipeline.images.dataset import Images, ImageSubset
 from pipeline.images.subsets import balanced_choice, in_memory
 
@@ -40,10 +40,10 @@ def score_with_running_statistics(
         memory_format: of the images.
     """
     batches = evaluation_batches(estimated_from, images, batch)
-    estimate_running_statistics(module, (x_BCSS.to(device, memory_format=memory_format) for x_BCSS, _ in batches))
+    estimate_running_statistics(module, (in_layout(x.to(device), memory_format) for x, _ in batches))
     module.eval()
     return score(
-        lambda x_BCSS: module(x_BCSS.to(memory_format=memory_format)),
+        lambda x: module(in_layout(x, memory_format)),
         evaluation_batches(images.test, images, batch),
         device,
     )

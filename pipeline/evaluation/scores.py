@@ -1,6 +1,7 @@
 """The scores of a network as a classifier.
 
-Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
+Dimensions: B images or texts of a batch, C channels, S image side in pixels, T tokens of a text, K classes, R rows: the
+images of a batch, or the positions of its texts.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of the images whose class is ranked first, or among the first five, and the mean cross entropy.
+    """Shares of the images whose class is ranked first, or among the first five, and the mean cross entropy in nats.
 
-    An image with a logit that is not a number counts as wrong. `loss` is None if it is not finite.
+    An image with a logit that is not a number counts as wrong. `loss` is None if it is not finite. Of texts, each
+    position counts as an image, and the token that comes next is its class.
     """
 
     top1: float
@@ -30,16 +32,19 @@ class Scores:
 def score(
     classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Scores:
-    """Return the scores of `classify`, a function from images (B, 3, S, S) on the device to logits (B, K)."""
+    """Return the scores of a function from images (B, 3, S, S) on the device to logits (B, K).
+
+    Or from texts (B, T), int64, to logits (B, T, K); the labels of a batch are then the tokens (B, T) that come next.
+    """
     count, top1, top5, loss = 0, 0, 0, 0.0
-    for x_BCSS, labels_B in batches:
-        labels_B = labels_B.to(device)
-        logits_BK = classify(x_BCSS.to(device)).float()
-        are_numbers_B = ~logits_BK.isnan().any(1)
-        ranked_BK = logits_BK.topk(min(5, logits_BK.shape[1])).indices
-        correct_BK = (ranked_BK == labels_B[:, None]) & are_numbers_B[:, None]
-        count += len(labels_B)
-        top1 += int(correct_BK[:, 0].sum())
-        top5 += int(correct_BK.sum())
-        loss += float(F.cross_entropy(logits_BK, labels_B, reduction="sum"))
+    for x, labels in batches:
+        labels_R = labels.to(device).flatten()
+        logits_RK = classify(x.to(device)).float().flatten(0, -2)
+        are_numbers_R = ~logits_RK.isnan().any(1)
+        ranked_RK = logits_RK.topk(min(5, logits_RK.shape[1])).indices
+        correct_RK = (ranked_RK == labels_R[:, None]) & are_numbers_R[:, None]
+        count += len(labels_R)
+        top1 += int(correct_RK[:, 0].sum())
+        top5 += int(correct_RK.sum())
+        loss += float(F.cross_entropy(logits_RK, labels_R, reduction="sum"))
     return Scores(top1 / count, top5 / count, loss / count if np.isfinite(loss) else None)

@@ -1,6 +1,6 @@
 """Training of a network by SGD: the loop of all stages that train networks on images.
 
-Dimensions: B images of a batch, C channels, S image side in pixels, K classes.
+Dimensions: B images or texts of a batch, C channels, S image side in pixels, T tokens of a text, K classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pipeline.evaluation.networks import available_device
-from pipeline.images.batches import Augmentation, training_batch
+from pipeline.images.batches import Augmentation, in_layout, training_batch
 from pipeline.images.dataset import Images
 
 MOMENTUM = 0.9
@@ -65,21 +65,26 @@ def train_by_sgd(module: nn.Module, images: Images, run: SgdRun, measure: Measur
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)  # of dropout, whose masks are sampled on the CPU
         for step in range(run.steps):
-            x_BCSS, labels_B = training_batch(images, run.seed, step, batch, run.augmentation)
-            labels_B = labels_B.to(device)
-            logits_BK = module.train()(x_BCSS.to(device, memory_format=MEMORY_FORMAT))
-            loss = F.cross_entropy(logits_BK, labels_B)
+            x, labels = training_batch(images, run.seed, step, batch, run.augmentation)
+            labels_R = labels.to(device).flatten()  # of texts, each position is a row
+            logits_RK = module.train()(in_layout(x.to(device), MEMORY_FORMAT)).flatten(0, -2)
+            loss = F.cross_entropy(logits_RK, labels_R)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            correct.append((logits_BK.detach().argmax(1) == labels_B).sum())  # read at the end: a GPU need not wait
+            correct.append(
+                (logits_RK.detach().argmax(1) == labels_R).float().mean()
+            )  # read at the end: GPUs need not wait
             if measure:
                 measure(step + 1, module)
-    return (torch.stack(correct) / batch).tolist()
+    return torch.stack(correct).tolist()
 
 
 def classifier(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function from images (B, 3, S, S) to logits (B, K) of a trained network, now in evaluation mode."""
+    """Return the function from images (B, 3, S, S) to logits (B, K) of a trained network, now in evaluation mode.
+
+    Or from texts (B, T) to logits (B, T, K).
+    """
     module.eval()
-    return lambda x_BCSS: module(x_BCSS.to(memory_format=MEMORY_FORMAT))
+    return lambda x: module(in_layout(x, MEMORY_FORMAT))

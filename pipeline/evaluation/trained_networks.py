@@ -7,7 +7,7 @@ same order.
 Learning rates are chosen for each budget by the mean accuracy of some architectures of split val on held-out images,
 which no run trains on. Neither test images nor test architectures choose anything.
 
-Dimensions: B images of a batch, C channels, S image side in pixels.
+Dimensions: B images or texts of a batch, C channels, S image side in pixels, T tokens of a text.
 """
 
 from __future__ import annotations
@@ -300,13 +300,25 @@ def _opened(place: str, held_out_share: float, test_images: int | None) -> tuple
 def with_noise(batches: Iterator[tuple[Tensor, Tensor]], images: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of normalised images with Gaussian noise on their pixels, which stay within 0 to 1.
 
-    All networks get the same noise.
+    Of text, the same share of the tokens that a network reads is replaced by others. All networks get the same noise.
     """
+    if images.test.is_text:
+        yield from _with_misread_tokens(batches, len(images.classes))
+        return
     mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (images.mean, images.std))
     for position, (x_BCSS, labels_B) in enumerate(batches):
         noise_BCSS = torch.randn(x_BCSS.shape, generator=torch.Generator().manual_seed(seed_of("noise", position)))
         pixels_BCSS = (x_BCSS * std_C11 + mean_C11 + NOISE * noise_BCSS).clip(0, 1)
         yield (pixels_BCSS - mean_C11) / std_C11, labels_B
+
+
+def _with_misread_tokens(batches: Iterator[tuple[Tensor, Tensor]], vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of text in which a share `NOISE` of the tokens (B, T) is replaced by tokens at random."""
+    for position, (tokens_BT, next_BT) in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed_of("noise", position))
+        is_misread_BT = torch.rand(tokens_BT.shape, generator=generator) < NOISE
+        others_BT = torch.randint(vocabulary, tokens_BT.shape, generator=generator)
+        yield torch.where(is_misread_BT, others_BT, tokens_BT), next_BT
 
 
 def convergence_step(train_top1: Sequence[float], level: float) -> int | None:

@@ -1,7 +1,7 @@
 """Batches of normalised images, for training and for evaluation.
 
-Dimensions: B images of a batch, C channels (always 3), S image side in pixels, L pixels along the side of a strip,
-2 axes (vertical, horizontal).
+Dimensions: B images or texts of a batch, C channels (always 3), S image side in pixels, L pixels along the side of a
+strip, 2 axes (vertical, horizontal), T tokens of a text.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def training_batch(
 ) -> tuple[Tensor, Tensor]:
     """Return the normalised images float32 (B, 3, S, S) and labels int64 (B,) of a training step.
 
+    Of text they are tokens int64 (B, T) and the tokens that come next, which nothing augments.
+
     They are a function of (seed, step) alone. Each epoch is a permutation of the train part; a batch that crosses the
     end of an epoch takes its other images from the next one.
 
@@ -54,12 +56,14 @@ def training_batch(
         UserError: the shift is as large as the images.
     """
     part, shift = images.train, augmentation.shift
-    if shift >= part.side:
+    if shift >= part.side and not part.is_text:
         raise UserError(f"augmentation shift = {shift}: must be less than the image size, {part.side} pixels")
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(part))
     places_of = {int(epoch): places[epochs == epoch] for epoch in np.unique(epochs)}
     indices = np.concatenate([ordered_indices(part, seed, (ORDER, epoch), own) for epoch, own in places_of.items()])
     pixels_BCSS = part.take(indices)
+    if part.is_text:
+        return tokens_of(pixels_BCSS)
     last = max(places_of)
     prefetch_window(part, seed, (ORDER, last), places_of[last], then=(ORDER, last + 1))
 
@@ -79,6 +83,8 @@ def training_batch(
 def evaluation_batches(part: ImageSubset, images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each image of a part once, normalised as in training: float32 (B, 3, S, S) and labels int64 (B,).
 
+    Of text these are tokens int64 (B, T) and the tokens that come next.
+
     Target networks normalise with the statistics of the batch. So the order is shuffled, the same way in all runs,
     because a batch should not have one class only. Batches differ in size by at most one image, because a small last
     batch would have poor statistics. No batch is a single image, even if one then has `batch_size` + 1 images. A part
@@ -90,7 +96,21 @@ def evaluation_batches(part: ImageSubset, images: Images, batch_size: int) -> It
         indices = ordered_indices(part, EVALUATION_SEED, (ORDER,), places)
         pixels_BCSS = part.take(indices)
         prefetch_window(part, EVALUATION_SEED, (ORDER,), places)
+        if part.is_text:
+            yield tokens_of(pixels_BCSS)
+            continue
         yield torch.from_numpy(_normalised(pixels_BCSS, images)), torch.from_numpy(part.labels[indices])
+
+
+def tokens_of(windows_BT: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the tokens (B, T) that a network reads of windows (B, T + 1), and those that come next, int64."""
+    tokens_BT = torch.from_numpy(windows_BT.astype(np.int64))
+    return tokens_BT[:, :-1], tokens_BT[:, 1:]
+
+
+def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return images (B, C, S, S) with their values in an order in memory; texts as they are."""
+    return x.to(memory_format=layout) if x.ndim == 4 else x
 
 
 # Pixels

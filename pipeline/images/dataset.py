@@ -1,7 +1,10 @@
 """A decoded data set, and subsets of its images.
 
-Dimensions: N images of a part, M images of its source, B images of a batch, K shards, S image side in pixels. Every
-image has 3 channels.
+A data set of text is one too: its images are windows of tokens (see `pipeline.images.texts`), its classes are the
+vocabulary.
+
+Dimensions: N images of a part, M images of its source, B images of a batch, K shards, S image side in pixels, T tokens
+of a text. Every image has 3 channels.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ class ImageSubset:
     """A part of a data set, or some images of a part.
 
     Attributes:
-        source: pixels uint8 (M, 3, S, S), as an array or in shards.
-        labels: int64 (N,).
+        source: pixels uint8 (M, 3, S, S), as an array or in shards; windows of text, uint8 (M, T + 1).
+        labels: int64 (N,); zeros for text.
         positions: increasing positions (N,) of the images in `source`; None if it has exactly these images.
     """
 
@@ -55,19 +58,24 @@ class ImageSubset:
         return len(self.labels)
 
     @property
+    def is_text(self) -> bool:
+        """Whether these are windows of text."""
+        return len(self.source.shape) == 2
+
+    @property
     def side(self) -> int:
-        """The side S of the images, in pixels."""
-        return self.source.shape[-1]
+        """The side S of the images, in pixels; of texts, the tokens T that a network reads."""
+        return self.source.shape[-1] - self.is_text
 
     @property
     def pixels(self) -> np.ndarray:
-        """All images in memory, uint8 (N, 3, S, S), for small parts; not a copy if the source is an array."""
+        """All images in memory, as `source` has them, for small parts; not a copy if the source is an array."""
         if self.positions is None and isinstance(self.source, np.ndarray):
             return self.source
         return self.take(np.arange(len(self)))
 
     def take(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return a copy of the images at these indices (B,), in this order: uint8 (B, 3, S, S)."""
+        """Return a copy of the images at these indices (B,), in this order: uint8 (B, 3, S, S), of text (B, T + 1)."""
         return self.source[self._positions(indices)]
 
     def prefetch(self, indices: np.ndarray) -> None:

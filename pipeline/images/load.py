@@ -34,7 +34,8 @@ from pipeline.images.shards import (
     node_cache,
 )
 from pipeline.images.sources import DATASETS, DatasetSource, RawImages, find_dataset, is_address
-from pipeline.params import ImageSettings, settings_hash
+from pipeline.images.texts import DamagedText, TextSource, find_text, open_text, store_text, text_settings
+from pipeline.params import TEXT_DATASETS, ImageSettings, settings_hash
 from pipeline.storage.files import file_sizes, read_bytes, write_bytes
 from pipeline.storage.paths import downloads_folder, image_cache, image_set_folder, is_in_bucket
 from pipeline.storage.records import checksum_of
@@ -59,6 +60,8 @@ def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
         UserError: see `load_cached_images`.
     """
     dataset, folder = _places(dataset, settings)
+    if dataset in TEXT_DATASETS:
+        return _load_text(find_text(dataset, folder, settings.passed_over), settings, storage)
     return load_cached_images(
         dataset,
         settings.size,
@@ -70,14 +73,33 @@ def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
     )
 
 
-def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetSource:
+def _load_text(source: TextSource, settings: ImageSettings, storage: str) -> Images:
+    """Return the text of a data set, read into the storage at the first call; a damaged copy is read again."""
+    key = text_settings(source, settings.test_fraction)
+    stored = image_set_folder(str(image_cache(storage)), source.name, settings.size, key)
+    with suppress(_Incomplete):
+        return open_images(stored)
+    here = node_cache(image_cache(storage))
+    here.mkdir(parents=True, exist_ok=True)
+    with FileLock(here / f"{stored.rpartition('/')[2]}.lock"):
+        try:
+            return open_images(stored)
+        except _Incomplete:
+            store_text(source, stored, settings.size, settings.test_fraction)
+    return open_images(stored)
+
+
+def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetSource | TextSource:
     """Return where `load_images` would read a data set from, without decoding or downloading it.
 
     Raises:
         UserError: the data set is unknown, or its folder does not hold what it needs.
     """
+    dataset, folder = _places(dataset, settings)
+    if dataset in TEXT_DATASETS:
+        return find_text(dataset, folder, settings.passed_over)
     downloads = downloads_folder(node_cache(image_cache(storage)))
-    return find_dataset(*_places(dataset, settings), downloads, settings.passed_over)
+    return find_dataset(dataset, folder, downloads, settings.passed_over)
 
 
 def _places(dataset: str, settings: ImageSettings) -> tuple[str, str | None]:
@@ -88,7 +110,7 @@ def _places(dataset: str, settings: ImageSettings) -> tuple[str, str | None]:
     folder = settings.folder
     if folder is not None and not is_address(folder):
         folder = str(from_workspace(folder))
-    if dataset and dataset not in DATASETS and not is_address(dataset):
+    if dataset and dataset not in (*DATASETS, *TEXT_DATASETS) and not is_address(dataset):
         path = from_workspace(dataset)
         dataset = str(path) if "/" in dataset or path.is_dir() else dataset
     return dataset, folder
@@ -175,6 +197,11 @@ def open_images(stored: str) -> Images:
         meta = json.loads(read_bytes(f"{stored}/meta.json"))
         if meta.pop("checksum") != settings_hash(meta):
             raise _Incomplete(stored, "meta.json is damaged")
+        if "texts" in meta:
+            try:
+                return open_text(stored, **meta)
+            except DamagedText as error:
+                raise _Incomplete(stored, str(error)) from error
         sizes = file_sizes(stored)
         parts = {part: _open_part(stored, sizes, **meta["parts"][part]) for part in ("train", "test")}
         return Images(

@@ -5,7 +5,7 @@ Every stage reads them once, when it begins. The values in a `Params` are possib
 
 from __future__ import annotations
 
-from pipeline.params.data import SAMPLED_SPLITS, SPLITS, GenerateSettings, ImageSettings
+from pipeline.params.data import SAMPLED_SPLITS, SPLITS, TEXT_DATASETS, GenerateSettings, ImageSettings
 from pipeline.params.hashing import flat_settings, settings_hash
 from pipeline.params.measuring import (
     AdaptSettings,
@@ -51,6 +51,7 @@ __all__ = [
     "MOVED_KEYS",
     "SAMPLED_SPLITS",
     "SPLITS",
+    "TEXT_DATASETS",
     "AdaptSettings",
     "ClusterSettings",
     "ConditionSettings",

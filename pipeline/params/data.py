@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -14,9 +14,16 @@ SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bn_free")
 SAMPLED_SPLITS = tuple(split for split in SPLITS if split != "wide")
 """Names of the splits that are sampled or imported; `wide` is made from `test`."""
 
+SPLITS_OF_SPACE = {"deepnets1m": SPLITS, "gpt": ("train", "val", "test", "wide", "deep")}
+"""Names of the stored splits of each design space."""
+
+
+TEXT_DATASETS = ("python", "text")
+"""The data sets that are texts: the source of Python's standard library, and a folder of text files."""
+
 
 class ImageSettings(Section):
-    """Images: their size, where they lie, and how they are augmented."""
+    """Images: their size, where they lie, and how they are augmented; of texts, their length in tokens, and where."""
 
     size: Annotated[Integer, Field(ge=8, le=224)]
     folder: str | None
@@ -34,8 +41,9 @@ class ImageSettings(Section):
 
 
 class GenerateSettings(Section):
-    """Numbers of architectures of each split, and the splits that are imported instead of sampled."""
+    """The design space, numbers of architectures of each split, and the splits that are imported instead of sampled."""
 
+    space: Literal["deepnets1m", "gpt"]
     train: Count
     val: Count
     test: Count
@@ -45,6 +53,17 @@ class GenerateSettings(Section):
     bn_free: Count
     shard_rows: Count
     imported: dict[str, Annotated[str, Field(min_length=1)]]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the stored splits."""
+        return SPLITS_OF_SPACE[self.space]
+
+    @model_validator(mode="after")
+    def _only_deepnets1m_is_imported(self) -> GenerateSettings:
+        if self.imported and self.space != "deepnets1m":
+            raise ValueError(f"imported has architectures of DeepNets-1M: must be {{}} where space is {self.space}")
+        return self
 
     @model_validator(mode="after")
     def _imported_splits_exist(self) -> GenerateSettings:

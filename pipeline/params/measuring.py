@@ -88,8 +88,9 @@ class SgdSettings(RateSearchSettings):
 
     @property
     def wanted(self) -> dict[str, int]:
-        """The number of architectures that are trained of each split, the sources first."""
-        return {"train": self.sources} | {split: self.architectures.get(split, 0) for split in SPLITS[1:]}
+        """The number of architectures that are trained of each split that has any, the sources first."""
+        numbers = {"train": self.sources} | {split: self.architectures.get(split, 0) for split in SPLITS[1:]}
+        return {split: number for split, number in numbers.items() if number}
 
 
 class TransferSettings(RateSearchSettings):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
-from pipeline.params.data import GenerateSettings, ImageSettings
+from pipeline.params.data import TEXT_DATASETS, GenerateSettings, ImageSettings
 from pipeline.params.measuring import (
     AdaptSettings,
     ConditionSettings,
@@ -108,8 +108,28 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _design_space_reads_the_data(self) -> Params:
+        reads_text = self.generate.space == "gpt"
+        if self.is_text != reads_text:
+            space, kind = ("gpt", "text") if self.is_text else ("deepnets1m", "images")
+            raise ValueError(
+                f"generate.space = {self.generate.space}: must be {space}, because dataset = {self.dataset} is {kind}"
+            )
+        if reads_text and self.train.norm_free is not None:
+            raise ValueError(
+                f"train.norm_free = {self.train.norm_free}: must be null where generate.space is gpt, as all networks "
+                "of that space have norms"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sgd_architectures_exist(self) -> Params:
         for split, wanted in self.sgd.wanted.items():
+            if split not in self.generate.splits:
+                raise ValueError(
+                    f"sgd.architectures.{split} = {wanted}: generate.space = {self.generate.space} has no such split; "
+                    f"must be one of {', '.join(self.generate.splits[1:])}"
+                )
             stored = getattr(self.generate, split)
             if split not in self.generate.imported and wanted > stored:
                 setting = "sgd.sources" if split == "train" else f"sgd.architectures.{split}"
@@ -125,6 +145,11 @@ class Params(Section):
                 "results they are, must be in generate.imported"
             )
         return self
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the data set is text, and the networks are language models."""
+        return self.dataset in TEXT_DATASETS
 
     def of_variant(self, name: str, seed: int) -> Params:
         """Return the settings by which a variant of the study is trained; the weights of the last step are kept.

@@ -13,6 +13,7 @@ from pipeline.architectures.imported_splits import find_imported_splits
 from pipeline.architectures.paper_results import read_paper_results
 from pipeline.images.load import find_images
 from pipeline.images.scene_sets import find_scenes
+from pipeline.images.texts import TextSource
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.files import require_writable, write_bytes
@@ -42,7 +43,8 @@ def check(params: Params) -> None:
     find_scenes(params.detect)
     conditioned = (*params.condition.datasets, *params.condition.unseen)
     for dataset in dict.fromkeys([params.dataset, *params.finetune.datasets, *params.adapt.datasets, *conditioned]):
-        found = find_images(dataset, params.images, params.storage).found
+        source = find_images(dataset, params.images, params.storage)
+        found = source if isinstance(source, TextSource) else source.found
         if found is not None:
             print(f"{dataset}: {found.summary()}")
     if hint := scm_hint():

@@ -23,7 +23,7 @@ from pipeline.console import percent, print_table
 from pipeline.evaluation.checkpoint import require_fit, trained_ghn
 from pipeline.evaluation.copies import COPIES, measure_copies, require_sources, sources_of
 from pipeline.evaluation.measurement import measured_images
-from pipeline.evaluation.networks import EVALUATED_SPLITS, candidates_of
+from pipeline.evaluation.networks import candidates_of, evaluated_splits
 from pipeline.evaluation.stored_sources import StoredSource, read_sources
 from pipeline.evaluation.tables import CopyScores
 from pipeline.images.load import load_images
@@ -58,7 +58,7 @@ def copies(params: Params) -> None:
         images = measured_images(images, params.evaluate)
         candidates = [
             candidate
-            for split in EVALUATED_SPLITS
+            for split in evaluated_splits(store)
             for candidate in candidates_of(
                 split, store.networks(split, params.copies.architectures), params.evaluate, params.images.size
             )

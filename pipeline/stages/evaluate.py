@@ -1,6 +1,6 @@
 """Stage `evaluate`: the test accuracy of networks with predicted parameters, beside other initialisations.
 
-Every architecture of `EVALUATED_SPLITS` is measured on test images in each initialisation, in parallel over the whole
+Every architecture of the evaluated splits is measured on test images in each initialisation, in parallel over the whole
 cluster. The result is a function of the architecture, the checkpoint and the settings, not of the workers.
 Finished architectures are kept under the storage, so that an interrupted run continues where it was.
 """
@@ -16,12 +16,13 @@ from pandera.typing import DataFrame
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
-from pipeline.console import percent, print_table
+from pipeline.console import percent, print_bits, print_table
+from pipeline.evaluation.bits import bits_a_byte, bits_metrics
 from pipeline.evaluation.checkpoint import require_fit, trained_ghn
 from pipeline.evaluation.embeddings import StoredArchitectures
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, evaluated_initialisations
 from pipeline.evaluation.measurement import Measurement, measure_all, measured_images
-from pipeline.evaluation.networks import EVALUATED_SPLITS, candidates_of
+from pipeline.evaluation.networks import candidates_of, evaluated_splits
 from pipeline.evaluation.similarity import candidate_embeddings, correlate_accuracy, similarity_to_training
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures
 from pipeline.evaluation.tables import ALL_SPLITS, ArchitectureScores, SimilarityCorrelations, SplitSummary
@@ -40,7 +41,7 @@ EVALUATION_FORMAT = 3  # part of the settings hash: raise it whenever the same i
 
 
 def evaluate(params: Params) -> None:
-    """Measure all architectures of `EVALUATED_SPLITS` in each evaluated initialisation and write `results/evaluate/`.
+    """Measure all architectures of the evaluated splits in each evaluated initialisation and write `results/evaluate/`.
 
     The results are accuracies, how similar the nearest training architecture is to each of the networks, and the traits
     of the networks with what they go along with.
@@ -57,7 +58,7 @@ def evaluate(params: Params) -> None:
         run.log_data(images.name, images.settings_hash)
         candidates = [
             candidate
-            for split in EVALUATED_SPLITS
+            for split in evaluated_splits(store)
             for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
         ]
         data = digest(images, images.train)
@@ -83,7 +84,13 @@ def evaluate(params: Params) -> None:
         write_csv(results / "similarity.csv", correlations)
         write_parquet(results / "networks.parquet", networks)
         write_csv(results / "traits.csv", effects)
-        write_json(results / "metrics.json", metrics_of(summary))
+        metrics = metrics_of(summary)
+        if params.is_text:
+            bits = bits_a_byte(architectures, "initialisation")
+            for split, figures in bits_metrics(bits, "initialisation", str).items():
+                metrics[split] |= figures
+                run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})
+        write_json(results / "metrics.json", metrics)
         run.log_table(architectures, "architectures")
         run.log_table(summary, "summary")
         run.log_table(similarity, "similarity")
@@ -91,6 +98,8 @@ def evaluate(params: Params) -> None:
         _log_metrics(run, summary)
         _log_correlations(run, correlations)
     clear_task_cache(folder)
+    if params.is_text:
+        print_bits("Bits a byte of test text", bits, "initialisation")
     _print_summary(summary)
     _print_correlations(correlations, training.count)
 

@@ -20,8 +20,9 @@ from pandera.typing import DataFrame
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
-from pipeline.console import percent, print_table
+from pipeline.console import percent, print_bits, print_table
 from pipeline.errors import UserError
+from pipeline.evaluation.bits import bits_a_byte, bits_metrics
 from pipeline.evaluation.learning_rates import tried_rates
 from pipeline.evaluation.networks import Candidate, candidates_of
 from pipeline.evaluation.stored_sources import write_sources
@@ -74,11 +75,19 @@ def sgd(params: Params) -> None:
         write_parquet(results / "scores.parquet", scores)
         write_csv(results / "learning_rates.csv", rates)
         write_sources(trained.sources)
-        write_json(results / "metrics.json", metrics_of(summary))
+        metrics = metrics_of(summary)
+        if params.is_text:
+            bits = bits_a_byte(scores, "epochs")
+            for split, figures in bits_metrics(bits, "epochs", lambda epochs: f"sgd_{epochs}").items():
+                metrics[split] |= figures
+                run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})
+        write_json(results / "metrics.json", metrics)
         run.log_table(scores, "scores")
         run.log_table(rates, "learning_rates")
         _log_metrics(run, summary)
     clear_task_cache(folder)
+    if params.is_text:
+        print_bits("Bits a byte of test text after training from random initialisation", bits, "epochs")
     _print_summary(summary)
 
 

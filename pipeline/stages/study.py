@@ -2,7 +2,8 @@
 
 DVC runs it for each of `study.variants` with each of `study.seeds`. All of them have the same time, architectures and
 images, and are measured on the same first architectures of each split. So their results compare in pairs. The time is
-that of the training steps: a short run measures the seconds per step, from which the number of steps follows.
+that of the training steps: a short run with the first seed measures the seconds per step, from which the number of
+steps follows, the same one for all seeds.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from pipeline.cluster.cached_tasks import (
     task_cache_folder,
 )
 from pipeline.cluster.ray_cluster import ray_cluster
-from pipeline.console import percent, print_table
+from pipeline.console import percent, print_bits, print_table
+from pipeline.evaluation.bits import bits_a_byte
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
 from pipeline.evaluation.measurement import measure_all
-from pipeline.evaluation.networks import EVALUATED_SPLITS, Candidate, candidates_of
+from pipeline.evaluation.networks import EVALUATED_SPLITS, Candidate, candidates_of, evaluated_splits
 from pipeline.evaluation.tables import ArchitectureScores
 from pipeline.images.dataset import Images
 from pipeline.images.load import load_images
@@ -75,24 +77,24 @@ def study(params: Params, variant: str, seed: int) -> None:
     ):
         require_resources(params.workers)
         images = load_images(params.dataset, params.images, params.storage)
-        paces, scored = (_task_folder(own, store, images, task) for task in (PACE, "scores"))
-        pace = _pace(own, store, images, paces)
+        first = params.of_variant(variant, params.study.seeds[0])
+        paces, scored = _task_folder(first, store, images, PACE), _task_folder(own, store, images, "scores")
+        pace = _pace(first, store, images, paces)
         own = own.with_train(steps_within(params.study.minutes, pace))
         with trained_hypernetwork(own, store, images, run) as trained, named_when_interrupted(scored):
             scores = _measured(own, store, images, trained, scored)
             results = results_folder(f"study/{variant}-{seed}")
             trained.write(results)
             write_parquet(results / "architectures.parquet", scores)
-            top1 = scores.groupby("split", sort=False)["top1"].mean().to_dict()
-            write_json(results / "scores.json", {f"{split}_top1": value for split, value in top1.items()})
+            figures = _figures(scores, params.is_text)
+            write_json(results / "scores.json", figures)
             run.log_table(scores, "architectures")
-            run.log_metrics({f"{split}_top1": value for split, value in top1.items()})
+            run.log_metrics(figures)
             run.log_metrics({"steps": trained.metrics.steps, "seconds_per_step": pace})
             axes = chart_parameters(params.study), [f"{split}_top1" for split in CHART_SPLITS]
             run.share_study_view(STUDY_RUNS, *axes, curves=("loss", "top1"))
-    for folder in (paces, scored):
-        clear_task_cache(folder)
-    _print_scores(variant, seed, trained, scores)
+    clear_task_cache(scored)  # the pace stays, for the other seeds
+    _print_scores(variant, seed, trained, scores, params.is_text)
 
 
 def chart_parameters(settings: StudySettings) -> list[str]:
@@ -109,7 +111,7 @@ def _task_folder(params: Params, store: ArchitectureStore, images: Images, tasks
 
 
 def _pace(params: Params, store: ArchitectureStore, images: Images, folder: str) -> float:
-    """Return the seconds per step, as this run measured them when it began."""
+    """Return the seconds per step, as the first run of the variant measured them when it began."""
     kept = read_task_cache(folder)
     if PACE in kept:
         return float(kept[PACE])
@@ -139,17 +141,30 @@ def _candidates(params: Params, store: ArchitectureStore) -> Sequence[Candidate]
     """Return the first architectures of each split, at the width at which they are evaluated."""
     return [
         candidate
-        for split in EVALUATED_SPLITS
+        for split in evaluated_splits(store)
         for candidate in candidates_of(
             split, store.networks(split, params.study.architectures), params.evaluate, params.images.size
         )
     ]
 
 
-def _print_scores(variant: str, seed: int, trained: TrainedHypernetwork, scores: DataFrame[ArchitectureScores]) -> None:
+def _figures(scores: DataFrame[ArchitectureScores], is_text: bool) -> dict[str, float]:
+    """Return the mean top-1 of each split, by name, and of text the mean bits a byte."""
+    figures = {f"{split}_top1": top1 for split, top1 in scores.groupby("split", sort=False)["top1"].mean().items()}
+    if is_text:
+        bits = bits_a_byte(scores, "initialisation")
+        figures |= {f"{row.split}_bits": row.bits for row in bits.itertuples()}
+    return figures
+
+
+def _print_scores(
+    variant: str, seed: int, trained: TrainedHypernetwork, scores: DataFrame[ArchitectureScores], is_text: bool
+) -> None:
     splits = scores.groupby("split", sort=False)["top1"]
     rows = [
         {"split": str(split), "networks": str(len(top1)), "top-1": percent(top1.mean(), top1.sem())}
         for split, top1 in splits
     ]
     print_table(f"{variant}, seed {seed}, {trained.metrics.steps:,} steps: test accuracy in %", rows)
+    if is_text:
+        print_bits("Bits a byte of test text", bits_a_byte(scores, "initialisation"), "initialisation")

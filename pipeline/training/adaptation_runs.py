@@ -16,9 +16,9 @@ import ray
 import torch
 from pandera.typing import DataFrame
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.models.new_classes import with_new_classes
+from ghn.networks.network import ScalableNetwork
 from pipeline.architectures.store import ArchitectureStore, Manifest
 from pipeline.evaluation.cached_runs import CachedRuns, Function
 from pipeline.evaluation.finetuning import digests_of, train_all
@@ -94,8 +94,8 @@ class AdaptSetup:
     learned: RunSettings
     storage: str
     manifest: Manifest
-    validated: Sequence[Architecture]
-    measured: Sequence[Architecture]
+    validated: Sequence[ScalableNetwork]
+    measured: Sequence[ScalableNetwork]
 
     @classmethod
     def of(cls, params: Params, store: ArchitectureStore) -> AdaptSetup:

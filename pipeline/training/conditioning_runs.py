@@ -16,10 +16,10 @@ import ray
 import torch
 from pandera.typing import DataFrame
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.models.conditioned import ConditionedHypernetwork
 from ghn.models.config import GHNConfig
 from ghn.models.hypernetwork import Hypernetwork
+from ghn.networks.network import ScalableNetwork
 from ghn.training.meta_batch import TrainingSet
 from pipeline.architectures.store import ArchitectureStore, Manifest
 from pipeline.evaluation.cached_runs import CachedRuns, Function
@@ -89,7 +89,7 @@ class ConditionSetup:
     learned: RunSettings
     storage: str
     manifest: Manifest
-    measured: Sequence[Architecture]
+    measured: Sequence[ScalableNetwork]
     sets: Mapping[str, LearnedSet]
 
     @classmethod
@@ -98,8 +98,8 @@ class ConditionSetup:
         params: Params,
         store: ArchitectureStore,
         images: Mapping[str, Images],
-        validated: Sequence[Architecture],
-        measured: Sequence[Architecture],
+        validated: Sequence[ScalableNetwork],
+        measured: Sequence[ScalableNetwork],
     ) -> ConditionSetup:
         """Return the setup of the settings.
 
@@ -114,7 +114,7 @@ class ConditionSetup:
         )
 
 
-def learned_set(images: Images, validated: Sequence[Architecture], batch: int) -> LearnedSet:
+def learned_set(images: Images, validated: Sequence[ScalableNetwork], batch: int) -> LearnedSet:
     """Return a data set in memory, with a part of its train part held out."""
     rest, held_out = hold_out(images, HELD_OUT)
     few = held_out.only(balanced_choice(held_out.labels, MOST_HELD_OUT))
@@ -255,6 +255,6 @@ def specialised(model: ConditionedHypernetwork, images: Images, per_class: int, 
     return model.specialised(class_statistics(images, per_class, CONDITION, seed).to(device))
 
 
-def _tested(ghn: Hypernetwork, one: LearnedSet, networks: Sequence[Architecture]) -> list[float]:
+def _tested(ghn: Hypernetwork, one: LearnedSet, networks: Sequence[ScalableNetwork]) -> list[float]:
     """Return the accuracy of each network on the test images of a data set."""
     return replace(one.validation, architectures=networks).top1_of_each(ghn, one.images.test)

@@ -1,6 +1,6 @@
 """The data of a training step, which a thread prepares while the step before is computed.
 
-Dimensions: B images of a batch, S side of the images in pixels.
+Dimensions: A architectures, B images of a batch, S side of the images in pixels, T tokens of a text.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class PreparedStep:
         meta_batch: all architectures of the step.
         micro_batches: those that this worker computes, by their number.
         owners: a worker that computes each of the micro-batches of the step, by their number.
-        images: (B, 3, S, S), channels last.
-        labels: int64 (B,).
+        images: (B, 3, S, S), channels last, or texts (B, T), int64.
+        labels: int64 (B,), or (B, T) of texts.
     """
 
     step: int
@@ -114,11 +114,12 @@ class StepLoader:
         return assign_meta_batch(costs, nodes, self.workers, self.settings.train.micro_batches)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the images (B, 3, S, S) and labels (B,) of a step, in main memory."""
+        """Return the images and labels of a step, in main memory: see `PreparedStep`."""
         settings = self.settings
         augmentation = Augmentation(settings.images.shift, settings.images.flip)
         images, labels = training_batch(self.images, settings.seed, step, settings.train.batch, augmentation)
-        images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        if images.is_floating_point():
+            images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
         if self.device.type == "cuda":  # from pinned memory the copy to the device runs in the background
             return images.pin_memory(), labels.pin_memory()
         return images, labels
@@ -132,8 +133,7 @@ def meta_batch_settings(settings: RunSettings) -> MetaBatchSettings:
 
 def training_set_of(split: Split, first: int | None = None) -> TrainingSet:
     """Return the first architectures of a split (None: all) as the set that meta-batches are sampled from."""
-    norm_free = split.table("norm")["norm"].is_null().to_numpy()
-    columns = split.columns("nodes", "parameters") | {"norm_free": norm_free}
+    columns = split.columns("nodes", "parameters") | {"norm_free": split.norm_free}
     return TrainingSet(**{name: column[:first] for name, column in columns.items()}, read=split.read)
 
 

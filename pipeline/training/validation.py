@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghn.deepnets1m.architecture import Architecture
 from ghn.models.hypernetwork import Hypernetwork
+from ghn.networks.network import ScalableNetwork
 from ghn.training.cost_model import training_seconds
 from ghn.training.load_balance import assign_greedily
 from pipeline.architectures.store import Split
@@ -40,7 +40,7 @@ class Validation:
         batch: how many images a network classifies at a time.
     """
 
-    architectures: Sequence[Architecture]
+    architectures: Sequence[ScalableNetwork]
     held_out: ImageSubset
     images: Images
     batch: int
@@ -90,10 +90,10 @@ class Validation:
 
 
 def _classify(
-    architecture: Architecture, parameters: dict[str, Tensor], dtype: torch.dtype, images_BCSS: Tensor
+    architecture: ScalableNetwork, parameters: dict[str, Tensor], dtype: torch.dtype, inputs: Tensor
 ) -> Tensor:
-    """Return the logits (B, K) of images, by a network with the given parameters."""
-    return architecture.forward(parameters, images_BCSS.to(dtype))
+    """Return the logits (B, K) of images, or (B, T, K) of texts, by a network with the given parameters."""
+    return architecture.forward(parameters, inputs.to(dtype) if inputs.is_floating_point() else inputs)
 
 
 def split_off_held_out(images: Images, settings: ValidationSettings) -> tuple[Images, ImageSubset]:

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 
 from ghn import Architecture, Genotype
 from ghn.deepnets1m.genotype import OPERATIONS
-from ghn.deepnets1m.sampling import (
-    HASH_BUCKETS,
-    SPLIT_RULES,
-    has_valid_operations,
-    hash_bucket_of,
-    sample_architecture,
-    sample_widths,
-    samples,
-    widen,
-)
+from ghn.deepnets1m.sampling import SPLIT_RULES, has_valid_operations, sample_architecture, samples
+from ghn.networks.sample import HASH_BUCKETS, hash_bucket_of
 from ghn.networks.summary import summarise
 
 PINNED = {
@@ -189,7 +181,7 @@ def test_combinations_of_operations_are_rejected_as_published(
 @pytest.mark.parametrize(("size", "factor"), [(28, 4), (32, 4), (64, 4), (224, 2)])
 def test_wide_is_test_at_four_times_the_width_and_twice_for_large_images(size: int, factor: int) -> None:
     architecture = sample_architecture(0, "test", 0)
-    assert widen(architecture, size) == replace(architecture, C=32 * factor)
+    assert architecture.widened(size) == replace(architecture, C=32 * factor)
 
 
 WIDTHS = (32, 48, 64, 80, 96, 112, 128)
@@ -202,16 +194,16 @@ def all_widths(architecture: Architecture, parameters: int) -> dict[int, set[int
     uniforms = [position / 56 for position in range(56)]
     for first in uniforms:
         for second in uniforms:
-            sampled = sample_widths(architecture, parameters, WIDTHS, HEADS, (first, second))
+            sampled = architecture.with_sampled_widths(parameters, WIDTHS, HEADS, (first, second))
             assert sampled == replace(architecture, C=sampled.C, fc_dim=sampled.fc_dim)
             result.setdefault(sampled.C, set()).add(sampled.fc_dim)
     return result
 
 
 def test_a_short_list_of_widths_does_not_lift_the_limit_of_the_head() -> None:
-    small, large = (one_operation("conv_3x3"), 100_000), (one_operation("conv_3x3"), 900_000)
-    assert sample_widths(*small, [32], HEADS, (0, 0.99)).fc_dim == HEADS[-1]
-    assert sample_widths(*large, [32], HEADS, (0, 0.99)).fc_dim == HEADS[3]
+    architecture = one_operation("conv_3x3")
+    assert architecture.with_sampled_widths(100_000, [32], HEADS, (0, 0.99)).fc_dim == HEADS[-1]
+    assert architecture.with_sampled_widths(900_000, [32], HEADS, (0, 0.99)).fc_dim == HEADS[3]
 
 
 @pytest.mark.parametrize(

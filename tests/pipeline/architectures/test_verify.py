@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ghn.deepnets1m.sampling import sample_architecture, widen
+from ghn.deepnets1m.sampling import sample_architecture
 from pipeline.architectures.shards import Row, row, table_of, write_shard
 from pipeline.architectures.store import write_manifest
 from pipeline.architectures.verify import verify
@@ -28,7 +28,7 @@ def write(params: Params, change: Callable[[Rows], object]) -> None:
         for split, architectures in ARCHITECTURES.items()
     }
     rows["wide"] = [
-        row(index, widen(architecture, 8), 0, 0) for index, architecture in enumerate(ARCHITECTURES["test"])
+        row(index, architecture.widened(8), 0, 0) for index, architecture in enumerate(ARCHITECTURES["test"])
     ]
     change(rows)
     shards = {

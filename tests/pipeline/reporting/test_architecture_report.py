@@ -18,7 +18,7 @@ from small_settings import ROOT
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import OPERATIONS
-from ghn.deepnets1m.sampling import sample_architecture, widen
+from ghn.deepnets1m.sampling import sample_architecture
 from ghn.networks.graph import Graph, Node
 from ghn.networks.graph_statistics import average_degree, average_path
 from pipeline.architectures.paper_statistics import (
@@ -61,7 +61,7 @@ def sampled_table(split: str, count: int) -> pa.Table:
     source = "test" if split == "wide" else split
     architectures = [sample_architecture(0, source, index) for index in range(count)]
     if split == "wide":
-        architectures = [widen(architecture, 32) for architecture in architectures]
+        architectures = [architecture.widened(32) for architecture in architectures]
     return table_of([row(index, a, seed=0, attempt=0) for index, a in enumerate(architectures)])
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ghn.deepnets1m.sampling import HASH_BUCKETS, SPLIT_RULES, SplitRules, sample_architecture, samples
+from ghn.deepnets1m.sampling import SPLIT_RULES, SplitRules, sample_architecture, samples
+from ghn.networks.sample import HASH_BUCKETS
 from pipeline.architectures.sampled_splits import (
     Task,
     finish_shard,

@@ -7,15 +7,16 @@ from typing import Any
 
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.predefined import ResNet
+from ghn.gpt.architecture import GptArchitecture
 from ghn.networks.network import Network
 
 
 def network_from_dict(record: Mapping[str, Any]) -> Network:
-    """Return the network of a record: an `Architecture`, or a predefined network if the record names one.
+    """Return the network of a record: an architecture of a design space, or a predefined network if it names one.
 
     Raises:
         ValueError: a field is missing or impossible.
     """
     if "predefined" in record:
         return ResNet.from_dict(record)
-    return Architecture.from_dict(record)
+    return GptArchitecture.from_dict(record) if "blocks" in record else Architecture.from_dict(record)

@@ -1,0 +1,192 @@
+"""Texts as data sets: the modules of Python's standard library, and any folder of text files.
+
+Tokens are bytes, so the vocabulary has 256. All files of a data set follow one another, each with the byte 0 after it,
+in the order of a hash of their names; the last share of the bytes is the test part. A part is cut into windows of T + 1
+bytes, each of which begins at the last byte of the one before: the first T are what a network reads, the last T what
+comes next.
+
+A data set is read once, and kept in the storage as two arrays of bytes. Each process holds both in memory.
+
+Dimensions: N windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.folders import MOST_PASSED_OVER
+from pipeline.params import settings_hash
+from pipeline.storage.files import read_bytes, write_bytes
+from pipeline.storage.records import checksum_of
+
+TEXT_FORMAT = 1
+"""Part of the settings hash. Raise it when the same files would give other tokens."""
+
+VOCABULARY = tuple(repr(bytes([byte]))[2:-1] for byte in range(256))
+"""The names of the tokens: printable ASCII as it is."""
+
+END_OF_FILE = b"\0"
+
+MOST_BYTES = 2_000_000_000
+"""Bytes of a data set, at most, because every process holds them in memory."""
+
+
+class DamagedText(Exception):
+    """A stored part of a data set is not what was written."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The files of a data set of text.
+
+    Attributes:
+        name: part of the name of its folder in the cache.
+        files: by their names in the data set, in the order of a hash of these.
+        passed_over: number of other files of the folder: hidden ones, and those that are no text in UTF-8.
+    """
+
+    name: str
+    files: dict[str, Path]
+    passed_over: int = 0
+
+    @property
+    def listing(self) -> str:
+        """A digest of the names and sizes of the files and of when they were changed."""
+        facts = [(name, (status := path.stat()).st_size, status.st_mtime_ns) for name, path in self.files.items()]
+        return settings_hash(facts, 24)
+
+    def content(self) -> bytes:
+        """Return all files, each with `END_OF_FILE` after it."""
+        return b"".join(path.read_bytes() + END_OF_FILE for path in self.files.values())
+
+    def summary(self) -> str:
+        """Return what there is, in words."""
+        passed_over = f", {self.passed_over:,} passed over" if self.passed_over else ""
+        return f"{len(self.files):,} text files{passed_over}"
+
+
+def find_text(dataset: str, folder: str | None, most_passed_over: float = MOST_PASSED_OVER) -> TextSource:
+    """Return the files of a data set of text.
+
+    Args:
+        dataset: `python`, or `text` for those of `folder`.
+        most_passed_over: the largest share of a folder's files that may be passed over, 0 to 1.
+
+    Raises:
+        UserError: there is no folder, it has no text, or too many of its files are none.
+    """
+    if dataset == "python":
+        library = Path(sysconfig.get_paths()["stdlib"])
+        files = list(library.glob("*.py"))  # not those of packages: these are enough, 4.7 MB
+        return TextSource(f"python{sys.version_info.major}.{sys.version_info.minor}", _in_order(library, files))
+    if folder is None:
+        raise UserError("dataset = text needs images.folder: the path of a folder of text files")
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise UserError(f"images.folder = {folder}: there is no such folder")
+    found = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    texts = [path for path in found if not _is_hidden(path.relative_to(place)) and _is_text(path)]
+    passed_over = len(found) - len(texts)
+    if not texts:
+        raise UserError(f"images.folder = {folder} has no text file: must hold files in UTF-8")
+    if passed_over > most_passed_over * len(found):
+        first = next(path for path in found if path not in texts)
+        raise UserError(
+            f"images.folder = {folder}: {passed_over:,} of {len(found):,} files are hidden or no text in UTF-8, "
+            f"such as {first.relative_to(place)}\ntake them out, or raise images.passed_over = {most_passed_over:g}"
+        )
+    return TextSource(place.resolve().name, _in_order(place, texts), passed_over)
+
+
+def _in_order(root: Path, files: list[Path]) -> dict[str, Path]:
+    """Return files by their names below a folder, in the order of a hash of these: random, but always the same."""
+    named = {path.relative_to(root).as_posix(): path for path in files}
+    return {name: named[name] for name in sorted(named, key=lambda name: hashlib.sha256(name.encode()).digest())}
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file is text in UTF-8 without the byte that stands for the end of a file."""
+    content = path.read_bytes()
+    if END_OF_FILE in content:
+        return False
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def text_settings(source: TextSource, test_fraction: float) -> str:
+    """Return digits that change with everything that the stored bytes depend on."""
+    return settings_hash([TEXT_FORMAT, source.name, source.listing, test_fraction])
+
+
+def store_text(source: TextSource, stored: str, length: int, test_fraction: float) -> None:
+    """Write the parts of a data set to a folder, and then the file that names them.
+
+    Raises:
+        UserError: there is too little text for a window of each part, or too much.
+    """
+    content = np.frombuffer(source.content(), dtype=np.uint8)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{source.name} has {len(content):,} bytes of text: must be at most {MOST_BYTES:,}")
+    end = len(content) - round(test_fraction * len(content))
+    parts = {}
+    for part, tokens in (("train", content[:end]), ("test", content[end:])):
+        if len(tokens) <= length:
+            raise UserError(
+                f"{source.name} has {len(tokens):,} bytes in its {part} part: must be at least images.size + 1 = "
+                f"{length + 1}"
+            )
+        buffer = io.BytesIO()
+        np.save(buffer, tokens)
+        parts[part] = {"file": f"{part}_text.npy", "sha256": checksum_of(buffer.getvalue())}
+        write_bytes(f"{stored}/{parts[part]['file']}", buffer.getvalue())
+    meta: dict[str, Any] = {"name": source.name, "length": length, "texts": parts}
+    write_bytes(f"{stored}/meta.json", json.dumps(meta | {"checksum": settings_hash(meta)}, indent=1).encode())
+
+
+def open_text(stored: str, name: str, length: int, texts: dict[str, dict[str, str]]) -> Images:
+    """Return a stored data set: its parts are windows of bytes, all of the same class.
+
+    Raises:
+        DamagedText: a file is not the one that was stored.
+        FileNotFoundError: a file is missing.
+    """
+    parts = dict(_open_parts(stored, length, texts))
+    return Images(
+        name=name,
+        settings_hash=stored.rpartition("-")[2],
+        classes=VOCABULARY,
+        mean=(0.0, 0.0, 0.0),  # tokens are not normalised
+        std=(1.0, 1.0, 1.0),
+        train=parts["train"],
+        test=parts["test"],
+        place=stored,
+    )
+
+
+def _open_parts(stored: str, length: int, texts: dict[str, dict[str, str]]) -> Iterator[tuple[str, ImageSubset]]:
+    for part, entry in texts.items():
+        content = read_bytes(f"{stored}/{entry['file']}")
+        if checksum_of(content) != entry["sha256"]:
+            raise DamagedText(f"{entry['file']} is damaged")
+        tokens = np.load(io.BytesIO(content))
+        windows_NT = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length]
+        yield part, ImageSubset(windows_NT, np.zeros(len(windows_NT), dtype=np.int64))
