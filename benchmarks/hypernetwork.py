@@ -1,17 +1,19 @@
-"""Forward and backward pass of GHN-2 over a meta-batch of training graphs, with the decoder.
+"""Forward and backward pass of GHN-2 or GHN-3 over a meta-batch of training graphs, with the decoder.
 
-    python benchmarks/hypernetwork.py [--meta-batch 8] [--threads 2] [--repeats 7]
+    python benchmarks/hypernetwork.py [--variant ghn2] [--meta-batch 8] [--threads 2] [--repeats 7]
 
-Compares one level at a time with the loop over nodes of the published description, which applies the MLPs at each edge,
-on the same graphs and weights, and shows how the time grows with the number of nodes. The last line is JSON.
+Shows how the time grows with the number of nodes. For GHN-2, compares one level at a time with the loop over nodes of
+the published description, which applies the MLPs at each edge, on the same graphs and weights. Variant `ghn3_t` is
+GHN-3 in its smallest published size. The last line is JSON.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 from collections.abc import Callable
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -20,10 +22,14 @@ from torch import Tensor
 
 from ghn import GHN, GHNConfig
 from ghn.deepnets1m.sampling import sample_architecture
+from ghn.models.config import GHN3_SIZES
 from ghn.models.gated_gnn import GatedGNN
 from ghn.networks.graph_batch import GraphBatch
 
-CONFIG = GHNConfig(num_classes=10, image_size=32)
+CONFIGS = {
+    "ghn2": GHNConfig(num_classes=10, image_size=32),
+    "ghn3_t": GHNConfig(num_classes=10, image_size=32, variant="ghn3", **GHN3_SIZES["ghn3_t"]),
+}
 """The published settings for CIFAR-10."""
 
 
@@ -87,6 +93,7 @@ def seconds(function: Callable[[], Tensor]) -> float:
 
 def main(
     meta_batch_size: Annotated[int, typer.Option("--meta-batch", help="Architectures.")] = 8,
+    variant: Annotated[Literal["ghn2", "ghn3_t"], typer.Option(help="What is timed.")] = "ghn2",
     threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 7,
     largest: Annotated[int, typer.Option(help="Nodes up to which the growth is measured.")] = 10_000,
@@ -95,21 +102,21 @@ def main(
     """Time the hypernetwork."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    ghn = GHN(CONFIG)
+    ghn = GHN(CONFIGS[variant])
     batch = meta_batch(ghn, meta_batch_size)
     forward, backward = timed(ghn, batch, repeats)
-    introduce(f"{threads} threads", "fp32", f"PyTorch {torch.__version__}")
+    introduce(variant, f"{threads} threads", "fp32", f"PyTorch {torch.__version__}")
     print(f"{meta_batch_size} graphs, {batch.num_nodes} nodes, {len(batch.sources)} edges, {levels(batch)} levels")
     print(f"forward {forward:.3f} s, backward {backward:.3f} s, together {forward + backward:.3f} s")
-
-    h_NH = ghn.encoder(batch).detach()
-    by_level = statistics.median(seconds(lambda: ghn.gnn(h_NH, batch)) for _ in range(repeats))
-    by_node = seconds(lambda: node_by_node(ghn.gnn, h_NH, batch))
-    torch.testing.assert_close(node_by_node(ghn.gnn, h_NH, batch), ghn.gnn(h_NH, batch), atol=1e-5, rtol=1e-4)
-    print(
-        f"GNN alone, forward and backward: by level {by_level:.3f} s, node by node {by_node:.2f} s, "
-        f"{by_node / by_level:.0f} times as long for the same states"
-    )
+    print(f"at most {peak_gib():.1f} GiB of memory so far")
+    result: dict[str, Any] = {
+        "forward_seconds": round(forward, 4),
+        "backward_seconds": round(backward, 4),
+        "nodes": batch.num_nodes,
+        "peak_gib": round(peak_gib(), 2),
+    }
+    if isinstance(ghn.gnn, GatedGNN):
+        result["node_by_node_ratio"] = round(times_as_long_node_by_node(ghn, ghn.gnn, batch, repeats), 1)
 
     growth = []
     count = meta_batch_size
@@ -119,14 +126,25 @@ def main(
         growth.append({"nodes": larger.num_nodes, "seconds": round(total, 4)})
         print(f"{larger.num_nodes:6d} nodes {total:.3f} s, {1e3 * total / larger.num_nodes:.3f} ms a node")
         count *= 2
-    result = {
-        "forward_seconds": round(forward, 4),
-        "backward_seconds": round(backward, 4),
-        "nodes": batch.num_nodes,
-        "node_by_node_ratio": round(by_node / by_level, 1),
-        "growth": growth,
-    }
-    finish(result, record)
+    finish(result | {"growth": growth}, record)
+
+
+def times_as_long_node_by_node(ghn: GHN, gnn: GatedGNN, batch: GraphBatch, repeats: int) -> float:
+    """Return how many times as long the loop over nodes takes for the same states, after comparing these."""
+    h_NH = ghn.encoder(batch).detach()
+    by_level = statistics.median(seconds(lambda: gnn(h_NH, batch)) for _ in range(repeats))
+    by_node = seconds(lambda: node_by_node(gnn, h_NH, batch))
+    torch.testing.assert_close(node_by_node(gnn, h_NH, batch), gnn(h_NH, batch), atol=1e-5, rtol=1e-4)
+    print(
+        f"GNN alone, forward and backward: by level {by_level:.3f} s, node by node {by_node:.2f} s, "
+        f"{by_node / by_level:.0f} times as long for the same states"
+    )
+    return by_node / by_level
+
+
+def peak_gib() -> float:
+    """Return the most memory that this process has had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def levels(batch: GraphBatch) -> int:

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small_settings import ROOT
+
+from ghn import GHN, GHNConfig
 
 COMMANDS = {
     "copies": ("--sources 2 --epochs 1", {"itself", "one primitive", "nearest other source", "random parameters"}),
@@ -40,6 +43,40 @@ def test_it_ends_with_its_result_as_json_and_records_it(name: str, tmp_path: Pat
     assert record["result"] == result
     assert record["command"] == f"python benchmarks/{name}.py {options}"
     assert record["machine"] in done.stdout
+
+
+@pytest.mark.slow
+def test_ghn3_is_timed_too() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/hypernetwork.py"), *["--variant", "ghn3_t", "--meta-batch", "1"]]
+    done = subprocess.run([*command, "--repeats", "1", "--largest", "300"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["nodes"] > 0 and result["growth"][-1]["nodes"] >= 300 and "node_by_node_ratio" not in result
+
+
+@pytest.mark.slow
+def test_ranks_of_predicted_weights_lie_between_one_and_the_highest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    GHN(GHNConfig(num_classes=10, image_size=14, hidden=8, decoder="low_rank")).save(tmp_path / "low_rank")
+    command = [sys.executable, str(ROOT / "benchmarks/effective_rank.py"), str(tmp_path / "low_rank")]
+    done = subprocess.run([*command, "--architectures", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result) == {str(tmp_path / "low_rank"), "random"}
+    for split in ("test", "wide"):
+        low, random = (found[split]["share"] for found in result.values())
+        assert 0 < low < random < 1
+
+
+def test_the_effective_rank_is_the_number_of_equal_singular_values() -> None:
+    sys.path.append(str(ROOT / "benchmarks"))
+    from effective_rank import effective_rank
+
+    basis = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    for rank in (1, 5, 16):
+        weight = basis[:, :rank] @ basis[:rank]
+        assert effective_rank(weight.view(16, 4, 2, 2)) == pytest.approx(rank, rel=1e-4)
+    assert effective_rank(torch.zeros(8, 8)) == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How well language models of bytes predict: cross entropy in bits a byte."""
+"""How well language models predict: cross entropy in bits a byte, whatever their tokens are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 
-def bits_a_byte(scores: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return the mean cross entropy in bits of language models of bytes, a row for each split and value of a column.
+def bits_a_byte(scores: pd.DataFrame, by: str, bytes_per_token: float = 1.0) -> pd.DataFrame:
+    """Return the mean cross entropy in bits a byte of language models, a row for each split and value of a column.
 
     Columns: split, the one that is named, `networks`, `bits` and `bits_error`, its standard error, missing for a single
     network. A network without a finite loss does not count. Bytes at random have 8 bits.
@@ -18,8 +18,9 @@ def bits_a_byte(scores: pd.DataFrame, by: str) -> pd.DataFrame:
     Args:
         scores: measured networks: `ArchitectureScores`, `SgdScores`.
         by: `initialisation` or `epochs`.
+        bytes_per_token: see `pipeline.images.dataset.Images`.
     """
-    bits = scores["loss"] / math.log(2)
+    bits = scores["loss"] / math.log(2) / bytes_per_token
     groups = bits.groupby([scores["split"], scores[by]], sort=False)
     columns = {"networks": groups.count(), "bits": groups.mean(), "bits_error": groups.sem()}
     return pd.DataFrame(columns).reset_index()

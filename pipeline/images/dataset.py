@@ -28,6 +28,7 @@ class Images:
         classes: names by label.
         mean, std: mean and standard deviation of the three channels of the train part, on a scale of 0..1.
         place: folder of its decoded shards; empty for images in memory.
+        bytes_per_token: of text, the bytes that a token stands for in the mean.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Images:
     train: ImageSubset
     test: ImageSubset
     place: str = ""
+    bytes_per_token: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class ImageSubset:
     """A part of a data set, or some images of a part.
 
     Attributes:
-        source: pixels uint8 (M, 3, S, S), as an array or in shards; windows of text, uint8 (M, T + 1).
+        source: pixels uint8 (M, 3, S, S), as an array or in shards; windows of text (M, T + 1), unsigned integers.
         labels: int64 (N,); zeros for text.
         positions: increasing positions (N,) of the images in `source`; None if it has exactly these images.
     """

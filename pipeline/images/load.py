@@ -61,7 +61,7 @@ def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
     """
     dataset, folder = _places(dataset, settings)
     if dataset in TEXT_DATASETS:
-        return _load_text(find_text(dataset, folder, settings.passed_over), settings, storage)
+        return _load_text(_find_text(dataset, folder, settings), settings, storage)
     return load_cached_images(
         dataset,
         settings.size,
@@ -71,6 +71,11 @@ def load_images(dataset: str, settings: ImageSettings, storage: str) -> Images:
         most_passed_over=settings.passed_over,
         max_pixels=settings.max_pixels,
     )
+
+
+def _find_text(dataset: str, folder: str | None, settings: ImageSettings) -> TextSource:
+    tokenizer = None if settings.tokenizer is None else from_workspace(settings.tokenizer)
+    return find_text(dataset, folder, settings.passed_over, tokenizer)
 
 
 def _load_text(source: TextSource, settings: ImageSettings, storage: str) -> Images:
@@ -97,7 +102,7 @@ def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetS
     """
     dataset, folder = _places(dataset, settings)
     if dataset in TEXT_DATASETS:
-        return find_text(dataset, folder, settings.passed_over)
+        return _find_text(dataset, folder, settings)
     downloads = downloads_folder(node_cache(image_cache(storage)))
     return find_dataset(dataset, folder, downloads, settings.passed_over)
 
@@ -210,7 +215,8 @@ def open_images(stored: str) -> Images:
             classes=tuple(meta["classes"]),
             mean=tuple(meta["mean"]),
             std=tuple(meta["std"]),
-            **parts,
+            train=parts["train"],
+            test=parts["test"],
             place=stored,
         )
     except FileNotFoundError as error:

@@ -1,11 +1,12 @@
 """Texts as data sets: the modules of Python's standard library, and any folder of text files.
 
-Tokens are bytes, so the vocabulary has 256. All files of a data set follow one another, each with the byte 0 after it,
-in the order of a hash of their names; the last share of the bytes is the test part. A part is cut into windows of T + 1
-bytes, each of which begins at the last byte of the one before: the first T are what a network reads, the last T what
-comes next.
+Tokens are bytes, so the vocabulary has 256, or those of a tokenizer (`images.tokenizer`: a file of the package
+tokenizers). All files of a data set follow one another, in the order of a hash of their names; where tokens are bytes,
+each has the byte 0 after it. The last share of the tokens is the test part. A part is cut into windows of T + 1 tokens,
+each of which begins at the last token of the one before: the first T are what a network reads, the last T what comes
+next.
 
-A data set is read once, and kept in the storage as two arrays of bytes. Each process holds both in memory.
+A data set is read once, and kept in the storage as two arrays of tokens. Each process holds both in memory.
 
 Dimensions: N windows, T tokens.
 """
@@ -17,10 +18,10 @@ import io
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,17 +35,25 @@ from pipeline.storage.records import checksum_of
 TEXT_FORMAT = 1
 """Part of the settings hash. Raise it when the same files would give other tokens."""
 
-VOCABULARY = tuple(repr(bytes([byte]))[2:-1] for byte in range(256))
-"""The names of the tokens: printable ASCII as it is."""
+BYTES = tuple(repr(bytes([byte]))[2:-1] for byte in range(256))
+"""The names of the tokens that are bytes: printable ASCII as it is."""
 
 END_OF_FILE = b"\0"
 
 MOST_BYTES = 2_000_000_000
-"""Bytes of a data set, at most, because every process holds them in memory."""
+"""Bytes of a data set, at most, because every process holds its tokens in memory."""
 
 
 class DamagedText(Exception):
     """A stored part of a data set is not what was written."""
+
+
+class Tokens(NamedTuple):
+    """The tokens of a data set, the names of all that there may be, and the bytes that one stands for in the mean."""
+
+    tokens: np.ndarray
+    vocabulary: tuple[str, ...]
+    bytes_per_token: float
 
 
 @dataclass(frozen=True)
@@ -55,21 +64,33 @@ class TextSource:
         name: part of the name of its folder in the cache.
         files: by their names in the data set, in the order of a hash of these.
         passed_over: number of other files of the folder: hidden ones, and those that are no text in UTF-8.
+        tokenizer: a file of the package tokenizers; None: tokens are bytes.
     """
 
     name: str
     files: dict[str, Path]
     passed_over: int = 0
+    tokenizer: Path | None = None
 
     @property
     def listing(self) -> str:
         """A digest of the names and sizes of the files and of when they were changed."""
         facts = [(name, (status := path.stat()).st_size, status.st_mtime_ns) for name, path in self.files.items()]
-        return settings_hash(facts, 24)
+        return settings_hash([facts, *([checksum_of(self.tokenizer.read_bytes())] if self.tokenizer else [])], 24)
 
-    def content(self) -> bytes:
-        """Return all files, each with `END_OF_FILE` after it."""
-        return b"".join(path.read_bytes() + END_OF_FILE for path in self.files.values())
+    def read(self) -> Tokens:
+        """Return the tokens of all files.
+
+        Raises:
+            UserError: there is too much text, or the tokenizer cannot be read.
+        """
+        contents = [path.read_bytes() for path in self.files.values()]
+        if (total := sum(map(len, contents))) > MOST_BYTES:
+            raise UserError(f"{self.name} has {total:,} bytes of text: must be at most {MOST_BYTES:,}")
+        if self.tokenizer is not None:
+            return _tokenized(contents, self.tokenizer)
+        joined = END_OF_FILE.join([*contents, b""])
+        return Tokens(np.frombuffer(joined, dtype=np.uint8), BYTES, 1.0)
 
     def summary(self) -> str:
         """Return what there is, in words."""
@@ -77,20 +98,26 @@ class TextSource:
         return f"{len(self.files):,} text files{passed_over}"
 
 
-def find_text(dataset: str, folder: str | None, most_passed_over: float = MOST_PASSED_OVER) -> TextSource:
+def find_text(
+    dataset: str, folder: str | None, most_passed_over: float = MOST_PASSED_OVER, tokenizer: Path | None = None
+) -> TextSource:
     """Return the files of a data set of text.
 
     Args:
         dataset: `python`, or `text` for those of `folder`.
         most_passed_over: the largest share of a folder's files that may be passed over, 0 to 1.
+        tokenizer: a file of the package tokenizers; None: tokens are bytes.
 
     Raises:
-        UserError: there is no folder, it has no text, or too many of its files are none.
+        UserError: there is no folder, it has no text, or too many of its files are none; or there is no tokenizer.
     """
+    if tokenizer is not None and not tokenizer.is_file():
+        raise UserError(f"images.tokenizer = {tokenizer}: there is no such file")
     if dataset == "python":
         library = Path(sysconfig.get_paths()["stdlib"])
         files = list(library.glob("*.py"))  # not those of packages: these are enough, 4.7 MB
-        return TextSource(f"python{sys.version_info.major}.{sys.version_info.minor}", _in_order(library, files))
+        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return TextSource(name, _in_order(library, files), tokenizer=tokenizer)
     if folder is None:
         raise UserError("dataset = text needs images.folder: the path of a folder of text files")
     place = Path(folder).expanduser()
@@ -107,7 +134,29 @@ def find_text(dataset: str, folder: str | None, most_passed_over: float = MOST_P
             f"images.folder = {folder}: {passed_over:,} of {len(found):,} files are hidden or no text in UTF-8, "
             f"such as {first.relative_to(place)}\ntake them out, or raise images.passed_over = {most_passed_over:g}"
         )
-    return TextSource(place.resolve().name, _in_order(place, texts), passed_over)
+    return TextSource(place.resolve().name, _in_order(place, texts), passed_over, tokenizer)
+
+
+def _tokenized(contents: list[bytes], path: Path) -> Tokens:
+    """Return the tokens of files by a tokenizer.
+
+    Raises:
+        UserError: the package tokenizers is not installed, or it cannot read the file.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UserError("images.tokenizer needs the package tokenizers: `pip install tokenizers`") from error
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # it raises no other class
+        raise UserError(f"images.tokenizer = {path} cannot be read: {error}") from error
+    encodings = tokenizer.encode_batch([content.decode() for content in contents], add_special_tokens=False)
+    size = tokenizer.get_vocab_size()
+    kind = np.uint16 if size <= np.iinfo(np.uint16).max + 1 else np.uint32
+    tokens = np.concatenate([np.array(encoding.ids, dtype=kind) for encoding in encodings])
+    vocabulary = tuple(tokenizer.id_to_token(number) or f"token {number}" for number in range(size))
+    return Tokens(tokens, vocabulary, sum(map(len, contents)) / max(len(tokens), 1))
 
 
 def _in_order(root: Path, files: list[Path]) -> dict[str, Path]:
@@ -143,27 +192,38 @@ def store_text(source: TextSource, stored: str, length: int, test_fraction: floa
     Raises:
         UserError: there is too little text for a window of each part, or too much.
     """
-    content = np.frombuffer(source.content(), dtype=np.uint8)
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{source.name} has {len(content):,} bytes of text: must be at most {MOST_BYTES:,}")
-    end = len(content) - round(test_fraction * len(content))
+    found = source.read()
+    end = len(found.tokens) - round(test_fraction * len(found.tokens))
     parts = {}
-    for part, tokens in (("train", content[:end]), ("test", content[end:])):
+    for part, tokens in (("train", found.tokens[:end]), ("test", found.tokens[end:])):
         if len(tokens) <= length:
             raise UserError(
-                f"{source.name} has {len(tokens):,} bytes in its {part} part: must be at least images.size + 1 = "
+                f"{source.name} has {len(tokens):,} tokens in its {part} part: must be at least images.size + 1 = "
                 f"{length + 1}"
             )
         buffer = io.BytesIO()
         np.save(buffer, tokens)
         parts[part] = {"file": f"{part}_text.npy", "sha256": checksum_of(buffer.getvalue())}
         write_bytes(f"{stored}/{parts[part]['file']}", buffer.getvalue())
-    meta: dict[str, Any] = {"name": source.name, "length": length, "texts": parts}
+    meta: dict[str, Any] = {
+        "name": source.name,
+        "length": length,
+        "vocabulary": found.vocabulary,
+        "bytes_per_token": found.bytes_per_token,
+        "texts": parts,
+    }
     write_bytes(f"{stored}/meta.json", json.dumps(meta | {"checksum": settings_hash(meta)}, indent=1).encode())
 
 
-def open_text(stored: str, name: str, length: int, texts: dict[str, dict[str, str]]) -> Images:
-    """Return a stored data set: its parts are windows of bytes, all of the same class.
+def open_text(
+    stored: str,
+    name: str,
+    length: int,
+    vocabulary: Sequence[str],
+    bytes_per_token: float,
+    texts: dict[str, dict[str, str]],
+) -> Images:
+    """Return a stored data set: its parts are windows of tokens, all of the same class.
 
     Raises:
         DamagedText: a file is not the one that was stored.
@@ -173,12 +233,13 @@ def open_text(stored: str, name: str, length: int, texts: dict[str, dict[str, st
     return Images(
         name=name,
         settings_hash=stored.rpartition("-")[2],
-        classes=VOCABULARY,
+        classes=tuple(vocabulary),
         mean=(0.0, 0.0, 0.0),  # tokens are not normalised
         std=(1.0, 1.0, 1.0),
         train=parts["train"],
         test=parts["test"],
         place=stored,
+        bytes_per_token=bytes_per_token,
     )
 
 

@@ -30,6 +30,7 @@ class ImageSettings(Section):
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     passed_over: Annotated[float, Field(ge=0, le=1)]
     max_pixels: Count
+    tokenizer: str | None
     shift: Natural
     flip: StrictBool
 

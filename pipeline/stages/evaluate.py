@@ -86,7 +86,7 @@ def evaluate(params: Params) -> None:
         write_csv(results / "traits.csv", effects)
         metrics = metrics_of(summary)
         if params.is_text:
-            bits = bits_a_byte(architectures, "initialisation")
+            bits = bits_a_byte(architectures, "initialisation", images.bytes_per_token)
             for split, figures in bits_metrics(bits, "initialisation", str).items():
                 metrics[split] |= figures
                 run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})

@@ -77,7 +77,7 @@ def sgd(params: Params) -> None:
         write_sources(trained.sources)
         metrics = metrics_of(summary)
         if params.is_text:
-            bits = bits_a_byte(scores, "epochs")
+            bits = bits_a_byte(scores, "epochs", images.bytes_per_token)
             for split, figures in bits_metrics(bits, "epochs", lambda epochs: f"sgd_{epochs}").items():
                 metrics[split] |= figures
                 run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})

@@ -86,7 +86,8 @@ def study(params: Params, variant: str, seed: int) -> None:
             results = results_folder(f"study/{variant}-{seed}")
             trained.write(results)
             write_parquet(results / "architectures.parquet", scores)
-            figures = _figures(scores, params.is_text)
+            bits = bits_a_byte(scores, "initialisation", images.bytes_per_token) if params.is_text else None
+            figures = _figures(scores, bits)
             write_json(results / "scores.json", figures)
             run.log_table(scores, "architectures")
             run.log_metrics(figures)
@@ -94,7 +95,9 @@ def study(params: Params, variant: str, seed: int) -> None:
             axes = chart_parameters(params.study), [f"{split}_top1" for split in CHART_SPLITS]
             run.share_study_view(STUDY_RUNS, *axes, curves=("loss", "top1"))
     clear_task_cache(scored)  # the pace stays, for the other seeds
-    _print_scores(variant, seed, trained, scores, params.is_text)
+    _print_scores(variant, seed, trained, scores)
+    if bits is not None:
+        print_bits("Bits a byte of test text", bits, "initialisation")
 
 
 def chart_parameters(settings: StudySettings) -> list[str]:
@@ -148,23 +151,18 @@ def _candidates(params: Params, store: ArchitectureStore) -> Sequence[Candidate]
     ]
 
 
-def _figures(scores: DataFrame[ArchitectureScores], is_text: bool) -> dict[str, float]:
+def _figures(scores: DataFrame[ArchitectureScores], bits: pd.DataFrame | None) -> dict[str, float]:
     """Return the mean top-1 of each split, by name, and of text the mean bits a byte."""
     figures = {f"{split}_top1": top1 for split, top1 in scores.groupby("split", sort=False)["top1"].mean().items()}
-    if is_text:
-        bits = bits_a_byte(scores, "initialisation")
+    if bits is not None:
         figures |= {f"{row.split}_bits": row.bits for row in bits.itertuples()}
     return figures
 
 
-def _print_scores(
-    variant: str, seed: int, trained: TrainedHypernetwork, scores: DataFrame[ArchitectureScores], is_text: bool
-) -> None:
+def _print_scores(variant: str, seed: int, trained: TrainedHypernetwork, scores: DataFrame[ArchitectureScores]) -> None:
     splits = scores.groupby("split", sort=False)["top1"]
     rows = [
         {"split": str(split), "networks": str(len(top1)), "top-1": percent(top1.mean(), top1.sem())}
         for split, top1 in splits
     ]
     print_table(f"{variant}, seed {seed}, {trained.metrics.steps:,} steps: test accuracy in %", rows)
-    if is_text:
-        print_bits("Bits a byte of test text", bits_a_byte(scores, "initialisation"), "initialisation")

@@ -58,7 +58,7 @@ def test_the_library_of_python_is_a_data_set(tmp_path: Path) -> None:
 def test_windows_follow_one_another_and_no_byte_of_the_test_part_is_trained_on(texts: Path, tmp_path: Path) -> None:
     images = load(texts, tmp_path / "storage")
     source = find_images("text", image_settings(folder=str(texts)), "unused")
-    content = source.content()
+    content = source.read().tokens.tobytes()
     assert content.count(b"\0") == 2
     end = len(content) - round(0.2 * len(content))
     assert content[:end].startswith(tokens(images.train))
@@ -135,7 +135,7 @@ def test_what_is_no_text_is_passed_over_and_counted(texts: Path, tmp_path: Path)
         ({}, None, "dataset = text needs images.folder"),
         ({}, "nowhere", "there is no such folder"),
         ({}, "texts", "has no text file"),
-        ({"short.txt": "123456789"}, "texts", r"has 8 bytes in its train part: must be at least images.size \+ 1 = 9"),
+        ({"short.txt": "123456789"}, "texts", r"has 8 tokens in its train part: must be at least images.size \+ 1 = 9"),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path: Path, files: dict[str, str], folder: str | None, message: str) -> None:
@@ -145,3 +145,48 @@ def test_what_cannot_be_is_said(tmp_path: Path, files: dict[str, str], folder: s
     place = None if folder is None else str(tmp_path / folder)
     with pytest.raises(UserError, match=message):
         load_images("text", image_settings(folder=place), str(tmp_path / "storage"))
+
+
+# --- tokens of a tokenizer ---
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """Return a file of a byte-pair encoding of 300 tokens, learned from a sentence."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(["To be, or not to be, that is the question. Größe zählt: ½ × 2 = 1. "] * 3, trainer)
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+def test_tokens_of_a_tokenizer_stand_for_the_same_text(texts: Path, tmp_path: Path, tokenizer: Path) -> None:
+    import tokenizers
+
+    images = load(texts, tmp_path / "storage", tokenizer=str(tokenizer))
+    windows = images.train.pixels
+    numbers = [int(windows[0, 0]), *windows[:, 1:].ravel().tolist()]
+    source = find_images("text", image_settings(folder=str(texts), tokenizer=str(tokenizer)), "unused")
+    content = "".join(path.read_text() for path in source.files.values())
+    read = tokenizers.Tokenizer.from_file(str(tokenizer))
+    assert content.startswith(read.decode(numbers).rstrip("\N{REPLACEMENT CHARACTER}"))
+    assert len(images.classes) == read.get_vocab_size() > 256 >= max(map(len, [set(numbers)]))
+    assert images.bytes_per_token == pytest.approx(len(content.encode()) / len(source.read().tokens))
+    assert images.bytes_per_token > 1.5
+    assert open_images(images.place).classes == images.classes
+    assert load(texts, tmp_path / "storage").bytes_per_token == 1
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "there is no such file"), ("{}", "cannot be read")])
+def test_a_file_that_is_no_tokenizer_is_named(texts: Path, tmp_path: Path, content: str | None, message: str) -> None:
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=f"tokenizer.json:? {message}"):
+        load(texts, tmp_path / "storage", tokenizer=str(path))
