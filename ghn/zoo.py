@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghn.deepnets1m.predefined import PREDEFINED
 from ghn.deepnets1m.sampling import SPLIT_RULES, sample_architecture
+from ghn.gpt.sampling import GPT_SPLIT_RULES, gpt_samples
 from ghn.networks.network import Network
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SAMPLED_NAME = re.compile(rf"({'|'.join(SPLIT_RULES)})/(\d+)")
 """Name of a sampled architecture: a split and an index."""
 
+GPT_NAME = re.compile(rf"gpt/({'|'.join(GPT_SPLIT_RULES)})/(\d+)")
+"""Name of a sampled language model."""
 
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-base": ("BertForSequenceClassification", {}),
@@ -39,7 +42,7 @@ def list_architectures(pattern: str = "*") -> list[str]:
 
     Names of torchvision have no prefix (`resnet50`). Names of timm, if it is installed, begin with `timm/`, those of
     transformers with `hf/`, and those of the split `predefined` with `predefined/`. Names of sampled architectures,
-    `<split>/<index>`, are not listed.
+    `<split>/<index>` or `gpt/<split>/<index>`, are not listed.
     """
     names = [f"predefined/{name}" for name in PREDEFINED]
     # These packages are not required, and importing them takes seconds: they are imported where they are used.
@@ -59,8 +62,11 @@ def list_architectures(pattern: str = "*") -> list[str]:
 def find_network(name: str) -> Network | None:
     """Return the network that is named `predefined/<name>` or `<split>/<index>`; None for any other name.
 
-    `<split>/<index>` is the architecture at that index of the split, sampled with seed 0.
+    `<split>/<index>` is the architecture at that index of the split, sampled with seed 0, and `gpt/<split>/<index>` the
+    language model.
     """
+    if (sampled := GPT_NAME.fullmatch(name)) is not None:
+        return next(gpt_samples(0, sampled[1], int(sampled[2]))).architecture
     sampled = SAMPLED_NAME.fullmatch(name)
     if sampled is not None:
         return sample_architecture(0, sampled[1], int(sampled[2]))
@@ -73,7 +79,7 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
     Args:
         num_classes: number of logits; networks that predict words have their own.
         image_size: side of its images, in pixels, for predefined and sampled networks alone: those of torchvision and
-            timm fix it themselves.
+            timm fix it themselves. Of language models it is the length of the texts, and `num_classes` the vocabulary.
 
     Raises:
         ValueError: there is no network of this name.

@@ -45,6 +45,11 @@ class Program:
     image_size: int
     num_classes: int
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the network is a language model."""
+        return self.operations[0].kind == "text"
+
     def parameters(self) -> Iterator[Parameter]:
         """Yield all parameters, in the order in which the operations first use them."""
         return iter({parameter.name: parameter for op in self.operations for parameter in op.parameters}.values())

@@ -74,9 +74,9 @@ class TextSource:
 
     @property
     def listing(self) -> str:
-        """A digest of the names and sizes of the files and of when they were changed."""
-        facts = [(name, (status := path.stat()).st_size, status.st_mtime_ns) for name, path in self.files.items()]
-        return settings_hash([facts, *([checksum_of(self.tokenizer.read_bytes())] if self.tokenizer else [])], 24)
+        """A digest of the names and contents of the files, and of the tokenizer."""
+        files = [(name, checksum_of(path.read_bytes())) for name, path in self.files.items()]
+        return settings_hash([files, self.tokenizer and checksum_of(self.tokenizer.read_bytes())], 24)
 
     def read(self) -> Tokens:
         """Return the tokens of all files.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn import GHN, GHNConfig, network_from_dict
+from ghn import GHN, GHNConfig, find_network, load, network_from_dict
 from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, Block, GptArchitecture
 from ghn.networks.functional import rotated, run_program
 from ghn.networks.running_statistics import estimate_running_statistics
@@ -213,3 +213,24 @@ def test_estimated_statistics_leave_a_network_without_batch_norms_as_it_is() -> 
     before = module(texts())
     estimate_running_statistics(module, [texts()])
     torch.testing.assert_close(module(texts()), before)
+
+
+def test_a_hypernetwork_fills_the_module_of_a_name() -> None:
+    torch.manual_seed(0)
+    ghn = GHN(GHNConfig(hidden=8, num_classes=VOCABULARY, image_size=LENGTH))
+    module = load("gpt/deep/2", VOCABULARY, LENGTH)
+    report = ghn.predict(module)
+    network = find_network("gpt/deep/2")
+    assert isinstance(network, GptArchitecture) and len(network.blocks) >= 8
+    (predicted,) = ghn.predict_parameters([network])
+    state = module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in predicted.items())
+    assert not report.not_predicted and len(state) == len(predicted)
+    assert ghn.graph(module) == network.graph(LENGTH, VOCABULARY)
+
+
+def test_the_layers_of_another_vocabulary_are_left_and_listed() -> None:
+    ghn = GHN(GHNConfig(hidden=8, num_classes=VOCABULARY + 1, image_size=LENGTH))
+    module = GptArchitecture((Block(1, 1),), C=8).module(LENGTH, VOCABULARY)
+    report = ghn.predict(module)
+    assert set(report.not_predicted) == {"embedding.weight", "head.weight"}
