@@ -25,14 +25,12 @@ class DesignSpace:
         hash_buckets: of each sampled split, the buckets of network hashes that belong to it. Split `wide` is made from
             `test`.
         large: the size of large inputs and the number of their classes, for which parameters are counted too.
-        reads_text: whether its architectures read texts, not images.
     """
 
     network: type[ScalableNetwork]
     samples: Callable[[int, str, int], Iterator[Sample[Any]]]
     hash_buckets: Mapping[str, tuple[int, ...]]
     large: tuple[int, int]
-    reads_text: bool = False
 
     def sample(self, seed: int, split: str, index: int, attempt: int = 0) -> ScalableNetwork:
         """Return the sample number `attempt` of the stream of an index, at width 32."""
@@ -51,7 +49,6 @@ DESIGN_SPACES = {
         gpt_samples,
         {name: rules.hash_buckets for name, rules in GPT_SPLIT_RULES.items()},
         large=LARGE_TEXTS,
-        reads_text=True,
     ),
 }
 """The design spaces by name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ghn.networks.network import ScalableNetwork
 from ghn.networks.program import Program, ProgramBuilder
@@ -49,6 +49,8 @@ class GptArchitecture(ScalableNetwork):
         tied: whether the last layer's weight is the table of the embedding.
         parallel: whether the MLP of a block reads what the attention reads, so that both are added at once.
     """
+
+    reads_text: ClassVar[bool] = True
 
     blocks: tuple[Block, ...]
     C: int = 32

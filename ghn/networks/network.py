@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ghn.networks.graph import Graph
 from ghn.networks.node_table import NodeTable, table_of
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 class Network(ABC):
     """Any network that compiles to a program. Its views are a summary, a graph, a forward pass and a module."""
+
+    reads_text: ClassVar[bool] = False
+    """Whether the network is a language model."""
 
     @abstractmethod
     def compile(self, image_size: int, num_classes: int) -> Program:

@@ -15,6 +15,7 @@ from pipeline.commands.one_network import (
     load_network,
     read_hypernetwork,
     require_file_name,
+    require_reads_images,
     write_state,
 )
 from pipeline.errors import UserError
@@ -51,9 +52,10 @@ def predict_from_shots(
     """
     require_file_name(out)
     ghn = read_hypernetwork(checkpoint)
-    is_deepnets1m = find_network(name) is not None
+    network = find_network(name)
+    require_reads_images(name, network)
     size = image_size or ghn.config.image_size
-    if not is_deepnets1m and image_size is None:
+    if network is None and image_size is None:
         size = declared_size(load_network(name, 2, None)) or size
     images = load_cached_images(dataset, size, cache, folder=folder)
     model = load_network(name, len(images.classes), size)
@@ -62,7 +64,7 @@ def predict_from_shots(
             model,
             image_size=size,
             predict_class_layers=False,
-            calibration_images=None if is_deepnets1m else calibration(images),
+            calibration_images=calibration(images) if network is None else None,
         )
         traced = ghn.graph(model, image_size=size)
     try:

@@ -20,6 +20,7 @@ from ghn import (
     GHN,
     CheckpointError,
     Graph,
+    Network,
     PredictionReport,
     TracingError,
     declared_shape,
@@ -154,6 +155,12 @@ def render_network(name: str, out: Path, num_classes: int, image_size: int | Non
     print(f"{len(graph.nodes)} nodes, written to {out}")
 
 
+def require_reads_images(name: str, network: Network | None) -> None:
+    """Raise UserError if a network that the project knows by its name reads text; `network` is None for others."""
+    if network is not None and network.reads_text:
+        raise UserError(f"{name} is a language model: must be a network of images, which --images or --shots gives")
+
+
 def predict_network(
     name: str,
     checkpoint: str,
@@ -186,8 +193,10 @@ def predict_network(
     require_file_name(out)
     ghn = read_hypernetwork(checkpoint)
     classes = ghn.config.num_classes if num_classes is None else num_classes
-    is_deepnets1m = find_network(name) is not None
-    model = load_network(name, classes, image_size or ghn.config.image_size if is_deepnets1m else image_size)
+    network = find_network(name)
+    if dataset is not None:
+        require_reads_images(name, network)
+    model = load_network(name, classes, image_size if network is None else image_size or ghn.config.image_size)
     images = None
     with as_user_error():
         if dataset is not None:
@@ -198,7 +207,7 @@ def predict_network(
             model,
             image_size=image_size,
             predict_class_layers=class_layers,
-            calibration_images=None if images is None or is_deepnets1m else calibration(images),
+            calibration_images=calibration(images) if images is not None and network is None else None,
         )
     write_state(model, out)
     print(f"{name}: {report}")

@@ -47,6 +47,22 @@ def test_names_are_listed_one_a_line() -> None:
     assert "no architecture is called 'nothing*'" in refused("list", "nothing*")
 
 
+def test_a_language_model_is_predicted_by_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ghn = GHN(GHNConfig(num_classes=256, image_size=16, hidden=8, kernel=5))
+    ghn.save(tmp_path / "checkpoint")
+    predict = ("predict", "gpt/test/0", "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "gpt.safetensors")
+    assert re.search(r"gpt/test/0: predicted \d+ parameters", run(*predict))
+    module = load("gpt/test/0", 256, 16)
+    load_model(module, tmp_path / "gpt.safetensors")
+    ghn.predict(expected := load("gpt/test/0", 256, 16))
+    tokens = torch.arange(16)[None]
+    torch.testing.assert_close(module(tokens), expected(tokens))
+    assert "gpt/test/0 is a language model" in refused(*predict, "--images", "digits")
+    assert "gpt/test/0 is a language model" in refused(*predict, "--shots", "digits")
+    assert "nodes, written to" in run("graph", "gpt/deep/0", "--out", tmp_path / "gpt.svg")
+
+
 def test_a_network_is_predicted_into_a_file_that_torchvision_loads(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "resnet18.safetensors"
     printed = run("predict", "resnet18", "--checkpoint", checkpoint, "--out", out)
