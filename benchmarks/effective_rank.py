@@ -25,7 +25,7 @@ from frame import RecordName, finish, introduce
 from torch import Tensor
 
 from ghn import GHN
-from ghn.deepnets1m.sampling import sample_architecture
+from ghn.design_spaces import DESIGN_SPACES
 from ghn.networks.network import Network
 from pipeline.console import percent, print_table
 from pipeline.evaluation.networks import at_width
@@ -74,7 +74,8 @@ def main(
 ) -> None:
     """Measure the effective rank of predicted weights."""
     params = load_params()
-    sampled = [sample_architecture(params.seed, "test", index) for index in range(architectures)]
+    space = DESIGN_SPACES[params.generate.space]
+    sampled = [space.sample(params.seed, "test", index) for index in range(architectures)]
     size = params.images.size
     networks = {
         split: [at_width(network, params.evaluate, size, wide=split == "wide") for network in sampled]
@@ -84,7 +85,7 @@ def main(
     for folder in checkpoints or [Path("results/train/checkpoint")]:
         ghn = GHN.from_pretrained(folder)
         found[str(folder)] = shares(networks, lambda network, ghn=ghn: ghn.predict_parameters([network], size)[0])
-    classes = ghn.config.num_classes
+        classes = ghn.config.num_classes  # the same ones for all: those of the data set
     torch.manual_seed(params.seed)
     found["random"] = shares(networks, lambda network: dict(network.module(size, classes).named_parameters()))
     introduce(f"{architectures} architectures of each split")

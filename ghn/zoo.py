@@ -89,7 +89,8 @@ def load(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module
         return network.module(image_size, num_classes)
     if name not in list_architectures():
         close = difflib.get_close_matches(name, list_architectures(), n=3)
-        others = f"must be a name that `ghn list` lists, or {' or '.join(SPLIT_RULES)} with a number, such as deep/7"
+        splits = f"{' or '.join(SPLIT_RULES)} with a number, such as deep/7 or gpt/deep/7"
+        others = f"must be a name that `ghn list` lists, or {splits}"
         hint = f"did you mean {', '.join(close)}?" if close else others
         raise ValueError(f"unknown architecture {name!r}: {hint}")
     if name.startswith("timm/"):

@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 STAGES = "Stages of the pipeline, in this order"
-TEXT_STAGES = ("train", "sgd", "evaluate")  # and those that they need, and stage study
+TEXT_STAGES = ("train", "sgd", "evaluate", "study")  # and those that they need
 SETTINGS = "Settings"
 TRACKING = "MLflow"
 ARCHITECTURES = "Stored architectures"
@@ -322,7 +322,7 @@ def verify(
 
 
 Architecture = Annotated[
-    str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER: what a split samples.")
+    str, typer.Argument(help="A name that `ghn list` lists, or SPLIT/NUMBER or gpt/SPLIT/NUMBER: what a split samples.")
 ]
 Classes = Annotated[int | None, typer.Option("--classes", min=1, help="Of the network; by default those of the GHN.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In pixels; by default what it takes.")]

@@ -30,7 +30,7 @@ WIDENED = 4
 """How many times as wide the architectures of split `wide` are as those of split `test` that they are made from."""
 
 
-class Block(NamedTuple):
+class TransformerBlock(NamedTuple):
     """One block: attention with so many heads, and an MLP whose hidden width is `mlp_ratio` times the width."""
 
     heads: int
@@ -52,7 +52,7 @@ class GptArchitecture(ScalableNetwork):
 
     reads_text: ClassVar[bool] = True
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[TransformerBlock, ...]
     C: int = 32
     positions: str = "learned"
     activation: str = "gelu"
@@ -96,7 +96,7 @@ class GptArchitecture(ScalableNetwork):
         x = build.layer_norm(x, "norm")
         return build.finish(build.tied(x, embedding) if self.tied else build.linear(x, num_classes, "head", bias=False))
 
-    def _block(self, build: ProgramBuilder, x: int, name: str, block: Block) -> int:
+    def _block(self, build: ProgramBuilder, x: int, name: str, block: TransformerBlock) -> int:
         """Emit a block; return the position of its result."""
         normed = build.layer_norm(x, f"{name}.norm1")
         qkv = build.linear(normed, 3 * self.C, f"{name}.qkv")
@@ -144,7 +144,7 @@ class GptArchitecture(ScalableNetwork):
             raise ValueError("architecture record has no 'blocks'")
         known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         try:
-            blocks = tuple(Block(*block) for block in record["blocks"])
+            blocks = tuple(TransformerBlock(*block) for block in record["blocks"])
         except TypeError as error:
             raise ValueError(f"blocks = {record['blocks']!r}: must be pairs of heads and MLP ratio") from error
         return cls(**{**known, "blocks": blocks})

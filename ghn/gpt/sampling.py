@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, Block, GptArchitecture
+from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, GptArchitecture, TransformerBlock
 from ghn.networks.sample import Sample, hash_bucket_of
 
 HEADS = (1, 2, 4)
@@ -74,7 +74,9 @@ def _sample_once(rules: GptSplitRules, rng: random.Random) -> GptArchitecture:
     fewest, most = rules.blocks
     number = fewest + below(most - fewest + 1)
     return GptArchitecture(
-        blocks=tuple(Block(HEADS[below(len(HEADS))], MLP_RATIOS[below(len(MLP_RATIOS))]) for _ in range(number)),
+        blocks=tuple(
+            TransformerBlock(HEADS[below(len(HEADS))], MLP_RATIOS[below(len(MLP_RATIOS))]) for _ in range(number)
+        ),
         C=WIDTH,
         positions=POSITIONS[below(len(POSITIONS))],
         activation=ACTIVATIONS[below(len(ACTIVATIONS))],

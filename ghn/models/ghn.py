@@ -20,7 +20,6 @@ from ghn.models.predict_module import (
 )
 from ghn.networks.graph import Graph
 from ghn.networks.graph_batch import GraphBatch
-from ghn.networks.module import ProgramModule
 from ghn.networks.network import Network
 from ghn.tracing.eager import uncompiled
 from ghn.tracing.trace import TRACED_IMAGES, Inputs, TracingError, trace
@@ -77,12 +76,12 @@ class GHN(Hypernetwork):
             TracingError: a module cannot be traced.
         """
         if isinstance(network, nn.Module):
-            return self._without_other_classes(graph_of_module(network, image_size=image_size))
+            return self._without_other_classes(trace(network, image_size=image_size))
         return super().graph_of(network, image_size, num_classes)
 
     def graph(self, model: nn.Module, inputs: Inputs | None = None, image_size: int | None = None) -> Graph:
-        """Return the graph of any module: see `graph_of_module`."""
-        return graph_of_module(model, inputs, image_size)
+        """Return the graph of any module: see `ghn.tracing.trace.trace`."""
+        return trace(model, inputs, image_size)
 
     def predict(
         self,
@@ -122,7 +121,7 @@ class GHN(Hypernetwork):
                 own_graph = trace(model, first[:TRACED_IMAGES])
                 graph = own_graph if inputs is None and image_size is None else trace(model, inputs, image_size)
             else:
-                graph = graph_of_module(model, inputs, image_size)
+                graph = trace(model, inputs, image_size)
             if predict_class_layers:
                 graph = self._without_other_classes(graph)
             else:
@@ -139,22 +138,10 @@ class GHN(Hypernetwork):
         return graph.without_class_layers(reason, of_other_than=classes)
 
 
-def graph_of_module(model: nn.Module, inputs: Inputs | None = None, image_size: int | None = None) -> Graph:
-    """Return the graph of a module: a language model of the design space knows its own, any other module is traced.
-
-    Raises:
-        TracingError: the module cannot be traced.
-        ValueError: a size is impossible.
-    """
-    if isinstance(model, ProgramModule) and model.program.reads_text:
-        return model.program.graph
-    return trace(model, inputs, image_size)
-
-
 def _runs(model: nn.Module, inputs: Inputs | None, image_size: int | None) -> bool:
     """Return whether a network can be traced."""
     try:
-        graph_of_module(model, inputs, image_size)
+        trace(model, inputs, image_size)
     except TracingError:
         return False
     return True

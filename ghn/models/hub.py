@@ -101,8 +101,8 @@ tags: [graph-hypernetwork, parameter-prediction]
 ---
 # Graph hypernetwork {config.variant}
 
-It predicts all parameters of networks that it has never seen, for {config.num_classes} classes and images of
-{config.image_size}×{config.image_size} pixels.
+It predicts all parameters of networks that it has never seen, for {config.num_classes} classes and inputs of
+size {config.image_size}: the side of images in pixels, or the length of texts in tokens.
 
 ```python
 from ghn import GHN

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ghn.networks.operations import Operation, Parameter
-from ghn.networks.parameter_axes import Shape, encoding_shape
+from ghn.networks.parameter_axes import Shape, positions_shape
 
 PRIMITIVES = (
     "max_pool",
@@ -193,9 +193,9 @@ def _nodes(operation: Operation, inputs: int, is_last: bool) -> list[Node]:
     ):  # the linear layer of tokens as unit vectors, with a row for each token as a class layer has
         return [Node("conv", _four_axes(parameters[0]), parameters, is_class_layer=True)]
     if kind == "position_encoding":
-        is_of_tokens = parameters[0].axis_order == "tokens"
-        shape = encoding_shape(parameters[0].shape)[0] if is_of_tokens else _four_axes(parameters[0])
-        return [Node("pos_enc", shape, parameters)]
+        (table,) = parameters
+        is_of_text = table.axis_order == "tokens"
+        return [Node("pos_enc", positions_shape(table.shape) if is_of_text else _four_axes(table), parameters)]
     if kind in ("max_pool", "avg_pool"):
         return [Node(kind, (1, 1, operation.settings[0], operation.settings[0]))]
     if kind in ("add", "concat"):

@@ -107,6 +107,13 @@ def encoding_shape(shape: Sizes) -> tuple[Shape, AxisOrder]:
     return (1, channels, side, columns), axis_order
 
 
+def positions_shape(shape: Sizes) -> Shape:
+    """Return the node's shape of a table (T, C) of positions in a text: a grid of T cells or more, read by rows."""
+    tokens, channels = shape
+    side = math.isqrt(tokens)
+    return 1, channels, side, -(-tokens // side)
+
+
 def fan_in(parameter: Parameter, shape: Shape) -> int:
     """Return how many inputs one output channel of a weight adds up; `shape` is that of its node."""
     return parameter.shape[-2] if parameter.axis_order == "matrices" else parameter.size // shape[0]
@@ -121,7 +128,7 @@ def arrange(decoded_MOIYX: Tensor, parameter: Parameter) -> Tensor:
     - `volume`: (O, I, Z, Y, X), the same for each z.
     - `matrices`: (…, I/…, O), a matrix for each index of the leading axes.
     - `tokens`: (…, T, C), encodings of C = I channels on a Y×X grid of tokens. Further tokens (class tokens) come first
-      and are the mean over the grid.
+      and are the mean over the grid; cells beyond the tokens are left out.
     - `channels_first`: (…, C, T), otherwise as `tokens`.
     """
     shape, axis_order = parameter.shape, parameter.axis_order
@@ -135,6 +142,7 @@ def arrange(decoded_MOIYX: Tensor, parameter: Parameter) -> Tensor:
         extra = math.prod(shape) // tokens_MCT.shape[1] - tokens_MCT.shape[2]
         if extra > 0:
             tokens_MCT = _with_means(tokens_MCT, extra)
+        tokens_MCT = tokens_MCT[..., : tokens_MCT.shape[2] + min(extra, 0)]  # a grid may have more cells than tokens
         arranged = tokens_MCT.transpose(1, 2) if axis_order == "tokens" else tokens_MCT
     elif axis_order == "volume":
         arranged = decoded_MOIYX.unsqueeze(3).expand(-1, -1, -1, shape[2], -1, -1)

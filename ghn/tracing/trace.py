@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn.networks.graph import Graph
+from ghn.networks.module import ProgramModule
 from ghn.tracing.autograd_functions import Function, call_order, inputs_of, leaf_of
 from ghn.tracing.eager import eager, uncompiled, without_autocast
 from ghn.tracing.placeholders import placeholders
@@ -47,7 +48,8 @@ Inputs = Tensor | Sequence[Tensor] | Mapping[str, Any]
 def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None = None) -> Graph:
     """Return the graph of a network in evaluation mode.
 
-    Each parameter of `model.named_parameters()` is on exactly one node, or in the graph's `not_predicted`.
+    Each parameter of `model.named_parameters()` is on exactly one node, or in the graph's `not_predicted`. A language
+    model of the design space `gpt` knows its own graph: nothing is traced.
 
     Args:
         inputs: what the network is called with: a tensor, tensors in order, or a mapping of keyword arguments, such as
@@ -64,6 +66,8 @@ def trace(model: nn.Module, inputs: Inputs | None = None, image_size: int | None
     if any(isinstance(layer, torch.jit.ScriptModule) for layer in model.modules()):
         raise TracingError("the network is scripted, or a part of it: give the module that it was made from")
     model = uncompiled(model)
+    if isinstance(model, ProgramModule) and model.program.reads_text:
+        return model.program.graph
     is_given = inputs is not None
     if inputs is None and getattr(model, "main_input_name", None) == "input_ids":
         inputs = cast("Inputs | None", getattr(model, "dummy_inputs", None))

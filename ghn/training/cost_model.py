@@ -82,9 +82,9 @@ def work_of(operation: Operation) -> tuple[Work, int]:
 
     Operations other than attention, convolutions and linear layers have no units: their time is that of activations.
     """
-    if operation.kind == "attention":
+    if operation.kind in ("attention", "causal_attention"):
         tokens, _ = operation.shape
-        (heads,) = operation.settings
+        heads, *_ = operation.settings
         return Work.ATTENTION, heads * tokens**2
     return _product_kind(operation), flops_of(operation)
 

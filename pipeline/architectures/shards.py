@@ -31,8 +31,11 @@ STATES = pa.list_(pa.int8())
 
 GENOTYPE = pa.struct([("normal", EDGES), ("normal_concat", STATES), ("reduce", EDGES), ("reduce_concat", STATES)])
 
-DEEPNETS1M_FIELDS = [
-    _field("genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"),
+GENOTYPE_FIELD = _field(
+    "genotype", GENOTYPE, "of each cell the edges, two a state, and the states that are concatenated"
+)
+
+OTHER_FIELDS = [
     _field("n_cells", pa.int16(), "number of cells"),
     _field("C", pa.int32(), "channels of the first cell"),
     _field("C_mult", pa.int8(), "factor of the channels at each of the two reduction cells"),
@@ -45,7 +48,9 @@ DEEPNETS1M_FIELDS = [
     _field("fc_layers", pa.int8(), "linear layers of the head"),
     _field("fc_dim", pa.int32(), "width between them, if there are two"),
 ]
-"""Fields of an `Architecture`, under their names in the published data set."""
+"""Fields of an `Architecture` beside its genotype, under their names in the published data set."""
+
+DEEPNETS1M_FIELDS = [GENOTYPE_FIELD, *OTHER_FIELDS]
 
 GPT_FIELDS = [
     _field("blocks", pa.list_(pa.list_(pa.int8(), 2)), "of each block the heads and the width of its MLP, in widths"),
@@ -165,7 +170,7 @@ def _deepnets1m_arrays(architectures: Sequence[Architecture]) -> dict[str, Any]:
         ],
         fields=list(GENOTYPE),
     )
-    return {"genotype": genotype, **_values(architectures, DEEPNETS1M_FIELDS[1:])}
+    return {"genotype": genotype, **_values(architectures, OTHER_FIELDS)}
 
 
 def _values(architectures: Sequence[ScalableNetwork], fields: Sequence[pa.Field]) -> dict[str, Any]:
@@ -196,7 +201,7 @@ def architecture_of(record: dict[str, Any], space: str = DEEPNETS1M) -> Scalable
         tuple([(edge["operation"], edge["state"]) for edge in cells[cell]]) for cell in ("normal", "reduce")
     )
     genotype = Genotype(normal, tuple(cells["normal_concat"]), reduce, tuple(cells["reduce_concat"]))
-    return Architecture(genotype, **{field.name: record[field.name] for field in DEEPNETS1M_FIELDS[1:]})
+    return Architecture(genotype, **{field.name: record[field.name] for field in OTHER_FIELDS})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ REGISTERED = re.compile(r"models:/(?P<name>[^/]+)/(?P<version>\d+)")
 SHOWN_SECTIONS = ("dataset", "meta_batch", "images", "hypernetwork", "train")
 """Sections of the settings that the card shows."""
 
-NOT_SHOWN = ("images.folder",)
+NOT_SHOWN = ("images.folder", "images.tokenizer")
 """Settings of these that are matters of one machine."""
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 
 
 def bits_a_byte(scores: pd.DataFrame, by: str, bytes_per_token: float = 1.0) -> pd.DataFrame:
-    """Return the mean cross entropy in bits a byte of language models, a row for each split and value of a column.
+    """Return the mean cross entropy in bits a byte of language models, for each split and value of a column.
 
     Columns: split, the one that is named, `networks`, `bits` and `bits_error`, its standard error, missing for a single
-    network. A network without a finite loss does not count. Bytes at random have 8 bits.
+    network. A network without a finite loss does not count; where none has one, there is no row. Bytes at random have 8
+    bits.
 
     Args:
         scores: measured networks: `ArchitectureScores`, `SgdScores`.
@@ -23,12 +22,20 @@ def bits_a_byte(scores: pd.DataFrame, by: str, bytes_per_token: float = 1.0) -> 
     bits = scores["loss"] / math.log(2) / bytes_per_token
     groups = bits.groupby([scores["split"], scores[by]], sort=False)
     columns = {"networks": groups.count(), "bits": groups.mean(), "bits_error": groups.sem()}
-    return pd.DataFrame(columns).reset_index()
+    table = pd.DataFrame(columns).reset_index()
+    return table[table["networks"] > 0]
 
 
-def bits_metrics(bits: pd.DataFrame, by: str, name: Callable[[Any], str]) -> dict[str, dict[str, float]]:
-    """Return the mean bits a byte of each split, by name; `name` gives that of a value of the column `by`."""
-    metrics: dict[str, dict[str, float]] = {}
+def add_bits(metrics: dict[str, dict[str, float]], bits: pd.DataFrame, by: str, prefix: str = "") -> dict[str, float]:
+    """Add mean bits a byte to the metrics of their splits; return them by names such as `test_predicted_bits` too.
+
+    Args:
+        bits: what `bits_a_byte` returns.
+        by: the column that names follow.
+        prefix: of the names.
+    """
+    added = {}
     for row in bits.to_dict("records"):
-        metrics.setdefault(row["split"], {})[f"{name(row[by])}_bits"] = row["bits"]
-    return metrics
+        name = f"{prefix}{row[by]}_bits"
+        metrics[row["split"]][name] = added[f"{row['split']}_{name}"] = row["bits"]
+    return added

@@ -18,6 +18,7 @@ from pandera.typing import DataFrame
 from scipy.stats import ttest_ind
 
 from ghn.deepnets1m.traits import LONG_PATH, TRAITS, traits_of
+from ghn.networks.network import Network
 from pipeline.contracts import FINITE, NATURAL, SHARE, Contract
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.evaluation.networks import Candidate
@@ -112,12 +113,17 @@ class TraitEffects(Contract):
         return np.isfinite(values)
 
 
+def _traits(network: Network, image_size: int, classes: int) -> dict[str, bool]:
+    """Return the traits of a network; language models have none of these."""
+    return dict.fromkeys(TRAITS, False) if network.reads_text else traits_of(network.graph(image_size, classes))
+
+
 def describe_networks(
     candidates: Sequence[Candidate], embeddings_NH: np.ndarray, image_size: int, classes: int
 ) -> DataFrame[EvaluatedNetworks]:
     """Return the traits of each candidate, and the principal components of their embeddings."""
     keys = [{"split": candidate.split, "index": candidate.index} for candidate in candidates]
-    traits = [traits_of(candidate.network.graph(image_size, classes)) for candidate in candidates]
+    traits = [_traits(candidate.network, image_size, classes) for candidate in candidates]
     components_NK = principal_components(embeddings_NH)
     names = [f"component_{number}" for number in range(components_NK.shape[1])]
     parts = [pd.DataFrame(keys), pd.DataFrame(components_NK, columns=names), pd.DataFrame(traits)]

@@ -80,7 +80,7 @@ def _find_text(dataset: str, folder: str | None, settings: ImageSettings) -> Tex
 
 def _load_text(source: TextSource, settings: ImageSettings, storage: str) -> Images:
     """Return the text of a data set, read into the storage at the first call; a damaged copy is read again."""
-    key = text_settings(source, settings.test_fraction)
+    key = text_settings(source, settings.size, settings.test_fraction)
     stored = image_set_folder(str(image_cache(storage)), source.name, settings.size, key)
     with suppress(_Incomplete):
         return open_images(stored)

@@ -2,7 +2,7 @@
 
 Tokens are bytes, so the vocabulary has 256, or those of a tokenizer (`images.tokenizer`: a file of the package
 tokenizers). All files of a data set follow one another, in the order of a hash of their names; where tokens are bytes,
-each has the byte 0 after it. The last share of the tokens is the test part. A part is cut into windows of T + 1 tokens,
+each has the byte 0 after it. The last share of the bytes is the test part. A part is cut into windows of T + 1 tokens,
 each of which begins at the last token of the one before: the first T are what a network reads, the last T what comes
 next.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
+import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,9 +49,10 @@ class DamagedText(Exception):
 
 
 class Tokens(NamedTuple):
-    """The tokens of a data set, the names of all that there may be, and the bytes that one stands for in the mean."""
+    """The tokens of both parts of a data set, the names of all that may be, and the mean bytes of a test token."""
 
-    tokens: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
     vocabulary: tuple[str, ...]
     bytes_per_token: float
 
@@ -78,19 +79,22 @@ class TextSource:
         files = [(name, checksum_of(path.read_bytes())) for name, path in self.files.items()]
         return settings_hash([files, self.tokenizer and checksum_of(self.tokenizer.read_bytes())], 24)
 
-    def read(self) -> Tokens:
-        """Return the tokens of all files.
+    def read(self, test_fraction: float) -> Tokens:
+        """Return the tokens of both parts.
 
         Raises:
             UserError: there is too much text, or the tokenizer cannot be read.
         """
-        contents = [path.read_bytes() for path in self.files.values()]
-        if (total := sum(map(len, contents))) > MOST_BYTES:
-            raise UserError(f"{self.name} has {total:,} bytes of text: must be at most {MOST_BYTES:,}")
-        if self.tokenizer is not None:
-            return _tokenized(contents, self.tokenizer)
-        joined = END_OF_FILE.join([*contents, b""])
-        return Tokens(np.frombuffer(joined, dtype=np.uint8), BYTES, 1.0)
+        content = b"".join(path.read_bytes() + END_OF_FILE for path in self.files.values())
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{self.name} has {len(content):,} bytes of text: must be at most {MOST_BYTES:,}")
+        end = len(content) - round(test_fraction * len(content))
+        if self.tokenizer is None:
+            tokens = np.frombuffer(content, dtype=np.uint8)
+            return Tokens(tokens[:end], tokens[end:], BYTES, 1.0)
+        while end < len(content) and content[end] & 0b1100_0000 == 0b1000_0000:  # within a character of UTF-8
+            end += 1
+        return _tokenized(content[:end], content[end:], self.tokenizer)
 
     def summary(self) -> str:
         """Return what there is, in words."""
@@ -115,8 +119,9 @@ def find_text(
         raise UserError(f"images.tokenizer = {tokenizer}: there is no such file")
     if dataset == "python":
         library = Path(sysconfig.get_paths()["stdlib"])
-        files = list(library.glob("*.py"))  # not those of packages: these are enough, 4.7 MB
-        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        # Not those of packages: these are enough, 4.7 MB. One module says how this Python was built.
+        files = [path for path in library.glob("*.py") if not path.name.startswith("_sysconfigdata")]
+        name = f"python{platform.python_version()}"
         return TextSource(name, _in_order(library, files), tokenizer=tokenizer)
     if folder is None:
         raise UserError("dataset = text needs images.folder: the path of a folder of text files")
@@ -137,8 +142,8 @@ def find_text(
     return TextSource(place.resolve().name, _in_order(place, texts), passed_over, tokenizer)
 
 
-def _tokenized(contents: list[bytes], path: Path) -> Tokens:
-    """Return the tokens of files by a tokenizer.
+def _tokenized(train: bytes, test: bytes, path: Path) -> Tokens:
+    """Return the tokens of both parts by a tokenizer, which reads each file in them alone.
 
     Raises:
         UserError: the package tokenizers is not installed, or it cannot read the file.
@@ -151,12 +156,20 @@ def _tokenized(contents: list[bytes], path: Path) -> Tokens:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # it raises no other class
         raise UserError(f"images.tokenizer = {path} cannot be read: {error}") from error
-    encodings = tokenizer.encode_batch([content.decode() for content in contents], add_special_tokens=False)
-    size = tokenizer.get_vocab_size()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    size = max(tokenizer.get_vocab().values()) + 1
     kind = np.uint16 if size <= np.iinfo(np.uint16).max + 1 else np.uint32
-    tokens = np.concatenate([np.array(encoding.ids, dtype=kind) for encoding in encodings])
+
+    def tokens_of(part: bytes) -> np.ndarray:
+        files = [content.decode() for content in part.split(END_OF_FILE) if content]
+        encodings = tokenizer.encode_batch(files, add_special_tokens=False)
+        return np.array([number for encoding in encodings for number in encoding.ids], dtype=kind)
+
+    train_tokens, test_tokens = tokens_of(train), tokens_of(test)
     vocabulary = tuple(tokenizer.id_to_token(number) or f"token {number}" for number in range(size))
-    return Tokens(tokens, vocabulary, sum(map(len, contents)) / max(len(tokens), 1))
+    bytes_per_token = len(test.replace(END_OF_FILE, b"")) / max(len(test_tokens), 1)
+    return Tokens(train_tokens, test_tokens, vocabulary, bytes_per_token)
 
 
 def _in_order(root: Path, files: list[Path]) -> dict[str, Path]:
@@ -181,9 +194,9 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def text_settings(source: TextSource, test_fraction: float) -> str:
-    """Return digits that change with everything that the stored bytes depend on."""
-    return settings_hash([TEXT_FORMAT, source.name, source.listing, test_fraction])
+def text_settings(source: TextSource, length: int, test_fraction: float) -> str:
+    """Return digits that change with everything that the windows depend on."""
+    return settings_hash([TEXT_FORMAT, source.name, source.listing, length, test_fraction])
 
 
 def store_text(source: TextSource, stored: str, length: int, test_fraction: float) -> None:
@@ -192,10 +205,9 @@ def store_text(source: TextSource, stored: str, length: int, test_fraction: floa
     Raises:
         UserError: there is too little text for a window of each part, or too much.
     """
-    found = source.read()
-    end = len(found.tokens) - round(test_fraction * len(found.tokens))
+    found = source.read(test_fraction)
     parts = {}
-    for part, tokens in (("train", found.tokens[:end]), ("test", found.tokens[end:])):
+    for part, tokens in (("train", found.train), ("test", found.test)):
         if len(tokens) <= length:
             raise UserError(
                 f"{source.name} has {len(tokens):,} tokens in its {part} part: must be at least images.size + 1 = "

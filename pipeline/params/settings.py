@@ -109,6 +109,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _design_space_reads_the_data(self) -> Params:
+        for section in ("finetune", "adapt", "condition"):
+            for dataset in getattr(self, section).datasets:
+                if dataset in TEXT_DATASETS:
+                    raise ValueError(f"{section}.datasets has {dataset}, which is text: must be data sets of images")
         reads_text = self.generate.space == "gpt"
         if self.is_text != reads_text:
             space, kind = ("gpt", "text") if self.is_text else ("deepnets1m", "images")

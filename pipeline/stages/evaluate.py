@@ -17,7 +17,7 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_bits, print_table
-from pipeline.evaluation.bits import bits_a_byte, bits_metrics
+from pipeline.evaluation.bits import add_bits, bits_a_byte
 from pipeline.evaluation.checkpoint import require_fit, trained_ghn
 from pipeline.evaluation.embeddings import StoredArchitectures
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, evaluated_initialisations
@@ -87,9 +87,7 @@ def evaluate(params: Params) -> None:
         metrics = metrics_of(summary)
         if params.is_text:
             bits = bits_a_byte(architectures, "initialisation", images.bytes_per_token)
-            for split, figures in bits_metrics(bits, "initialisation", str).items():
-                metrics[split] |= figures
-                run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})
+            run.log_metrics(add_bits(metrics, bits, "initialisation"))
         write_json(results / "metrics.json", metrics)
         run.log_table(architectures, "architectures")
         run.log_table(summary, "summary")

@@ -22,7 +22,7 @@ from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupt
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_bits, print_table
 from pipeline.errors import UserError
-from pipeline.evaluation.bits import bits_a_byte, bits_metrics
+from pipeline.evaluation.bits import add_bits, bits_a_byte
 from pipeline.evaluation.learning_rates import tried_rates
 from pipeline.evaluation.networks import Candidate, candidates_of
 from pipeline.evaluation.stored_sources import write_sources
@@ -78,9 +78,7 @@ def sgd(params: Params) -> None:
         metrics = metrics_of(summary)
         if params.is_text:
             bits = bits_a_byte(scores, "epochs", images.bytes_per_token)
-            for split, figures in bits_metrics(bits, "epochs", lambda epochs: f"sgd_{epochs}").items():
-                metrics[split] |= figures
-                run.log_metrics({f"{split}_{name}": value for name, value in figures.items()})
+            run.log_metrics(add_bits(metrics, bits, "epochs", prefix="sgd_"))
         write_json(results / "metrics.json", metrics)
         run.log_table(scores, "scores")
         run.log_table(rates, "learning_rates")

@@ -2,8 +2,7 @@
 
 DVC runs it for each of `study.variants` with each of `study.seeds`. All of them have the same time, architectures and
 images, and are measured on the same first architectures of each split. So their results compare in pairs. The time is
-that of the training steps: a short run with the first seed measures the seconds per step, from which the number of
-steps follows, the same one for all seeds.
+that of the training steps: a short run measures the seconds per step, from which the number of steps follows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pipeline.console import percent, print_bits, print_table
 from pipeline.evaluation.bits import bits_a_byte
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
 from pipeline.evaluation.measurement import measure_all
-from pipeline.evaluation.networks import EVALUATED_SPLITS, Candidate, candidates_of, evaluated_splits
+from pipeline.evaluation.networks import Candidate, candidates_of, evaluated_splits
 from pipeline.evaluation.tables import ArchitectureScores
 from pipeline.images.dataset import Images
 from pipeline.images.load import load_images
@@ -51,10 +50,6 @@ STUDY_RUNS = "params.variant LIKE '%'"
 """The filter that finds the runs of studies in MLflow: no other run has a parameter of this name."""
 
 
-CHART_SPLITS = tuple(reversed(EVALUATED_SPLITS))
-"""The splits of the chart's axes. Split test is the last one, whose accuracy colours the lines."""
-
-
 def study(params: Params, variant: str, seed: int) -> None:
     """Train a variant with a seed, measure it, and write `results/study/<variant>-<seed>/`.
 
@@ -77,9 +72,8 @@ def study(params: Params, variant: str, seed: int) -> None:
     ):
         require_resources(params.workers)
         images = load_images(params.dataset, params.images, params.storage)
-        first = params.of_variant(variant, params.study.seeds[0])
-        paces, scored = _task_folder(first, store, images, PACE), _task_folder(own, store, images, "scores")
-        pace = _pace(first, store, images, paces)
+        paces, scored = (_task_folder(own, store, images, task) for task in (PACE, "scores"))
+        pace = _pace(own, store, images, paces)
         own = own.with_train(steps_within(params.study.minutes, pace))
         with trained_hypernetwork(own, store, images, run) as trained, named_when_interrupted(scored):
             scores = _measured(own, store, images, trained, scored)
@@ -92,9 +86,11 @@ def study(params: Params, variant: str, seed: int) -> None:
             run.log_table(scores, "architectures")
             run.log_metrics(figures)
             run.log_metrics({"steps": trained.metrics.steps, "seconds_per_step": pace})
-            axes = chart_parameters(params.study), [f"{split}_top1" for split in CHART_SPLITS]
+            # Split test is the last axis, whose accuracy colours the lines.
+            axes = chart_parameters(params.study), [f"{split}_top1" for split in reversed(evaluated_splits(store))]
             run.share_study_view(STUDY_RUNS, *axes, curves=("loss", "top1"))
-    clear_task_cache(scored)  # the pace stays, for the other seeds
+    for folder in (paces, scored):
+        clear_task_cache(folder)
     _print_scores(variant, seed, trained, scores)
     if bits is not None:
         print_bits("Bits a byte of test text", bits, "initialisation")
@@ -114,7 +110,7 @@ def _task_folder(params: Params, store: ArchitectureStore, images: Images, tasks
 
 
 def _pace(params: Params, store: ArchitectureStore, images: Images, folder: str) -> float:
-    """Return the seconds per step, as the first run of the variant measured them when it began."""
+    """Return the seconds per step, as this run measured them when it began."""
     kept = read_task_cache(folder)
     if PACE in kept:
         return float(kept[PACE])

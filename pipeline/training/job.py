@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.architectures.store import Manifest
 from pipeline.params import (
+    TEXT_DATASETS,
     HypernetworkSettings,
     ImageSettings,
     Params,
@@ -23,6 +24,11 @@ class RunSettings(Section):
     images: ImageSettings
     hypernetwork: HypernetworkSettings
     train: TrainSettings
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the target networks are language models."""
+        return self.dataset in TEXT_DATASETS
 
     @classmethod
     def of(cls, params: Params) -> RunSettings:

@@ -111,7 +111,7 @@ class Trainer:
         """Return the precision of target networks, which all workers choose together when the run begins."""
         auto = self.train_settings.precision == "auto"
         if self.state.precision is None and auto:
-            image_size = self.job.settings.images.size
+            image_size = None if self.job.settings.is_text else self.job.settings.images.size
             choice = choose_precision(self.device.type, has_native_bf16(self.device), image_size)
             choice = agree_on_precision(choice, self.workers, self.device)
             self.state.precision = choice.precision

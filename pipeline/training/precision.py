@@ -32,13 +32,13 @@ class PrecisionChoice(NamedTuple):
     reason: str
 
 
-def choose_precision(device_type: str, has_bf16: bool, image_size: int) -> PrecisionChoice:
+def choose_precision(device_type: str, has_bf16: bool, image_size: int | None) -> PrecisionChoice:
     """Return the precision in which target networks are expected to be faster.
 
     Args:
         device_type: `cpu` or `cuda`.
         has_bf16: whether the device computes in bfloat16 without emulating it.
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels; None for texts, for which it was not measured.
     """
     side = BF16_FROM_PIXELS[device_type]
     if device_type == "cuda":
@@ -49,6 +49,8 @@ def choose_precision(device_type: str, has_bf16: bool, image_size: int) -> Preci
         slow_in_bf16 = "take longer to convert tensors to bf16 than they save"
     if not has_bf16:
         return PrecisionChoice("fp32", f"{tf32}the {device} has no bfloat16")
+    if image_size is None:
+        return PrecisionChoice("fp32", f"{tf32}bf16 was not measured for texts")
     if image_size < side:
         networks = f"networks for images of {image_size} pixels on a {device}"
         return PrecisionChoice("fp32", f"{tf32}{networks} {slow_in_bf16}; bf16 from {side} pixels on")

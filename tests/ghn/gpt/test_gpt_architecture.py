@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn import GHN, GHNConfig, find_network, load, network_from_dict
-from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, Block, GptArchitecture
+from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, GptArchitecture, TransformerBlock
 from ghn.networks.functional import rotated, run_program
+from ghn.networks.operations import Parameter
+from ghn.networks.parameter_axes import arrange, positions_shape
 from ghn.networks.running_statistics import estimate_running_statistics
 
 LENGTH, VOCABULARY = 12, 20
 
-BLOCKS = st.lists(st.builds(Block, st.sampled_from([1, 2, 4]), st.integers(1, 4)), min_size=1, max_size=3)
+BLOCKS = st.lists(st.builds(TransformerBlock, st.sampled_from([1, 2, 4]), st.integers(1, 4)), min_size=1, max_size=3)
 ARCHITECTURES = st.builds(
     GptArchitecture,
     BLOCKS.map(tuple),
@@ -37,7 +39,7 @@ def texts(count: int = 3) -> Tensor:
 class ReferenceBlock(nn.Module):
     """A block written down by itself, with PyTorch's own attention."""
 
-    def __init__(self, width: int, block: Block, architecture: GptArchitecture):
+    def __init__(self, width: int, block: TransformerBlock, architecture: GptArchitecture):
         super().__init__()
         self.architecture, self.heads = architecture, block.heads
         self.norm1 = nn.LayerNorm(width)
@@ -164,9 +166,11 @@ def test_each_token_has_an_embedding_of_its_own() -> None:
     """A vocabulary is larger than what decoders can predict, yet no two rows are repetitions of each other."""
     torch.manual_seed(0)
     ghn = GHN(GHNConfig(hidden=8, num_classes=256, image_size=LENGTH))
-    (predicted,) = ghn.predict_parameters([GptArchitecture((Block(1, 1),), C=8)])
+    (predicted,) = ghn.predict_parameters([GptArchitecture((TransformerBlock(1, 1),), C=8)])
     assert len(predicted["embedding.weight"].unique(dim=0)) == 256
-    assert "embedding.weight" not in ghn.repeated_weights(GptArchitecture((Block(1, 1),), C=8).graph(LENGTH, 256))
+    assert "embedding.weight" not in ghn.repeated_weights(
+        GptArchitecture((TransformerBlock(1, 1),), C=8).graph(LENGTH, 256)
+    )
 
 
 @settings(max_examples=25)
@@ -179,8 +183,8 @@ def test_an_architecture_survives_its_record(architecture: GptArchitecture) -> N
     ("changes", "message"),
     [
         ({"blocks": ()}, "blocks"),
-        ({"blocks": (Block(3, 1),)}, "divisible by twice the 3 heads"),
-        ({"blocks": (Block(1, 0),)}, "mlp_ratio = 0"),
+        ({"blocks": (TransformerBlock(3, 1),)}, "divisible by twice the 3 heads"),
+        ({"blocks": (TransformerBlock(1, 0),)}, "mlp_ratio = 0"),
         ({"C": 16.0}, "C = 16.0"),
         ({"positions": "absolute"}, "positions = 'absolute': must be one of learned, rotary"),
         ({"activation": "swish"}, "activation = 'swish'"),
@@ -189,27 +193,27 @@ def test_an_architecture_survives_its_record(architecture: GptArchitecture) -> N
 )
 def test_impossible_architectures_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(GptArchitecture((Block(1, 1),), C=16), **changes)
+        replace(GptArchitecture((TransformerBlock(1, 1),), C=16), **changes)
 
 
 def test_networks_that_compute_something_else_have_other_hashes() -> None:
-    plain = GptArchitecture((Block(1, 1), Block(2, 3)), C=16)
+    plain = GptArchitecture((TransformerBlock(1, 1), TransformerBlock(2, 3)), C=16)
     others = [
         replace(plain, positions="rotary"),
         replace(plain, activation="relu"),
         replace(plain, tied=True),
         replace(plain, parallel=True),
         replace(plain, C=24),
-        replace(plain, blocks=(Block(2, 3), Block(1, 1))),
-        replace(plain, blocks=(Block(1, 1), Block(1, 3))),
-        replace(plain, blocks=(Block(1, 1),)),
+        replace(plain, blocks=(TransformerBlock(2, 3), TransformerBlock(1, 1))),
+        replace(plain, blocks=(TransformerBlock(1, 1), TransformerBlock(1, 3))),
+        replace(plain, blocks=(TransformerBlock(1, 1),)),
     ]
     hashes = {network.network_hash for network in (plain, *others)}
     assert len(hashes) == len(others) + 1
 
 
 def test_estimated_statistics_leave_a_network_without_batch_norms_as_it_is() -> None:
-    module = GptArchitecture((Block(1, 1),), C=16).module(LENGTH, VOCABULARY)
+    module = GptArchitecture((TransformerBlock(1, 1),), C=16).module(LENGTH, VOCABULARY)
     before = module(texts())
     estimate_running_statistics(module, [texts()])
     torch.testing.assert_close(module(texts()), before)
@@ -231,6 +235,22 @@ def test_a_hypernetwork_fills_the_module_of_a_name() -> None:
 
 def test_the_layers_of_another_vocabulary_are_left_and_listed() -> None:
     ghn = GHN(GHNConfig(hidden=8, num_classes=VOCABULARY + 1, image_size=LENGTH))
-    module = GptArchitecture((Block(1, 1),), C=8).module(LENGTH, VOCABULARY)
+    module = GptArchitecture((TransformerBlock(1, 1),), C=8).module(LENGTH, VOCABULARY)
     report = ghn.predict(module)
     assert set(report.not_predicted) == {"embedding.weight", "head.weight"}
+
+
+@pytest.mark.parametrize(("length", "width"), [(16, 64), (32, 64), (62, 8), (64, 64), (128, 16), (1, 8), (7, 8)])
+def test_each_position_has_a_row_of_its_own_that_follows_the_grid_by_rows(length: int, width: int) -> None:
+    parameter = Parameter("positions.weight", (length, width), "encoding", "tokens")
+    shape = positions_shape(parameter.shape)
+    assert shape[:2] == (1, width) and shape[2] * shape[3] >= length
+    decoded = torch.arange(shape[2] * shape[3]).view(1, 1, 1, *shape[2:]) + 1000 * torch.arange(width).view(-1, 1, 1)
+    (table,) = arrange(decoded, parameter)
+    assert torch.equal(table, torch.arange(length)[:, None] + 1000 * torch.arange(width))
+    (node,) = [
+        node
+        for node in GptArchitecture((TransformerBlock(1, 1),), C=width).graph(length, VOCABULARY).nodes
+        if node.primitive == "pos_enc"
+    ]
+    assert node.shape == shape and node.parameters == (parameter,)

@@ -58,7 +58,7 @@ def test_the_library_of_python_is_a_data_set(tmp_path: Path) -> None:
 def test_windows_follow_one_another_and_no_byte_of_the_test_part_is_trained_on(texts: Path, tmp_path: Path) -> None:
     images = load(texts, tmp_path / "storage")
     source = find_images("text", image_settings(folder=str(texts)), "unused")
-    content = source.read().tokens.tobytes()
+    content = b"".join(path.read_bytes() + b"\0" for path in source.files.values())
     assert content.count(b"\0") == 2
     end = len(content) - round(0.2 * len(content))
     assert content[:end].startswith(tokens(images.train))
@@ -161,6 +161,8 @@ def tokenizer(tmp_path: Path) -> Path:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator(["To be, or not to be, that is the question. Größe zählt: ½ × 2 = 1. "] * 3, trainer)
     path = tmp_path / "tokenizer.json"
+    made.enable_truncation(4)  # as files often have it: neither must cut or fill the text
+    made.enable_padding(length=8)
     made.save(str(path))
     return path
 
@@ -173,11 +175,15 @@ def test_tokens_of_a_tokenizer_stand_for_the_same_text(texts: Path, tmp_path: Pa
     numbers = [int(windows[0, 0]), *windows[:, 1:].ravel().tolist()]
     source = find_images("text", image_settings(folder=str(texts), tokenizer=str(tokenizer)), "unused")
     content = "".join(path.read_text() for path in source.files.values())
+    parts = source.read(0.2)
     read = tokenizers.Tokenizer.from_file(str(tokenizer))
     assert content.startswith(read.decode(numbers).rstrip("\N{REPLACEMENT CHARACTER}"))
     assert len(images.classes) == read.get_vocab_size() > 256 >= max(map(len, [set(numbers)]))
-    assert images.bytes_per_token == pytest.approx(len(content.encode()) / len(source.read().tokens))
-    assert images.bytes_per_token > 1.5
+    rest = read.decode(parts.test.tolist())
+    assert content == read.decode(parts.train.tolist()) + rest, "nothing is lost between the parts"
+    assert (
+        images.bytes_per_token == pytest.approx(len(rest.encode()) / len(parts.test)) and images.bytes_per_token > 1.5
+    )
     assert open_images(images.place).classes == images.classes
     assert load(texts, tmp_path / "storage").bytes_per_token == 1
 

@@ -18,7 +18,7 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.architectures.verify import verify
 from pipeline.cli import app
 from pipeline.errors import UserError
-from pipeline.evaluation.bits import bits_a_byte
+from pipeline.evaluation.bits import add_bits, bits_a_byte
 from pipeline.params import Params, load_params, with_changes
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.generate import generate
@@ -86,9 +86,11 @@ def test_bits_are_means_over_networks_with_a_finite_loss() -> None:
     rows = [("test", "predicted", math.log(4)), ("test", "predicted", math.log(16)), ("test", "random", None)]
     table = pd.DataFrame(rows, columns=["split", "initialisation", "loss"]).astype({"loss": float})
     found = bits_a_byte(table, "initialisation")
-    assert found["networks"].tolist() == [2, 0]
+    assert found["initialisation"].tolist() == ["predicted"] and found["networks"].tolist() == [2]
     assert found["bits"][0] == pytest.approx(3) and found["bits_error"][0] == pytest.approx(1)
-    assert math.isnan(found["bits"][1])
+    metrics: dict = {"test": {}}
+    assert add_bits(metrics, found, "initialisation") == {"test_predicted_bits": pytest.approx(3)}
+    assert metrics == {"test": {"predicted_bits": pytest.approx(3)}}
 
 
 @pytest.mark.parametrize("stage", ["describe", "copies", "finetune", "condition", "detect", "properties", "report"])
@@ -97,7 +99,7 @@ def test_a_stage_for_images_says_what_runs_on_text(small_project: Callable[..., 
     result = CliRunner().invoke(app, [stage])
     assert result.exit_code == 1
     assert "dataset = text is text, and this stage is for networks of images" in result.output
-    assert "dvc repro train sgd evaluate" in result.output
+    assert "dvc repro train sgd evaluate study" in result.output
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,8 @@ def test_a_stage_for_images_says_what_runs_on_text(small_project: Callable[..., 
     [
         ({"generate": {"space": "deepnets1m"}}, "generate.space = deepnets1m: must be gpt"),
         ({"dataset": "digits"}, "generate.space = gpt: must be deepnets1m, because dataset = digits is images"),
+        ({"finetune": {"datasets": ["faces", "python"]}}, "finetune.datasets has python, which is text"),
+        ({"condition": {"datasets": ["text", "digits"]}}, "condition.datasets has text, which is text"),
         ({"train": {"norm_free": 0.1}}, "train.norm_free = 0.1: must be null"),
         ({"sgd": {"architectures": {"dense": 1}}}, r"sgd.architectures.dense = 1: generate.space = gpt has no such"),
         ({"generate": {"space": "gpt", "imported": {"test": "x"}}}, "imported has architectures of DeepNets-1M"),

@@ -97,3 +97,9 @@ def test_tf32_changes_nothing_on_a_cpu(recwarn: pytest.WarningsRecorder) -> None
 
 def test_every_precision_of_the_settings_has_its_type() -> None:
     assert {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64} == TORCH_DTYPES
+
+
+def test_nothing_is_claimed_of_texts() -> None:
+    for device_type in ("cpu", "cuda"):
+        choice = choose_precision(device_type, True, None)
+        assert choice.precision == "fp32" and "not measured for texts" in choice.reason
