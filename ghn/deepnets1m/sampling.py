@@ -7,7 +7,6 @@ hash decides which split a network may belong to.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from itertools import islice
 from ghn.deepnets1m.architecture import Architecture
 from ghn.deepnets1m.genotype import LARGE_KERNELS, OPERATIONS, Edge, Genotype
 from ghn.networks.program import InvalidArchitecture
-from ghn.networks.sample import Sample, hash_bucket_of
+from ghn.networks.sample import Sample, hash_bucket_of, random_stream
 
 PARAMETER_FREE = OPERATIONS[:4]
 """Operations without parameters."""
@@ -68,7 +67,7 @@ def samples(seed: int, split: str, index: int) -> Iterator[Sample[Architecture]]
         split: a key of `SPLIT_RULES`.
     """
     rules = SPLIT_RULES[split]
-    rng = random.Random(int.from_bytes(hashlib.blake2b(f"{seed}/{split}/{index}".encode()).digest()[:16], "big"))
+    rng = random_stream(f"{seed}/{split}/{index}")
     while True:
         architecture = _sample_once(rules, rng)
         if not has_valid_operations(architecture):

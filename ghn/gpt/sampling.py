@@ -6,13 +6,12 @@ which split a network may belong to. Split `wide` is not sampled but made from `
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ghn.gpt.architecture import ACTIVATIONS, POSITIONS, GptArchitecture, TransformerBlock
-from ghn.networks.sample import Sample, hash_bucket_of
+from ghn.networks.sample import Sample, hash_bucket_of, random_stream
 
 HEADS = (1, 2, 4)
 """The numbers of heads that a block may have."""
@@ -54,7 +53,7 @@ def gpt_samples(seed: int, split: str, index: int) -> Iterator[Sample[GptArchite
         split: a key of `GPT_SPLIT_RULES`.
     """
     rules = GPT_SPLIT_RULES[split]
-    rng = random.Random(int.from_bytes(hashlib.blake2b(f"gpt/{seed}/{split}/{index}".encode()).digest()[:16], "big"))
+    rng = random_stream(f"gpt/{seed}/{split}/{index}")
     while True:
         architecture = _sample_once(rules, rng)
         summary = architecture.summary(32, 10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from typing import Generic, NamedTuple, TypeVar
 
 from ghn.networks.network import ScalableNetwork
@@ -21,6 +23,11 @@ class Sample(NamedTuple, Generic[SampledNetwork]):
     """Summary for 32×32 images and 10 classes, or for texts of 32 tokens out of 10."""
     parameters_large: int
     """Elements of all parameters for 224×224 images and 1000 classes, or for the texts of GPT-2."""
+
+
+def random_stream(key: str) -> random.Random:
+    """Return random numbers that are a function of a key alone."""
+    return random.Random(int.from_bytes(hashlib.blake2b(key.encode()).digest()[:16], "big"))
 
 
 def hash_bucket_of(network_hash: str) -> int:

@@ -97,7 +97,7 @@ class TextSource:
         return _tokenized(content[:end], content[end:], self.tokenizer)
 
     def summary(self) -> str:
-        """Return what there is, in words."""
+        """Return how many files are read, and how many are passed over, for the terminal."""
         passed_over = f", {self.passed_over:,} passed over" if self.passed_over else ""
         return f"{len(self.files):,} text files{passed_over}"
 
