@@ -180,13 +180,13 @@ def test_the_commands_of_the_readme_for_any_network_run(clone: Path, tmp_path: P
     blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     names = [name for _, name, *_ in commands]
-    imports = ["import-ghn", "import-ghn", "predict", "export-ghn", "import-deepnets"]
+    imports = ["import-ghn", "import-ghn", "predict", "graph", "export-ghn", "import-deepnets"]
     assert names == ["list", "predict", "graph", *imports, "predict", "adapt"]
     commands[-1] += ["--steps", "2"]
     outputs = [run(tmp_path, *(word.replace("resnet50", "resnet18") for word in command)) for command in commands]
     assert "resnet50" in outputs[0].split()
     assert "top-1 on the 1000 test images of mnist_5k" in outputs[1]
-    files = ("resnet18.safetensors", "docs/resnet18.svg", "checkpoint/model.safetensors", "ghn.pt")
+    files = ("resnet18.safetensors", "docs/resnet18.svg", "gpt.svg", "checkpoint/model.safetensors", "ghn.pt")
     for file in (*files, "gpt2/model.safetensors.index.json", "adapted/model.safetensors"):
         assert (tmp_path / file).stat().st_size > 0, file
     (manifest,) = tmp_path.glob("storage/architectures/train/imported-*/manifest.json")

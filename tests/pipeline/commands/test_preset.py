@@ -33,7 +33,7 @@ def keys(text: str) -> list[str]:
     return [line.partition("#")[0].partition(":")[0] for line in text.splitlines()]
 
 
-NAMES = ("cifar10", "families", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study", "transfer")
+NAMES = ("cifar10", "families", "fashion_mnist", "fashion_mnist_hour", "imagenet", "study", "text", "transfer")
 
 
 @pytest.mark.parametrize("name", [*NAMES, *GHN3_SIZES])
@@ -122,7 +122,7 @@ def test_a_settings_file_that_is_not_valid_is_refused_before_it_is_changed() -> 
 def test_a_name_that_no_preset_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(
         UserError,
-        match=r"no preset cifar100: .*cifar10, families, .*, ghn3_l, .*, study, transfer",
+        match=r"no preset cifar100: .*cifar10, families, .*, ghn3_l, .*, study, text, transfer",
     ):
         apply_preset("cifar100", PARAMS)
 
