@@ -17,15 +17,48 @@ from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from pipeline.errors import UserError
 
-SHARE = "a share, 0 to 1"
-CORRELATION = "a number from -1 to 1"
 FINITE = "finite"
-POSITIVE = "finite and above 0"
-COUNT = "a whole number, at least 1"
-NATURAL = "a whole number, at least 0"
+
+ROUNDING = 1e-5
+"""How far a cosine or a correlation may lie beyond -1 and 1, because it is computed in single precision."""
 
 TEXT_COLUMNS = ("split", "name", "identity", "dataset", "initialisation", "variant")
 """Read as text: a hash or a name may consist of digits alone."""
+
+
+def share(**field: Any) -> Any:
+    """Return a column of shares, 0 to 1; `field` are further arguments of `pandera.Field`, here and below."""
+    return pa.Field(in_range={"min_value": 0, "max_value": 1, "error": "a share, 0 to 1"}, **field)
+
+
+def correlation(**field: Any) -> Any:
+    """Return a column of correlations, -1 to 1."""
+    limits = {"min_value": -1 - ROUNDING, "max_value": 1 + ROUNDING}
+    return pa.Field(in_range={**limits, "error": "a number from -1 to 1"}, **field)
+
+
+def finite(**field: Any) -> Any:
+    """Return a column of finite numbers."""
+    return pa.Field(in_range={**_between(-math.inf, math.inf), "error": FINITE}, **field)
+
+
+def positive(**field: Any) -> Any:
+    """Return a column of finite numbers above 0."""
+    return pa.Field(in_range={**_between(0, math.inf), "error": "finite and above 0"}, **field)
+
+
+def count(**field: Any) -> Any:
+    """Return a column of whole numbers from 1 on."""
+    return pa.Field(ge={"min_value": 1, "error": "a whole number, at least 1"}, **field)
+
+
+def natural(**field: Any) -> Any:
+    """Return a column of whole numbers from 0 on."""
+    return pa.Field(ge={"min_value": 0, "error": "a whole number, at least 0"}, **field)
+
+
+def _between(low: float, high: float) -> dict[str, Any]:
+    return {"min_value": low, "max_value": high, "include_min": False, "include_max": False}
 
 
 class Contract(pa.DataFrameModel):

@@ -28,7 +28,7 @@ from ghn.networks.network import ScalableNetwork
 from pipeline.architectures.deepnets1m_files.checks import with_all_operations
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.console import percent, print_table
-from pipeline.contracts import COUNT, NATURAL, SHARE, Contract
+from pipeline.contracts import Contract, count, natural, positive, share
 from pipeline.errors import UserError
 from pipeline.storage.files import read_bytes, require_writable, write_bytes
 from pipeline.storage.paths import paper_results_address, storage_url
@@ -54,36 +54,20 @@ class PaperResults(Contract):
     """Published results: a row for each architecture. Accuracies, `top1` or `top1_after_<epochs>`, are shares."""
 
     split: str
-    index: int
-    parameters: int
-    top1: float = pa.Field(alias=TOP1, regex=True)
-    noisy_top1: float
-    predicted_top1: float = pa.Field(nullable=True)
-    seconds: float
+    index: int = natural()
+    parameters: int = count()
+    top1: float = share(alias=TOP1, regex=True)
+    noisy_top1: float = share()
+    predicted_top1: float = share(nullable=True)
+    seconds: float = positive()
     convergence_time: float
 
     class Config:
         unique = ["split", "index"]  # noqa: RUF012 (pandera reads it)
 
-    @pa.check(TOP1, "noisy_top1", "predicted_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("seconds", error="finite and above 0")
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
     @pa.check("convergence_time", error="above 0, at most 2")
     def is_convergence_time(cls, values: pd.Series) -> pd.Series:
         return (values > 0) & (values <= 2)
-
-    @pa.check("parameters", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("index", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 def import_results(file: Path, storage: str) -> str:

@@ -6,15 +6,13 @@ differences are not tested.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, FINITE, SHARE
+from pipeline.contracts import count, finite, share
 from pipeline.evaluation.initialisations import BASELINE, HEADLINE
 from pipeline.evaluation.significance import NO_DIFFERENCE, PairedComparisons, holm, paired_difference
 from pipeline.evaluation.stored_sources import StoredSource
@@ -37,27 +35,15 @@ class InitialisationScores(PairedComparisons):
 
     split: str
     initialisation: str
-    architectures: int
-    top1: float
-    top1_error: float = pa.Field(nullable=True)
-    share_copied: float = pa.Field(nullable=True)
-    sources: pd.Int64Dtype = pa.Field(nullable=True)
-    sources_seconds: float = pa.Field(nullable=True)
+    architectures: int = count()
+    top1: float = share()
+    top1_error: float = finite(nullable=True)
+    share_copied: float = share(nullable=True)
+    sources: pd.Int64Dtype = count(nullable=True)
+    sources_seconds: float = finite(nullable=True)
 
     class Config:
         unique = ["split", "initialisation"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("top1", "share_copied", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("top1_error", "sources_seconds", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return values.abs() < math.inf
-
-    @pa.check("architectures", "sources", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def accuracies_of(evaluated: DataFrame[ArchitectureScores], trained: DataFrame[SgdScores]) -> pd.DataFrame:

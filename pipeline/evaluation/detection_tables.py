@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
-import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.contracts import Contract, count, finite, natural, positive, share
 from pipeline.evaluation.initialisations import BASELINE
 
 EARLY_SHARE = 1 / 3
@@ -45,31 +43,15 @@ class DetectionCurves(Contract):
 
     backbone: str
     initialisation: str
-    learning_rate: float
+    learning_rate: float = positive()
     rate_is_inside: bool
-    seed: int
-    epoch: int
-    ap: float
-    ap50: float
+    seed: int = natural()
+    epoch: int = count()
+    ap: float = share()
+    ap50: float = share()
 
     class Config:
         unique = ["backbone", "initialisation", "seed", "epoch"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("ap", "ap50", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("learning_rate", error=POSITIVE)
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
-    @pa.check("epoch", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("seed", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class DetectionRates(Contract):
@@ -78,15 +60,11 @@ class DetectionRates(Contract):
     backbone: str
     initialisation: str
     learning_rate: float
-    held_out_ap50: float
+    held_out_ap50: float = share()
     is_chosen: bool
 
     class Config:
         unique = ["backbone", "initialisation", "learning_rate"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("held_out_ap50", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
 
 
 class DetectionSummary(Contract):
@@ -100,32 +78,20 @@ class DetectionSummary(Contract):
     initialisation: str
     learning_rate: float
     rate_is_inside: bool
-    seeds: int
-    epochs: int
-    early_epoch: int
-    early_ap50: float
-    early_ap50_error: float = pa.Field(nullable=True)
-    early_difference: float = pa.Field(nullable=True)
-    early_difference_error: float = pa.Field(nullable=True)
-    ap50: float
-    ap50_error: float = pa.Field(nullable=True)
-    ap: float
-    ap_error: float = pa.Field(nullable=True)
+    seeds: int = count()
+    epochs: int = count()
+    early_epoch: int = count()
+    early_ap50: float = share()
+    early_ap50_error: float = finite(nullable=True)
+    early_difference: float = finite(nullable=True)
+    early_difference_error: float = finite(nullable=True)
+    ap50: float = share()
+    ap50_error: float = finite(nullable=True)
+    ap: float = share()
+    ap_error: float = finite(nullable=True)
 
     class Config:
         unique = ["backbone", "initialisation"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("early_ap50", "ap50", "ap", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("early_ap50_error", "ap50_error", "ap_error", "early_difference", "early_difference_error", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return values.abs() < math.inf
-
-    @pa.check("seeds", "epochs", "early_epoch", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def summarise_detection(curves: DataFrame[DetectionCurves]) -> DataFrame[DetectionSummary]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.contracts import CORRELATION, FINITE, NATURAL, Contract
+from pipeline.contracts import Contract, correlation, finite, natural
 
 EXPLAINED = "a figure or a reason why there is none, and not both"
 
@@ -22,11 +21,11 @@ class PropertyScores(Contract):
 
     target: str
     features: str
-    tau: float = pa.Field(nullable=True)
-    tau_low: float = pa.Field(nullable=True)
-    tau_high: float = pa.Field(nullable=True)
-    fitted: int
-    scored: int
+    tau: float = correlation(nullable=True)
+    tau_low: float = correlation(nullable=True)
+    tau_high: float = correlation(nullable=True)
+    fitted: int = natural()
+    scored: int = natural()
     difference: float = pa.Field(nullable=True)
     difference_low: float = pa.Field(nullable=True)
     difference_high: float = pa.Field(nullable=True)
@@ -35,17 +34,9 @@ class PropertyScores(Contract):
     class Config:
         unique = ["target", "features"]  # noqa: RUF012 (pandera reads it)
 
-    @pa.check("tau", "tau_low", "tau_high", error=CORRELATION)
-    def is_correlation(cls, values: pd.Series) -> pd.Series:
-        return values.between(-1, 1)
-
     @pa.check("difference", "difference_low", "difference_high", error="a difference of two correlations, -2 to 2")
     def is_difference(cls, values: pd.Series) -> pd.Series:
         return values.between(-2, 2)
-
-    @pa.check("fitted", "scored", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
     @pa.dataframe_check(error=EXPLAINED)
     def is_explained(cls, table: pd.DataFrame) -> pd.Series:
@@ -62,21 +53,13 @@ class PropertyPredictions(pa.DataFrameModel):
     target: str
     features: str
     split: str
-    index: int
-    true: float
-    predicted: float
+    index: int = natural()
+    true: float = finite()
+    predicted: float = finite()
 
     class Config:
         coerce = True
         unique = ["target", "features", "split", "index"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("true", "predicted", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("index", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class PropertyCorrelations(Contract):
@@ -88,22 +71,14 @@ class PropertyCorrelations(Contract):
 
     first: str
     second: str
-    networks: int
-    tau: float = pa.Field(nullable=True)
-    tau_low: float = pa.Field(nullable=True)
-    tau_high: float = pa.Field(nullable=True)
+    networks: int = natural()
+    tau: float = correlation(nullable=True)
+    tau_low: float = correlation(nullable=True)
+    tau_high: float = correlation(nullable=True)
     reason: str = pa.Field(nullable=True)
 
     class Config:
         unique = ["first", "second"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("tau", "tau_low", "tau_high", error=CORRELATION)
-    def is_correlation(cls, values: pd.Series) -> pd.Series:
-        return values.between(-1, 1)
-
-    @pa.check("networks", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
     @pa.dataframe_check(error=EXPLAINED)
     def is_explained(cls, table: pd.DataFrame) -> pd.Series:

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 from scipy.stats import ttest_1samp
 
-from pipeline.contracts import FINITE, SHARE, Contract
+from pipeline.contracts import Contract, finite, share
 
 FEWEST_PAIRS = 3
 """Fewer pairs are not tested."""
@@ -25,18 +24,10 @@ class PairedComparisons(Contract):
     `corrected_p_value` the same, corrected for the number of comparisons in the table.
     """
 
-    difference: float = pa.Field(nullable=True)
-    difference_error: float = pa.Field(nullable=True)
-    p_value: float = pa.Field(nullable=True)
-    corrected_p_value: float = pa.Field(nullable=True)
-
-    @pa.check("difference", "difference_error", error=FINITE)
-    def differences_are_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("p_value", "corrected_p_value", error=SHARE)
-    def p_values_are_shares(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
+    difference: float = finite(nullable=True)
+    difference_error: float = finite(nullable=True)
+    p_value: float = share(nullable=True)
+    corrected_p_value: float = share(nullable=True)
 
 
 NO_DIFFERENCE = dict.fromkeys(("difference", "difference_error", "p_value"), math.nan)

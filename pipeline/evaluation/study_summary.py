@@ -7,15 +7,13 @@ seeds beside it say how much another training run would change a mean.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import pandas as pd
-import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, FINITE, SHARE
+from pipeline.contracts import count, finite, share
 from pipeline.evaluation.significance import NO_DIFFERENCE, PairedComparisons, holm, paired_difference
 from pipeline.evaluation.tables import ArchitectureScores
 
@@ -45,26 +43,14 @@ class StudyScores(PairedComparisons):
 
     variant: str
     split: str
-    seeds: int
-    architectures: int
+    seeds: int = count()
+    architectures: int = count()
     steps: float
-    top1: float
-    top1_error: float = pa.Field(nullable=True)
+    top1: float = share()
+    top1_error: float = finite(nullable=True)
 
     class Config:
         unique = ["variant", "split"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("top1_error", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return values.abs() < math.inf
-
-    @pa.check("seeds", "architectures", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def summarise_study(

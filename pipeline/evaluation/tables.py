@@ -5,11 +5,10 @@ A stage validates a table before it writes it, and the readers validate it again
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.contracts import CORRELATION, COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.contracts import Contract, correlation, count, finite, natural, positive, share
 from pipeline.evaluation.significance import PairedComparisons
 
 # The columns of a summary that exist for each initialisation.
@@ -20,27 +19,16 @@ NONFINITE = r"^(.+_)?nonfinite$"
 ALL_SPLITS = "all"
 """The name of all splits together, in tables of correlations."""
 
-ROUNDING = 1e-5
-"""How far a cosine or a correlation may lie beyond -1 and 1, because it is computed in single precision."""
-
 
 class NetworkTable(Contract):
     """A table with networks: `name` is that of a predefined one, else empty; `identity` is the network's hash."""
 
     split: str
-    index: int
+    index: int = natural()
     name: str
     identity: str
-    parameters: int
-    nodes: int
-
-    @pa.check("index", error=NATURAL)
-    def indices_are_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
-
-    @pa.check("parameters", "nodes", error=COUNT)
-    def sizes_are_counts(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
+    parameters: int = count()
+    nodes: int = count()
 
 
 class ArchitectureScores(NetworkTable):
@@ -53,23 +41,15 @@ class ArchitectureScores(NetworkTable):
     """
 
     initialisation: str
-    top1: float
-    top5: float
-    loss: float = pa.Field(nullable=True)
-    running_top1: float = pa.Field(nullable=True)
-    initialise_seconds: float
-    seconds: float
+    top1: float = share()
+    top5: float = share()
+    loss: float = finite(nullable=True)
+    running_top1: float = share(nullable=True)
+    initialise_seconds: float = finite()
+    seconds: float = finite()
 
     class Config:
         unique = ["split", "index", "initialisation"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("top1", "top5", "running_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("loss", "initialise_seconds", "seconds", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
 
     @pa.dataframe_check(error="a table with every initialisation of each architecture")
     def is_complete(cls, table: pd.DataFrame) -> bool:
@@ -85,27 +65,11 @@ class CopyScores(ArchitectureScores):
     from it. The others are random, as those of initialisation `random`.
     """
 
-    source: int
-    similarity: float
-    share_copied: float
-    source_top1: float
-    source_train_seconds: float
-
-    @pa.check("share_copied", "source_top1", error=SHARE)
-    def is_share_of_source(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("similarity", error=CORRELATION)
-    def is_correlation(cls, values: pd.Series) -> pd.Series:
-        return values.between(-1 - ROUNDING, 1 + ROUNDING)
-
-    @pa.check("source_train_seconds", error=FINITE)
-    def is_finite_of_source(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("source", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
+    source: int = natural()
+    similarity: float = correlation()
+    share_copied: float = share()
+    source_top1: float = share()
+    source_train_seconds: float = finite()
 
 
 class SplitSummary(Contract):
@@ -118,29 +82,13 @@ class SplitSummary(Contract):
     """
 
     split: str = pa.Field(unique=True)
-    architectures: int
-    top1: float = pa.Field(alias=TOP1, regex=True)
-    top1_error: float = pa.Field(alias=TOP1_ERROR, regex=True, nullable=True)
-    top1_max: float = pa.Field(alias=TOP1_MAX, regex=True)
-    top5: float = pa.Field(alias=TOP5, regex=True)
-    running_top1: float = pa.Field(alias=RUNNING_TOP1, regex=True, nullable=True)
-    nonfinite: int = pa.Field(alias=NONFINITE, regex=True)
-
-    @pa.check(TOP1, TOP1_MAX, TOP5, RUNNING_TOP1, error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check(TOP1_ERROR, error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("architectures", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check(NONFINITE, error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
+    architectures: int = count()
+    top1: float = share(alias=TOP1, regex=True)
+    top1_error: float = finite(alias=TOP1_ERROR, regex=True, nullable=True)
+    top1_max: float = share(alias=TOP1_MAX, regex=True)
+    top5: float = share(alias=TOP5, regex=True)
+    running_top1: float = share(alias=RUNNING_TOP1, regex=True, nullable=True)
+    nonfinite: int = natural(alias=NONFINITE, regex=True)
 
 
 class SimilarityToTraining(Contract):
@@ -152,21 +100,13 @@ class SimilarityToTraining(Contract):
     """
 
     split: str
-    index: int
+    index: int = natural()
     by: str
-    similarity: float
-    nearest: int
+    similarity: float = correlation()
+    nearest: int = natural()
 
     class Config:
         unique = ["split", "index", "by"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("similarity", error=CORRELATION)
-    def is_correlation(cls, values: pd.Series) -> pd.Series:
-        return values.between(-1 - ROUNDING, 1 + ROUNDING)
-
-    @pa.check("index", "nearest", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class SimilarityCorrelations(Contract):
@@ -180,21 +120,13 @@ class SimilarityCorrelations(Contract):
     split: str
     initialisation: str
     by: str
-    architectures: int
-    rho: float = pa.Field(nullable=True)
-    low: float = pa.Field(nullable=True)
-    high: float = pa.Field(nullable=True)
+    architectures: int = count()
+    rho: float = correlation(nullable=True)
+    low: float = correlation(nullable=True)
+    high: float = correlation(nullable=True)
 
     class Config:
         unique = ["split", "initialisation", "by"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("rho", "low", "high", error=CORRELATION)
-    def is_correlation(cls, values: pd.Series) -> pd.Series:
-        return values.between(-1 - ROUNDING, 1 + ROUNDING)
-
-    @pa.check("architectures", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 class SgdScores(NetworkTable):
@@ -207,37 +139,21 @@ class SgdScores(NetworkTable):
     `train_seconds` is the time of training, `seconds` that of the measurements too.
     """
 
-    epochs: int
-    learning_rate: float
+    epochs: int = count()
+    learning_rate: float = positive()
     rate_is_inside: bool
-    top1: float
-    top5: float
-    loss: float = pa.Field(nullable=True)
-    running_top1: float
-    noisy_top1: float
-    convergence_steps: pd.Int64Dtype = pa.Field(nullable=True)
-    steps: int
-    train_seconds: float
-    seconds: float
+    top1: float = share()
+    top5: float = share()
+    loss: float = finite(nullable=True)
+    running_top1: float = share()
+    noisy_top1: float = share()
+    convergence_steps: pd.Int64Dtype = count(nullable=True)
+    steps: int = count()
+    train_seconds: float = finite()
+    seconds: float = finite()
 
     class Config:
         unique = ["split", "index", "epochs"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("top1", "top5", "running_top1", "noisy_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("loss", "train_seconds", "seconds", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("learning_rate", error=POSITIVE)
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
-    @pa.check("epochs", "convergence_steps", "steps", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
     @pa.dataframe_check(error="a table with every budget of each architecture")
     def is_complete(cls, table: pd.DataFrame) -> bool:
@@ -252,15 +168,11 @@ class SgdLearningRates(Contract):
 
     epochs: int
     learning_rate: float
-    held_out_top1: float
+    held_out_top1: float = share()
     is_chosen: bool
 
     class Config:
         unique = ["epochs", "learning_rate"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("held_out_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
 
 
 class FinetuningCurves(Contract):
@@ -271,33 +183,17 @@ class FinetuningCurves(Contract):
     """
 
     dataset: str
-    images_per_class: int
-    architecture: int
+    images_per_class: int = count()
+    architecture: int = natural()
     initialisation: str
-    seed: int
-    learning_rate: float
+    seed: int = natural()
+    learning_rate: float = positive()
     rate_is_inside: bool
-    step: int
-    test_top1: float
+    step: int = natural()
+    test_top1: float = share()
 
     class Config:
         unique = ["dataset", "images_per_class", "architecture", "initialisation", "seed", "step"]  # noqa: RUF012
-
-    @pa.check("test_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("learning_rate", error=POSITIVE)
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
-    @pa.check("images_per_class", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("architecture", "seed", "step", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class LearningRates(Contract):
@@ -310,15 +206,11 @@ class LearningRates(Contract):
     images_per_class: int
     initialisation: str
     learning_rate: float
-    held_out_top1: float
+    held_out_top1: float = share()
     is_chosen: bool
 
     class Config:
         unique = ["dataset", "images_per_class", "initialisation", "learning_rate"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("held_out_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
 
 
 class FinetuningSummary(Contract):
@@ -331,41 +223,21 @@ class FinetuningSummary(Contract):
     """
 
     dataset: str
-    images_per_class: int
+    images_per_class: int = count()
     initialisation: str
-    classes: int
-    steps: int
-    learning_rate: float
+    classes: int = count()
+    steps: int = count()
+    learning_rate: float = positive()
     rate_is_inside: bool
-    runs: int
-    test_top1: float
-    test_top1_error: float = pa.Field(nullable=True)
-    steps_to_target: pd.Int64Dtype = pa.Field(nullable=True)
-    share_to_target: float = pa.Field(nullable=True)
-    target_top1: float
+    runs: int = count()
+    test_top1: float = share()
+    test_top1_error: float = finite(nullable=True)
+    steps_to_target: pd.Int64Dtype = natural(nullable=True)
+    share_to_target: float = share(nullable=True)
+    target_top1: float = share()
 
     class Config:
         unique = ["dataset", "images_per_class", "initialisation"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("test_top1", "target_top1", "share_to_target", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("test_top1_error", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("learning_rate", error=POSITIVE)
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
-    @pa.check("images_per_class", "classes", "steps", "runs", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("steps_to_target", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class FinetuningBudgets(PairedComparisons):
@@ -378,25 +250,13 @@ class FinetuningBudgets(PairedComparisons):
     """
 
     dataset: str
-    images_per_class: int
+    images_per_class: int = count()
     initialisation: str
-    budget: float
-    step: int
-    runs: int
-    test_top1: float
-    test_top1_error: float = pa.Field(nullable=True)
+    budget: float = share()
+    step: int = count()
+    runs: int = count()
+    test_top1: float = share()
+    test_top1_error: float = finite(nullable=True)
 
     class Config:
         unique = ["dataset", "images_per_class", "initialisation", "budget"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("budget", "test_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("test_top1_error", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
-
-    @pa.check("images_per_class", "step", "runs", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1

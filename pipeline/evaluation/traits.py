@@ -19,7 +19,7 @@ from scipy.stats import ttest_ind
 
 from ghn.deepnets1m.traits import LONG_PATH, TRAITS, traits_of
 from ghn.networks.network import Network
-from pipeline.contracts import FINITE, NATURAL, SHARE, Contract
+from pipeline.contracts import Contract, finite, natural, share
 from pipeline.evaluation.initialisations import HEADLINE
 from pipeline.evaluation.networks import Candidate
 from pipeline.evaluation.rank_correlation import interval_of, resample_counts
@@ -55,19 +55,11 @@ class EvaluatedNetworks(Contract):
     """
 
     split: str
-    index: int
-    component: float = pa.Field(alias=COMPONENT, regex=True)
+    index: int = natural()
+    component: float = finite(alias=COMPONENT, regex=True)
 
     class Config:
         unique = ["split", "index"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("index", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
-
-    @pa.check(COMPONENT, error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
 
     @pa.dataframe_check(error=f"a table with the traits {', '.join(TRAITS)}, each true or false")
     def has_all_traits(cls, table: pd.DataFrame) -> bool:
@@ -85,32 +77,20 @@ class TraitEffects(Contract):
     """
 
     trait: str = pa.Field(unique=True)
-    networks_with: int
-    networks_without: int
-    worst: int
-    worst_with: int
-    top1_with: float = pa.Field(nullable=True)
+    networks_with: int = natural()
+    networks_without: int = natural()
+    worst: int = natural()
+    worst_with: int = natural()
+    top1_with: float = share(nullable=True)
     top1_with_error: float = pa.Field(nullable=True)
-    top1_without: float = pa.Field(nullable=True)
+    top1_without: float = share(nullable=True)
     top1_without_error: float = pa.Field(nullable=True)
-    difference: float = pa.Field(nullable=True)
-    p_value: float = pa.Field(nullable=True)
-    corrected_p_value: float = pa.Field(nullable=True)
-    adjusted: float = pa.Field(nullable=True)
-    adjusted_low: float = pa.Field(nullable=True)
-    adjusted_high: float = pa.Field(nullable=True)
-
-    @pa.check("networks_with", "networks_without", "worst", "worst_with", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
-
-    @pa.check("top1_with", "top1_without", "p_value", "corrected_p_value", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("difference", "adjusted", "adjusted_low", "adjusted_high", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
+    difference: float = finite(nullable=True)
+    p_value: float = share(nullable=True)
+    corrected_p_value: float = share(nullable=True)
+    adjusted: float = finite(nullable=True)
+    adjusted_low: float = finite(nullable=True)
+    adjusted_high: float = finite(nullable=True)
 
 
 def _traits(network: Network, image_size: int, classes: int) -> dict[str, bool]:

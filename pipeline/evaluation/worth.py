@@ -15,7 +15,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, SHARE, Contract
+from pipeline.contracts import Contract, count, share
 from pipeline.evaluation.rank_correlation import INTERVAL
 
 RESAMPLES = 2000
@@ -35,27 +35,19 @@ class PredictionWorth(Contract):
     """
 
     split: str = pa.Field(unique=True)
-    architectures: int
+    architectures: int = count()
     epochs: float
     epochs_low: float
     epochs_high: float
-    most_epochs: int
-    predicted_top1: float
-    sgd_top1: float
+    most_epochs: int = count()
+    predicted_top1: float = share()
+    sgd_top1: float = share()
     predict_seconds: float
     epoch_seconds: float
-
-    @pa.check("predicted_top1", "sgd_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
 
     @pa.check("epochs", "epochs_low", "epochs_high", "predict_seconds", "epoch_seconds", error="a number, 0 or more")
     def is_not_negative(cls, values: pd.Series) -> pd.Series:
         return values >= 0
-
-    @pa.check("architectures", "most_epochs", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def epochs_worth(predicted: float, epochs: Sequence[float], means: Sequence[float]) -> float:

@@ -9,12 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Contract
+from pipeline.contracts import Contract, count, finite, natural, positive, share
 from pipeline.evaluation.significance import NO_DIFFERENCE, PairedComparisons, holm, paired_difference
 
 ADAPTED, SCRATCH, ALONE = "adapted", "scratch", "alone"
@@ -31,32 +29,16 @@ class AdaptationScores(Contract):
     """
 
     dataset: str
-    images_per_class: int
+    images_per_class: int = count()
     start: str
-    learning_rate: float
+    learning_rate: float = positive()
     rate_is_inside: bool
-    seed: int
-    architecture: int
-    test_top1: float
+    seed: int = natural()
+    architecture: int = natural()
+    test_top1: float = share()
 
     class Config:
         unique = ["dataset", "images_per_class", "start", "seed", "architecture"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("test_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("learning_rate", error=POSITIVE)
-    def is_positive(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values) & (values > 0)
-
-    @pa.check("images_per_class", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("seed", "architecture", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class AdaptationRates(Contract):
@@ -66,15 +48,11 @@ class AdaptationRates(Contract):
     images_per_class: int
     start: str
     learning_rate: float
-    held_out_top1: float
+    held_out_top1: float = share()
     is_chosen: bool
 
     class Config:
         unique = ["dataset", "images_per_class", "start", "learning_rate"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("held_out_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
 
 
 class AdaptationSummary(PairedComparisons):
@@ -88,33 +66,21 @@ class AdaptationSummary(PairedComparisons):
     """
 
     dataset: str
-    images_per_class: int
+    images_per_class: int = count()
     is_all: bool
     start: str
-    classes: int
+    classes: int = count()
     learning_rate: float
     rate_is_inside: bool
-    seeds: int
-    architectures: int
-    test_top1: float
-    test_top1_error: float = pa.Field(nullable=True)
-    network_images: int
-    seconds: float = pa.Field(nullable=True)
+    seeds: int = count()
+    architectures: int = count()
+    test_top1: float = share()
+    test_top1_error: float = finite(nullable=True)
+    network_images: int = count()
+    seconds: float = finite(nullable=True)
 
     class Config:
         unique = ["dataset", "images_per_class", "start"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("test_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("test_top1_error", "seconds", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return values.abs() < math.inf
-
-    @pa.check("images_per_class", "classes", "seeds", "architectures", "network_images", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def summarise_adaptation(

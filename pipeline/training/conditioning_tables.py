@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pandas as pd
-import pandera.pandas as pa
 from pandera.typing import DataFrame
 
-from pipeline.contracts import COUNT, FINITE, NATURAL, SHARE, Contract
+from pipeline.contracts import Contract, count, finite, natural, share
 
 TOGETHER, SINGLE = "together", "single"
 """A hypernetwork that learns from all data sets, or from one."""
@@ -25,20 +23,12 @@ class ConditioningScores(Contract):
     dataset: str
     hypernetwork: str
     is_learned: bool
-    seed: int
-    architecture: int
-    test_top1: float
+    seed: int = natural()
+    architecture: int = natural()
+    test_top1: float = share()
 
     class Config:
         unique = ["dataset", "hypernetwork", "seed", "architecture"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("test_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("seed", "architecture", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 class ConditioningSummary(Contract):
@@ -49,28 +39,16 @@ class ConditioningSummary(Contract):
     """
 
     dataset: str
-    classes: int
+    classes: int = count()
     is_learned: bool
-    seeds: int
-    together_top1: float
-    together_top1_error: float = pa.Field(nullable=True)
-    single_top1: float = pa.Field(nullable=True)
-    single_top1_error: float = pa.Field(nullable=True)
+    seeds: int = count()
+    together_top1: float = share()
+    together_top1_error: float = finite(nullable=True)
+    single_top1: float = share(nullable=True)
+    single_top1_error: float = finite(nullable=True)
 
     class Config:
         unique = ["dataset"]  # noqa: RUF012 (pandera reads it)
-
-    @pa.check("together_top1", "single_top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("together_top1_error", "single_top1_error", error=FINITE)
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return values.abs() < math.inf
-
-    @pa.check("classes", "seeds", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
 
 
 def summarise_conditioning(

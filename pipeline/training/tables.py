@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from pipeline.contracts import COUNT, FINITE, NATURAL, SHARE, Contract
+from pipeline.contracts import FINITE, Contract, count, finite, natural, share
 from pipeline.training.history import NORM_QUANTILES
 
 TIME_PARTS = (
@@ -52,56 +51,29 @@ class History(Contract):
     `graph_seconds` is spent in the background. `imbalance` is the time of the slowest worker over the workers' mean.
     """
 
-    step: int
-    learning_rate: float
-    loss: float = pa.Field(nullable=True)
-    top1: float = pa.Field(nullable=True)
-    gradient_norm: float = pa.Field(nullable=True)
-    architecture_norm_median: float = pa.Field(nullable=True)
-    architecture_norm_p90: float = pa.Field(nullable=True)
-    architecture_norm_max: float = pa.Field(nullable=True)
-    dropped: int
-    step_seconds: float
-    graph_seconds: float
-    wait_seconds: float
-    hypernetwork_forward_seconds: float
-    target_forward_seconds: float
-    target_backward_seconds: float
-    hypernetwork_backward_seconds: float
-    communication_seconds: float
-    imbalance: float
-    images_per_second: float
-
-    @pa.check("step", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
+    step: int = count()
+    learning_rate: float = finite()
+    loss: float = finite(nullable=True)
+    top1: float = share(nullable=True)
+    gradient_norm: float = finite(nullable=True)
+    architecture_norm_median: float = finite(nullable=True)
+    architecture_norm_p90: float = finite(nullable=True)
+    architecture_norm_max: float = finite(nullable=True)
+    dropped: int = natural()
+    step_seconds: float = finite()
+    graph_seconds: float = finite()
+    wait_seconds: float = finite()
+    hypernetwork_forward_seconds: float = finite()
+    target_forward_seconds: float = finite()
+    target_backward_seconds: float = finite()
+    hypernetwork_backward_seconds: float = finite()
+    communication_seconds: float = finite()
+    imbalance: float = finite()
+    images_per_second: float = finite()
 
     @pa.check("step", error="above the one before")
     def increases(cls, values: pd.Series) -> pd.Series:
         return ~(values.diff() <= 0)
-
-    @pa.check("top1", error=SHARE)
-    def is_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("dropped", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
-
-    @pa.check(
-        "learning_rate",
-        "loss",
-        "gradient_norm",
-        *ARCHITECTURE_NORMS,
-        "step_seconds",
-        "graph_seconds",
-        *TIME_PARTS,
-        "imbalance",
-        "images_per_second",
-        error=FINITE,
-    )
-    def is_finite(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
 
     has_loss = _present_unless_dropped("loss")
     has_top1 = _present_unless_dropped("top1")
@@ -117,16 +89,8 @@ class ValidatedHistory(History):
     `val_loss` alone is missing where a validation's loss is not finite.
     """
 
-    val_top1: float = pa.Field(nullable=True)
-    val_loss: float = pa.Field(nullable=True)
-
-    @pa.check("val_top1", error=SHARE)
-    def is_validation_share(cls, values: pd.Series) -> pd.Series:
-        return values.between(0, 1)
-
-    @pa.check("val_loss", error=FINITE)
-    def is_finite_validation_loss(cls, values: pd.Series) -> pd.Series:
-        return np.isfinite(values)
+    val_top1: float = share(nullable=True)
+    val_loss: float = finite(nullable=True)
 
     @pa.dataframe_check(name="val_top1", error="there where val_loss is", ignore_na=False)
     def top1_is_beside_its_loss(cls, table: pd.DataFrame) -> pd.Series:
@@ -139,20 +103,12 @@ class DroppedArchitectures(pa.DataFrameModel):
     `index` is the position in the training split, `identity` the network hash.
     """
 
-    step: int
-    index: int
+    step: int = count()
+    index: int = natural()
     identity: str
 
     class Config:
         coerce = True
-
-    @pa.check("step", error=COUNT)
-    def is_count(cls, values: pd.Series) -> pd.Series:
-        return values >= 1
-
-    @pa.check("index", error=NATURAL)
-    def is_natural(cls, values: pd.Series) -> pd.Series:
-        return values >= 0
 
 
 @dataclass(frozen=True)
