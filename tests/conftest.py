@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from small_settings import ROOT, small_settings
 
 from pipeline.params import Params, load_params
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from flaky_bucket import FlakyBucket
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on a CPU; Triton reads it when it is imported
+
+# Machines differ in speed, and a failure must come again: no deadlines, and the same examples each time.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -103,7 +103,7 @@ class Reference(nn.Module):
         return F.linear(self.norm(x), head.weight)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(ARCHITECTURES)
 def test_module_and_forward_pass_are_those_of_a_network_written_down_by_itself(architecture: GptArchitecture) -> None:
     reference = Reference(architecture)
@@ -115,7 +115,7 @@ def test_module_and_forward_pass_are_those_of_a_network_written_down_by_itself(a
     torch.testing.assert_close(architecture.forward(state, texts()), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(ARCHITECTURES, st.integers(1, LENGTH - 1))
 def test_no_token_sees_a_later_one(architecture: GptArchitecture, position: int) -> None:
     module = architecture.module(LENGTH, VOCABULARY)
@@ -135,7 +135,7 @@ def test_rotary_attention_depends_on_distances_alone() -> None:
     assert not torch.allclose(scores[5, 0], scores[0, 0])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(ARCHITECTURES)
 def test_all_views_agree_on_the_parameters(architecture: GptArchitecture) -> None:
     program = architecture.program(LENGTH, VOCABULARY)
@@ -147,7 +147,7 @@ def test_all_views_agree_on_the_parameters(architecture: GptArchitecture) -> Non
     assert ("head.weight" in named) != architecture.tied
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(ARCHITECTURES)
 def test_a_hypernetwork_predicts_all_parameters_and_learns_from_them(architecture: GptArchitecture) -> None:
     torch.manual_seed(0)

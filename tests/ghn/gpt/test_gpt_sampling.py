@@ -12,7 +12,7 @@ from ghn.networks.sample import HASH_BUCKETS, hash_bucket_of
 from ghn.networks.summary import summarise
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**40), st.sampled_from(list(GPT_SPLIT_RULES)), st.integers(0, 10**6))
 def test_a_sample_is_a_function_of_seed_split_and_index(seed: int, split: str, index: int) -> None:
     first, second = islice(gpt_samples(seed, split, index), 2)

@@ -19,7 +19,7 @@ def make_ghn(num_classes: int) -> GHN:
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_all_but_the_rows_of_classes_is_taken_over(before: int, after: int) -> None:
     ghn = make_ghn(before)
     adapted = with_new_classes(ghn, after, seed=1)

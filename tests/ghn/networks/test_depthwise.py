@@ -40,7 +40,7 @@ def of_pytorch(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases, st.booleans())
 def test_results_and_gradients_are_those_of_pytorch(case: Case, channels_last: bool) -> None:
     _, stride, dilation, *_ = case

@@ -11,7 +11,7 @@ from ghn.networks.operations import Operation
 pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     kernel=st.tuples(st.integers(1, 8), st.integers(1, 8)),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import polars
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ghn.deepnets1m.sampling import sample_architecture
@@ -80,7 +80,6 @@ def test_an_earlier_shard_is_found_only_if_it_is_whole(tmp_path: Path) -> None:
         assert find_shard(str(place), {"seed": 0}) is find_shard_without_record(str(place), 0, 1) is None
 
 
-@settings(deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_noticed_wherever_it_is(position: float, bit: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -307,7 +307,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(mnist) -> None:
     assert torch.equal(training_batch(mnist, 3, 5, 8, Augmentation(2, True))[0], first)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 130), seed=st.integers(0, 2**64))
 def test_every_epoch_shows_every_image_once(count, batch_size, seed) -> None:
     images = numbered(count)
@@ -320,7 +320,7 @@ def test_every_epoch_shows_every_image_once(count, batch_size, seed) -> None:
         assert sorted(shown[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(step=st.integers(0, 10**12), batch_size=st.integers(1, 100), seed=st.integers(0, 100))
 def test_images_and_labels_belong_together(step, batch_size, seed) -> None:
     x_BCSS, labels_B = training_batch(numbered(37), seed, step, batch_size, Augmentation(flip=True))
@@ -333,7 +333,7 @@ def test_epochs_differ_in_order() -> None:
     assert not torch.equal(first, second)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shift=st.integers(0, 6), flip=st.booleans(), step=st.integers(0, 1000), side=st.integers(7, 12))
 def test_an_augmented_image_is_the_image_moved_and_mirrored_on_the_mean_colour(shift, flip, step, side) -> None:
     images = noise(6, side)
@@ -387,7 +387,7 @@ def test_a_shift_out_of_sight_is_refused() -> None:
 # Evaluation batches
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(count=st.integers(2, 300), batch_size=st.integers(1, 100))
 def test_evaluation_shows_every_image_once_in_batches_of_nearly_one_size(count, batch_size) -> None:
     images = numbered(count, side=1)
@@ -424,7 +424,7 @@ def test_evaluation_normalises_as_training_does() -> None:
 # Fewer test images
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6), data=st.data())
 def test_a_choice_has_each_class_in_proportion_and_is_part_of_a_larger_one(sizes, data) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -443,7 +443,7 @@ def test_a_choice_of_more_images_than_there_are_is_all_of_them() -> None:
 # Few-shot
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), seed=st.integers(0, 2**40))
 def test_few_shot_takes_exactly_so_many_of_each_class(labels, seed) -> None:
     labels = np.array(labels)

@@ -35,7 +35,7 @@ def shards_at_a_time(numbers: list[int]) -> int:
     return max(sum(first[n] <= place <= last[n] for n in first) for place in range(len(numbers)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=4, max_size=11),
     held_out=st.sampled_from([0, 0.5]),
@@ -105,7 +105,7 @@ def test_the_classes_of_a_large_folder_are_mixed_in_its_shards(tmp_path, monkeyp
 # Images to choose checkpoints on
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=80), fraction=st.floats(0, 0.999))
 def test_what_is_held_out_is_a_fixed_share_of_each_class_and_nothing_of_it_is_trained_on(labels, fraction) -> None:
     labels = np.array(labels)

@@ -102,7 +102,7 @@ INVERSE_TURNS = {
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns about what it overlooks
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "bmp", "tiff", "webp", "ppm"]))
 def test_a_damaged_file_is_read_or_refused_with_its_name(data, suffix, tmp_path) -> None:
     path = tmp_path / f"photo.{suffix}"

@@ -38,7 +38,7 @@ from pipeline.images.subsets import in_memory
 # Shards
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_shards_are_indexed_like_the_array_that_was_cut(data, sizes, tmp_path_factory) -> None:
     part = numbered(tmp_path_factory.mktemp("set"), sizes).train

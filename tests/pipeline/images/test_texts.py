@@ -66,7 +66,7 @@ def test_windows_follow_one_another_and_no_byte_of_the_test_part_is_trained_on(t
     assert len(images.train) == (end - 1) // LENGTH
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 10**6), batch=st.integers(1, 40))
 def test_a_batch_is_a_function_of_seed_and_step_and_its_labels_come_next(
     texts: Path, tmp_path: Path, seed: int, step: int, batch: int

@@ -107,13 +107,13 @@ def test_every_primitive_has_a_colour_of_its_own() -> None:
     assert len(set(PRIMITIVE_COLORS.values())) == len(PRIMITIVES)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graphs(), st.booleans())
 def test_nodes_do_not_overlap_and_edges_join_them(graph: Graph, arcs: bool) -> None:
     assert_laid_out(graph, lay_out(graph, [40.0 + 10 * (v % 3) for v in range(len(graph.nodes))], header=70, arcs=arcs))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graphs(), st.booleans())
 def test_any_graph_is_rendered_in_full(graph: Graph, virtual_edges: bool) -> None:
     figure = render_graph(graph, "any", virtual_edges)

@@ -56,7 +56,7 @@ def refusal(function: Callable[..., Any], *arguments: Any) -> str:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text("abcXYZ019-_ [*]?%+=é", min_size=1, max_size=20), content=st.binary(max_size=100_000))
 def test_what_is_written_is_read_again(storage: str, name: str, content: bytes) -> None:
     place = f"{storage}/some/folder/{name}.bin"

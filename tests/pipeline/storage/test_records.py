@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage.files import write_bytes
@@ -82,7 +82,6 @@ def test_two_outputs_exchanged_with_their_records_are_not_taken(tmp_path: Path) 
     assert read_output(f"{tmp_path}/b.bin", {**MADE_FROM, "first": 5}) is None
 
 
-@settings(deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_of_a_record_is_noticed_wherever_it_is(position: float, bit: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

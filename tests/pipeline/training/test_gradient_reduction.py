@@ -156,7 +156,7 @@ def test_gradients_from_before_a_step_do_not_count() -> None:
 
 
 @given(order=st.permutations([2.0**25, -(2.0**25), 1.0, 1.0, 1.0, 1.0, 2.0]), whole=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_micro_batches_are_added_in_double_precision_in_any_order(order: list[float], whole: bool) -> None:
     """In single precision 2²⁵ + 1 is 2²⁵."""
     weight = nn.Parameter(torch.zeros(1))

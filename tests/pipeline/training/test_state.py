@@ -294,7 +294,7 @@ def test_a_best_loss_that_is_not_finite_survives_a_checkpoint(tmp_path: Path) ->
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(log_every=st.integers(1, 9), steps=st.integers(1, 30))
 def test_rows_are_the_means_of_the_steps_since_the_last_one(log_every: int, steps: int) -> None:
     state = new_state()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ghn.deepnets1m.sampling import sample_architecture
@@ -27,7 +27,6 @@ def is_matching(p: np.ndarray | None, labels, distances, other_labels, other_dis
     )
 
 
-@settings(deadline=None)
 @given(ARCHITECTURES, RANDOM, st.booleans())
 def test_a_graph_is_found_again_in_any_order(architecture, random: np.random.Generator, labelled: bool) -> None:
     graph = architecture.graph(32, 10)
@@ -37,7 +36,6 @@ def test_a_graph_is_found_again_in_any_order(architecture, random: np.random.Gen
     assert is_matching(find_matching(labels, distances, *shuffled), labels, distances, *shuffled)
 
 
-@settings(deadline=None)
 @given(ARCHITECTURES, RANDOM)
 def test_a_graph_with_one_other_label_or_distance_is_another(architecture, random: np.random.Generator) -> None:
     graph = architecture.graph(32, 10)
