@@ -63,7 +63,7 @@ class PaperResults(Contract):
     convergence_time: float
 
     class Config:
-        unique = ["split", "index"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "index"]
 
     @pa.check("convergence_time", error="above 0, at most 2")
     def is_convergence_time(cls, values: pd.Series) -> pd.Series:

@@ -43,7 +43,7 @@ class InitialisationScores(PairedComparisons):
     sources_seconds: float = finite(nullable=True)
 
     class Config:
-        unique = ["split", "initialisation"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "initialisation"]
 
 
 def accuracies_of(evaluated: DataFrame[ArchitectureScores], trained: DataFrame[SgdScores]) -> pd.DataFrame:

@@ -51,7 +51,7 @@ class DetectionCurves(Contract):
     ap50: float = share()
 
     class Config:
-        unique = ["backbone", "initialisation", "seed", "epoch"]  # noqa: RUF012 (pandera reads it)
+        unique = ["backbone", "initialisation", "seed", "epoch"]
 
 
 class DetectionRates(Contract):
@@ -64,7 +64,7 @@ class DetectionRates(Contract):
     is_chosen: bool
 
     class Config:
-        unique = ["backbone", "initialisation", "learning_rate"]  # noqa: RUF012 (pandera reads it)
+        unique = ["backbone", "initialisation", "learning_rate"]
 
 
 class DetectionSummary(Contract):
@@ -91,7 +91,7 @@ class DetectionSummary(Contract):
     ap_error: float = finite(nullable=True)
 
     class Config:
-        unique = ["backbone", "initialisation"]  # noqa: RUF012 (pandera reads it)
+        unique = ["backbone", "initialisation"]
 
 
 def summarise_detection(curves: DataFrame[DetectionCurves]) -> DataFrame[DetectionSummary]:

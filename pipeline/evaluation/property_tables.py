@@ -32,7 +32,7 @@ class PropertyScores(Contract):
     reason: str = pa.Field(nullable=True)
 
     class Config:
-        unique = ["target", "features"]  # noqa: RUF012 (pandera reads it)
+        unique = ["target", "features"]
 
     @pa.check("difference", "difference_low", "difference_high", error="a difference of two correlations, -2 to 2")
     def is_difference(cls, values: pd.Series) -> pd.Series:
@@ -59,7 +59,7 @@ class PropertyPredictions(pa.DataFrameModel):
 
     class Config:
         coerce = True
-        unique = ["target", "features", "split", "index"]  # noqa: RUF012 (pandera reads it)
+        unique = ["target", "features", "split", "index"]
 
 
 class PropertyCorrelations(Contract):
@@ -78,7 +78,7 @@ class PropertyCorrelations(Contract):
     reason: str = pa.Field(nullable=True)
 
     class Config:
-        unique = ["first", "second"]  # noqa: RUF012 (pandera reads it)
+        unique = ["first", "second"]
 
     @pa.dataframe_check(error=EXPLAINED)
     def is_explained(cls, table: pd.DataFrame) -> pd.Series:

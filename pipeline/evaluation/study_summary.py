@@ -50,7 +50,7 @@ class StudyScores(PairedComparisons):
     top1_error: float = finite(nullable=True)
 
     class Config:
-        unique = ["variant", "split"]  # noqa: RUF012 (pandera reads it)
+        unique = ["variant", "split"]
 
 
 def summarise_study(

@@ -49,7 +49,7 @@ class ArchitectureScores(NetworkTable):
     seconds: float = finite()
 
     class Config:
-        unique = ["split", "index", "initialisation"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "index", "initialisation"]
 
     @pa.dataframe_check(error="a table with every initialisation of each architecture")
     def is_complete(cls, table: pd.DataFrame) -> bool:
@@ -106,7 +106,7 @@ class SimilarityToTraining(Contract):
     nearest: int = natural()
 
     class Config:
-        unique = ["split", "index", "by"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "index", "by"]
 
 
 class SimilarityCorrelations(Contract):
@@ -126,7 +126,7 @@ class SimilarityCorrelations(Contract):
     high: float = correlation(nullable=True)
 
     class Config:
-        unique = ["split", "initialisation", "by"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "initialisation", "by"]
 
 
 class SgdScores(NetworkTable):
@@ -153,7 +153,7 @@ class SgdScores(NetworkTable):
     seconds: float = finite()
 
     class Config:
-        unique = ["split", "index", "epochs"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "index", "epochs"]
 
     @pa.dataframe_check(error="a table with every budget of each architecture")
     def is_complete(cls, table: pd.DataFrame) -> bool:
@@ -172,7 +172,7 @@ class SgdLearningRates(Contract):
     is_chosen: bool
 
     class Config:
-        unique = ["epochs", "learning_rate"]  # noqa: RUF012 (pandera reads it)
+        unique = ["epochs", "learning_rate"]
 
 
 class FinetuningCurves(Contract):
@@ -193,7 +193,7 @@ class FinetuningCurves(Contract):
     test_top1: float = share()
 
     class Config:
-        unique = ["dataset", "images_per_class", "architecture", "initialisation", "seed", "step"]  # noqa: RUF012
+        unique = ["dataset", "images_per_class", "architecture", "initialisation", "seed", "step"]
 
 
 class LearningRates(Contract):
@@ -210,7 +210,7 @@ class LearningRates(Contract):
     is_chosen: bool
 
     class Config:
-        unique = ["dataset", "images_per_class", "initialisation", "learning_rate"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "initialisation", "learning_rate"]
 
 
 class FinetuningSummary(Contract):
@@ -237,7 +237,7 @@ class FinetuningSummary(Contract):
     target_top1: float = share()
 
     class Config:
-        unique = ["dataset", "images_per_class", "initialisation"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "initialisation"]
 
 
 class FinetuningBudgets(PairedComparisons):
@@ -259,4 +259,4 @@ class FinetuningBudgets(PairedComparisons):
     test_top1_error: float = finite(nullable=True)
 
     class Config:
-        unique = ["dataset", "images_per_class", "initialisation", "budget"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "initialisation", "budget"]

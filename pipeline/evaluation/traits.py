@@ -59,7 +59,7 @@ class EvaluatedNetworks(Contract):
     component: float = finite(alias=COMPONENT, regex=True)
 
     class Config:
-        unique = ["split", "index"]  # noqa: RUF012 (pandera reads it)
+        unique = ["split", "index"]
 
     @pa.dataframe_check(error=f"a table with the traits {', '.join(TRAITS)}, each true or false")
     def has_all_traits(cls, table: pd.DataFrame) -> bool:

@@ -38,7 +38,7 @@ class AdaptationScores(Contract):
     test_top1: float = share()
 
     class Config:
-        unique = ["dataset", "images_per_class", "start", "seed", "architecture"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "start", "seed", "architecture"]
 
 
 class AdaptationRates(Contract):
@@ -52,7 +52,7 @@ class AdaptationRates(Contract):
     is_chosen: bool
 
     class Config:
-        unique = ["dataset", "images_per_class", "start", "learning_rate"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "start", "learning_rate"]
 
 
 class AdaptationSummary(PairedComparisons):
@@ -80,7 +80,7 @@ class AdaptationSummary(PairedComparisons):
     seconds: float = finite(nullable=True)
 
     class Config:
-        unique = ["dataset", "images_per_class", "start"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "images_per_class", "start"]
 
 
 def summarise_adaptation(

@@ -28,7 +28,7 @@ class ConditioningScores(Contract):
     test_top1: float = share()
 
     class Config:
-        unique = ["dataset", "hypernetwork", "seed", "architecture"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset", "hypernetwork", "seed", "architecture"]
 
 
 class ConditioningSummary(Contract):
@@ -48,7 +48,7 @@ class ConditioningSummary(Contract):
     single_top1_error: float = finite(nullable=True)
 
     class Config:
-        unique = ["dataset"]  # noqa: RUF012 (pandera reads it)
+        unique = ["dataset"]
 
 
 def summarise_conditioning(
