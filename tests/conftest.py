@@ -118,12 +118,9 @@ def flaky_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fl
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     bucket = FlakyBucket()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
     yield bucket
     bucket.close()
 

@@ -20,11 +20,10 @@ ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Messag
 class FlakyBucket:
     """An S3 server (moto's) behind a socket, with one empty bucket; its methods make the next requests fail.
 
-    The environment variable AWS_ENDPOINT_URL has to name the endpoint.
-
     Attributes:
         url: address of a storage in the bucket.
         endpoint: URL of the server.
+        environment: the variables by which processes find it, with a key of nobody's.
         requests: a line for each request so far, also for failed ones, such as "PUT /bucket/prefix/file".
     """
 
@@ -38,6 +37,13 @@ class FlakyBucket:
         self._address = address
         self._listen(port=0)
         self.endpoint = f"http://{address}:{self._server.server_port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
         self._send("POST", "moto-api/reset")  # all servers of a process share their contents
         self._send("POST", "moto-api/reset-auth", "inf")
         self._send("PUT", "bucket")
@@ -64,6 +70,15 @@ class FlakyBucket:
             raise ConnectionResetError
 
         self._fail(drop, requests=requests, seconds=seconds)
+
+    def answer_late(self, delay: float, *, requests: int = 0, seconds: float = 0) -> None:
+        """Let the next `requests`, or all of the next `seconds`, wait for `delay` seconds."""
+
+        def wait(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            time.sleep(delay)
+            return self._s3(environ, start_response)
+
+        self._fail(wait, requests=requests, seconds=seconds)
 
     def cut_downloads(self, requests: int) -> None:
         """Close the connections of the next GET requests in the middle of their content."""

@@ -23,10 +23,10 @@ class DriverLink:
         self._buffer = ray.get_actor(metrics_buffer) if rank == 0 else None
         self._last_asked = perf_counter()
 
-    def resume(self, step: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
-        """Report that the run goes on from a step, and send again all that it has logged before."""
+    def resume(self, step: int, workers: int, history: list[Row], dropped: list[DroppedArchitecture]) -> None:
+        """Report from which step how many workers go on, and send again all that the run has logged before."""
         if self._buffer:
-            self._buffer.resume.remote(step, history, dropped)
+            self._buffer.resume.remote(step, workers, history, dropped)
 
     def send(self, rows: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
         """Send new rows of the history, and the architectures that were dropped since the last ones."""

@@ -105,7 +105,7 @@ class Trainer:
             return
         with checkpoint.as_directory() as folder:
             self.state.load(Path(folder))
-        self.driver.resume(self.state.step, self.state.history, self.state.dropped_architectures)
+        self.driver.resume(self.state.step, self.workers, self.state.history, self.state.dropped_architectures)
 
     def target_precision(self) -> str:
         """Return the precision of target networks, which all workers choose together when the run begins."""

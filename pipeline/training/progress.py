@@ -43,14 +43,14 @@ class Updates:
     """The events of a run since the driver last drained the metrics buffer.
 
     Attributes:
-        resumed: the steps from which workers went on.
+        resumed: the steps from which workers went on, and how many went on.
         messages: lines for the user.
         rows: new rows of the history.
         dropped: architectures that were dropped.
         polled: whether rank 0 has asked if it is to stop, which shows that it is alive.
     """
 
-    resumed: list[int] = field(default_factory=list)
+    resumed: list[tuple[int, int]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     dropped: list[DroppedArchitecture] = field(default_factory=list)
@@ -68,9 +68,9 @@ class MetricsBuffer:
         self.files: dict[str, bytes] = {}
         self.stopping = False
 
-    def resume(self, step: int, history: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
+    def resume(self, step: int, workers: int, history: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
         """Take all that was logged until a checkpoint. A driver that was killed may not have passed it on."""
-        self.updates.resumed.append(step)
+        self.updates.resumed.append((step, workers))
         self.add(history, dropped)
 
     def add(self, rows: Sequence[Row], dropped: Sequence[DroppedArchitecture]) -> None:
@@ -174,9 +174,9 @@ class Progress:
         self._log_rows(updates.rows)
         self._explain_silence(bool(updates.rows) or updates.polled)
 
-    def _show_resumed(self, steps: list[int]) -> None:
-        for step in steps:
-            print_above_bar(f"going on from step {step:,}")
+    def _show_resumed(self, resumed: list[tuple[int, int]]) -> None:
+        for step, workers in resumed:
+            print_above_bar(f"going on from step {step:,} with {workers} worker{'s' if workers > 1 else ''}")
             if step > self.bar.n:  # these steps took no time of this process: they do not count for the rate
                 self.bar.initial = self.bar.n = step
                 self.bar.start_t = self.bar.last_print_t = time.time()

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,18 +144,26 @@ def on_node(host: Host, command: str) -> list[str]:
 
 
 @contextmanager
-def mlflow_server(host: Host, artifacts: str) -> Iterator[str]:
-    """Start an MLflow server on a node, whose files are at an address in a bucket; yield its own address."""
+def mlflow_server(
+    host: Host, artifacts: str, folder: str = HOME, shell: Callable[[Host, str], list[str]] = on_node
+) -> Iterator[str]:
+    """Start an MLflow server on a host; yield its address.
+
+    Args:
+        artifacts: where its files are, an address in a bucket.
+        folder: where its database is.
+        shell: gives the command that runs another one on the host.
+    """
     options = {
         "host": "0.0.0.0",
         "port": MLFLOW_PORT,
         "workers": 1,
         "allowed-hosts": f"{host.address}:{MLFLOW_PORT}",
-        "backend-store-uri": f"sqlite:///{HOME}/mlflow.db",
+        "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
         "artifacts-destination": artifacts,
     }
     command = " ".join(["exec mlflow server", *(f"--{name}={value}" for name, value in options.items())])
-    server = subprocess.Popen(on_node(host, f"{command} > /tmp/mlflow.log 2>&1"))
+    server = subprocess.Popen(shell(host, f"{command} > /tmp/mlflow.log 2>&1"))
     try:
         address = f"http://{host.address}:{MLFLOW_PORT}"
         wait_until_healthy(address, server, log=f"/tmp/mlflow.log on {host.name}")

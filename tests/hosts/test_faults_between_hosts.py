@@ -9,127 +9,44 @@ prints what users saw and how long it took.
 
 from __future__ import annotations
 
-import re
-import subprocess
+import random
+import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import pytest
-import yaml
 from flaky_bucket import FlakyBucket
+from launcher import ENVIRONMENT, PROGRAM_FOLDERS, mlflow_server
+from mlflow import MlflowClient
 from namespaces import MIB, Host, hosts
-from small_settings import small_settings
+from training_site import STEPS, Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.night]
 
-GHN = str(Path(sys.executable).with_name("ghn"))
-STEPS = 60
-CHECKPOINT_EVERY = 5
-SETTINGS = {
-    "storage": FlakyBucket.url,
-    "train": {"steps": STEPS, "micro_batches": 2, "validation": {"every": None}},
-    "workers": {
-        "number": 2,
-        "minimum": 1,
-        "placement": "STRICT_SPREAD",
-        "checkpoint_every": CHECKPOINT_EVERY,
-        "max_failures": 20,
-    },
-}
-
-
-@dataclass
-class Stage:
-    """A stage that runs on the head, and what it has printed so far."""
-
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines += [line for line in re.split(r"[\r\n]+", line) if line.strip()]
-
-    def end(self) -> int:
-        """Return the status of the stage, once it has ended."""
-        self._reader.join()
-        return self.process.wait()
-
-    def printed(self) -> str:
-        """Return what has been printed, without the states of the bar."""
-        return "\n".join(line for line in self.lines if not line.startswith("train: "))
-
-
-@dataclass
-class Site:
-    """Hosts, and a project in their shared folder whose storage is a bucket on this machine."""
-
-    nodes: list[Host]
-    bucket: FlakyBucket
-    project: Path
-
-    def boot(self) -> None:
-        """Switch all hosts off and on, and start a Ray on them: the head has no core for workers."""
-        for node in self.nodes:
-            node.die()
-            node.boot()
-        for node in self.nodes:
-            node.start_ray(self.nodes[0], cpus=0 if node is self.nodes[0] else 1)
-
-    def start(self, stage: str) -> Stage:
-        """Start a stage on the head."""
-        command = self.nodes[0].command("env", f"--chdir=/mnt/{self.project.name}", GHN, stage)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return Stage(process)
-
-    def checkpoints(self) -> int:
-        """Return how many checkpoints of this run have been written."""
-        found = (re.match(r"PUT .*/training/.*/(checkpoint_[^/]+)/", request) for request in self.bucket.requests)
-        return len({match[1] for match in found if match})
-
-    def wait_for_checkpoints(self, number: int, stage: Stage) -> None:
-        """Wait until that many have been written since the last call."""
-        self.bucket.requests.clear()
-        while self.checkpoints() < number:
-            assert stage.process.poll() is None, stage.printed()
-            time.sleep(0.1)
-
-    def weights(self) -> bytes:
-        return (self.project / "results/train/checkpoint/model.safetensors").read_bytes()
+HOUR = 3600
+REDIS_PORT = 6390
+RANDOM_FAULTS = 20
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     shared = tmp_path_factory.mktemp("faults")
-    with hosts(3, shared, disk={2: 800 * MIB}) as nodes:
+    with hosts(4, shared, disk={2: 800 * MIB}) as (*nodes, services):
         bucket = FlakyBucket(nodes[0].outside)
-        for node in nodes:
-            node.environment |= {
-                "AWS_ENDPOINT_URL": bucket.endpoint,
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true",
-                "RAY_ADDRESS": f"{nodes[0].address}:6379",
-            }
+        for host in (*nodes, services):
+            host.environment |= bucket.environment | {"RAY_ADDRESS": f"{nodes[0].address}:6379"}
         project = shared / "project"
         project.mkdir()
-        (project / "params.yaml").write_text(yaml.safe_dump(small_settings(**SETTINGS)))
-        yield Site(nodes, bucket, project)
+        yield Site(nodes, services, bucket, project)
         bucket.close()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(site: Site) -> bytes:
     """Return the weights of a run that nothing disturbs."""
+    site.set_up()
     site.boot()
     for stage in ("generate", "train"):
         running = site.start(stage)
@@ -171,7 +88,19 @@ def bucket_drops_connections_for_20_s(site: Site) -> None:
     time.sleep(20)
 
 
-FAULTS = [host_off, link_cut, link_cut_for_30_s, disk_full, bucket_fails_for_20_s, bucket_drops_connections_for_20_s]
+def bucket_is_slow_for_20_s(site: Site) -> None:
+    """Let the object store take 3 s for each answer, for 20 s."""
+    site.bucket.answer_late(3, seconds=20)
+    time.sleep(20)
+
+
+OF_A_HOST = [host_off, link_cut, link_cut_for_30_s, disk_full]
+FAULTS = [
+    *OF_A_HOST,
+    bucket_fails_for_20_s,
+    bucket_drops_connections_for_20_s,
+    bucket_is_slow_for_20_s,
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -198,4 +127,98 @@ def test_a_lost_head_costs_the_steps_since_the_last_checkpoint(site: Site, undis
     again = site.start("train")
     assert again.end() == 0, again.printed()
     assert "going on from step" in again.printed()
+    assert site.weights() == undisturbed
+
+
+def test_random_faults_in_one_run_cost_time_and_nothing_else(site: Site, undisturbed: bytes) -> None:
+    """A worker's host that is lost is replaced by another one."""
+    moments = random.Random(0)
+    site.set_up(train={"steps": 10 * RANDOM_FAULTS})
+    site.boot()
+    calm = site.start("train")
+    assert calm.end() == 0, calm.printed()
+    expected = site.weights()
+    stage = site.start("train")
+    for number in range(RANDOM_FAULTS):
+        site.wait_for_checkpoints(1, stage)
+        time.sleep(moments.uniform(0, 1))
+        fault, began = moments.choice(FAULTS), time.monotonic()
+        fault(site)
+        if fault in OF_A_HOST:
+            site.nodes[2].die()
+            site.nodes[2].boot()
+            site.start_ray(site.nodes[2])
+        print(f"{number + 1}: {fault.__name__}, {time.monotonic() - began:.0f} s")
+    assert stage.end() == 0, stage.printed()
+    print(stage.printed())
+    site.set_up()
+    assert site.weights() == expected
+
+
+def test_a_clock_that_is_an_hour_ahead_changes_nothing(
+    site: Site, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = site.nodes[2]
+    monkeypatch.setattr(host, "environment", host.environment | host.clock_ahead(HOUR))
+    site.boot()
+    stage = site.start("train")
+    assert stage.end() == 0, stage.printed()
+    assert site.weights() == undisturbed
+
+
+def test_what_a_run_logs_while_the_host_of_mlflow_is_off_arrives_later(site: Site, undisturbed: bytes) -> None:
+    """The database is on a disk that outlives the host."""
+
+    def server() -> AbstractContextManager[str]:
+        def in_shell(host: Host, command: str) -> list[str]:
+            return host.command("sh", "-c", f"export PATH={ENVIRONMENT / 'bin'}:{PROGRAM_FOLDERS}; {command}")
+
+        return mlflow_server(site.services, "s3://bucket/mlflow", folder="/mnt", shell=in_shell)
+
+    site.boot()
+    with server() as address:
+        stage = site.start("train", MLFLOW_TRACKING_URI=address, MLFLOW_HTTP_REQUEST_TIMEOUT="5")
+        site.wait_for_checkpoints(2, stage)
+        site.services.die()
+    site.wait_for_checkpoints(3, stage)
+    site.services.boot()
+    with server():
+        assert stage.end() == 0, stage.printed()
+        print(stage.printed())
+        client = MlflowClient(address)
+        (run,) = client.search_runs(["1"], "attributes.run_name = 'train'")
+        logged = client.get_metric_history(run.info.run_id, "loss")
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in logged] == list(range(1, STEPS + 1))
+    assert "does not answer" in stage.printed() and "answers again" in stage.printed()
+    assert site.weights() == undisturbed
+
+
+RESTART_GCS = """
+import os, psutil, subprocess
+(gcs,) = (process for process in psutil.process_iter() if process.name() == "gcs_server")
+command, environment = gcs.cmdline(), gcs.environ()
+gcs.kill()
+gcs.wait()
+subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+"""
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="Redis is not installed")
+def test_a_run_outlives_the_cluster_s_own_server_where_redis_keeps_its_tables(
+    site: Site, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The global control store is killed, and started again by what supervises it."""
+    site.services.run(
+        "redis-server", "--bind", site.services.address, "--port", str(REDIS_PORT), "--protected-mode", "no",
+        "--save", "", "--daemonize", "yes",
+    )  # fmt: skip
+    monkeypatch.setitem(site.nodes[0].environment, "RAY_REDIS_ADDRESS", f"{site.services.address}:{REDIS_PORT}")
+    site.boot()
+    stage = site.start("train")
+    site.wait_for_checkpoints(2, stage)
+    site.nodes[0].run(sys.executable, "-c", RESTART_GCS)
+    assert stage.end() == 0, stage.printed()
+    print(stage.printed())
+    assert "going on from step" not in stage.printed()
     assert site.weights() == undisturbed

@@ -40,13 +40,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedCluste
     copy_repository(repository, **SETTINGS)
     with hosts(4, shared) as (laptop, *nodes):
         bucket = FlakyBucket(laptop.outside)
-        variables = SECRETS | {
-            "AWS_ENDPOINT_URL": bucket.endpoint,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
         for node in nodes:
-            let_in_ssh(node, shared, **variables)
+            let_in_ssh(node, shared, **(bucket.environment | SECRETS))
         configuration = yaml.safe_load((repository / "cluster.yaml").read_text())
         (repository / "cluster.yaml").write_text(yaml.safe_dump(of_hosts(configuration, nodes[0], nodes[1:])))
         launched = LaunchedCluster(laptop, nodes, repository, bucket)
@@ -66,9 +61,17 @@ def mlflow(cluster: LaunchedCluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def output(cluster: LaunchedCluster, mlflow: str) -> str:
     """Return what the pipeline has printed, run by `ray submit` up to the evaluation; its results are on the laptop."""
-    settings = f"-S storage={cluster.bucket.url} -S workers.number=3 -S workers.placement=STRICT_SPREAD"
-    command = f"ray submit cluster.yaml pipeline/submit.py -- {settings} --mlflow-tracking-uri {mlflow} evaluate"
+    return submit(cluster, mlflow, "evaluate")
+
+
+def submit(cluster: LaunchedCluster, mlflow: str, stage: str = "", **settings: str) -> str:
+    """Return what the pipeline prints up to a stage, or to its end, and fetch its results."""
+    settings = {"storage": cluster.bucket.url, "workers.number": "3", "workers.placement": "STRICT_SPREAD"} | settings
+    options = " ".join(f"-S {name}={value}" for name, value in settings.items())
+    command = f"ray submit cluster.yaml pipeline/submit.py -- {options} --mlflow-tracking-uri {mlflow} {stage}"
+    started = time.monotonic()
     printed = cluster.type(command)
+    print(printed, f"\n{stage or 'all'}: {time.monotonic() - started:.0f} s")
     (fetch,) = re.findall(r"^ray rsync-down [^\r\n]*", printed, re.MULTILINE)
     cluster.type(fetch)
     return printed
@@ -133,15 +136,38 @@ def test_no_secret_is_in_anything_that_is_kept_or_printed(cluster: LaunchedClust
 
 def test_hosts_come_with_the_work_and_go_without_it(cluster: LaunchedCluster, output: str) -> None:
     """Three workers on hosts of their own have trained, where `ray up` has started the head alone."""
-    head, *others = cluster.nodes
-    while any(runs_ray(host) for host in others):
-        time.sleep(1)
-    assert runs_ray(head)
+    wait_for_the_head_alone(cluster)
+    assert runs_ray(cluster.nodes[0])
+
+
+@pytest.mark.night
+def test_all_stages_run_on_the_hosts(cluster: LaunchedCluster, mlflow: str, output: str, alone: Path) -> None:
+    submit(cluster, mlflow)
+    results = cluster.repository / "results"
+    assert (results / "report/index.html").stat().st_size > 0
+    for file in ("train/checkpoint/model.safetensors", "evaluate/summary.csv"):
+        assert (results / file).read_bytes() == (alone / file).read_bytes(), file
+
+
+@pytest.mark.night
+def test_hosts_that_come_later_join_a_run(cluster: LaunchedCluster, mlflow: str, output: str) -> None:
+    """A run that may begin with one worker does so on the first host that comes, and goes on with three."""
+    wait_for_the_head_alone(cluster)
+    settings = {"workers.minimum": "1", "workers.checkpoint_every": "20", "train.steps": "2000"}
+    printed = submit(cluster, mlflow, "train", **settings)
+    assert re.search(r"going on from step [\d,]+ with 3 workers", printed)
+    assert len(pd.read_csv(cluster.repository / "results/train/history.csv")) == 2000
 
 
 def test_down_ends_ray_on_all_hosts(cluster: LaunchedCluster, output: str) -> None:
     cluster.type("ray down --yes cluster.yaml")
     while any(runs_ray(host) for host in cluster.nodes):
+        time.sleep(1)
+
+
+def wait_for_the_head_alone(cluster: LaunchedCluster) -> None:
+    """Wait until the launcher has stopped all other hosts, which have nothing to do."""
+    while any(runs_ray(host) for host in cluster.nodes[1:]):
         time.sleep(1)
 
 

@@ -56,12 +56,12 @@ def test_steps_that_come_again_after_a_restart_are_logged_once(
 ) -> None:
     rows = [row(step) for step in (1, 2, 3, 4)]
     ray.get(buffer.add.remote(rows[:3], []))
-    ray.get(buffer.resume.remote(2, rows[:2], []))
+    ray.get(buffer.resume.remote(2, 3, rows[:2], []))
     ray.get(buffer.add.remote(rows[2:], []))
     follow(buffer, steps=4)
     assert logged("loss") == [(step, 1 / step) for step in (1, 2, 3, 4)]
     shown = capfd.readouterr().err
-    assert "going on from step 2" in caplog.text
+    assert "going on from step 2 with 3 workers" in caplog.text
     assert "4/4" in shown and "loss=0.250, top1=50.0%" in shown
 
 
@@ -76,7 +76,7 @@ def test_validation_is_shown_and_nan_is_not_logged(buffer, capfd: pytest.Capture
 def test_dropped_architectures_are_named_once_and_only_the_first_ones(buffer, caplog: pytest.LogCaptureFixture) -> None:
     dropped = [{"step": step, "index": 100 + step, "identity": f"id{step}"} for step in range(1, 21)]
     ray.get(buffer.add.remote([], dropped[:2]))
-    ray.get(buffer.resume.remote(2, [], dropped[:2]))  # the same again, after a restart
+    ray.get(buffer.resume.remote(2, 1, [], dropped[:2]))  # the same again, after a restart
     ray.get(buffer.add.remote([], dropped[2:]))
     follow(buffer, steps=20)
     named = [record.message for record in caplog.records if "was dropped" in record.message]
