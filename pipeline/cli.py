@@ -254,7 +254,7 @@ def study(
 @app.command(rich_help_panel=STAGES)
 @exits_on_user_error
 def compare(file: ParamsFile = PARAMS) -> None:
-    """Compare the variants of the study."""
+    """Compare all initialisations: those of the study's variants, copies, SGD; and say what predictions are worth."""
     params = begin_stage(file)
     from pipeline.stages.compare import compare
 

@@ -312,10 +312,15 @@ def slots_of(num_cpus: float, num_gpus: float) -> int:
 def tasks_that_fit(resources: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
     """Return how many tasks a node with these resources runs at once."""
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    limits = [cpus / num_cpus] if num_cpus else []
+    limits = [_times(num_cpus, cpus)] if num_cpus else []
     if num_gpus:  # a part of a GPU is a part of a single one
-        limits.append(gpus / num_gpus if num_gpus >= 1 else gpus * (1 // num_gpus))
-    return int(min(limits, default=cpus))  # one that needs neither takes a process all the same
+        limits.append(_times(num_gpus, gpus) if num_gpus >= 1 else int(gpus) * _times(num_gpus, 1))
+    return min(limits, default=int(cpus))  # one that needs neither takes a process all the same
+
+
+def _times(part: float, whole: float) -> int:
+    """Return how often a part fits into a whole, both in the units of a ten-thousandth in which Ray counts."""
+    return round(whole * 10_000) // round(part * 10_000)
 
 
 def _node_types() -> list[tuple[int, Mapping[str, float]]]:

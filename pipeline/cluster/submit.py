@@ -142,7 +142,7 @@ def _require_git(repository: Path) -> None:
         check = _git("rev-parse", "--git-dir")
         if check.returncode:
             raise UserError(
-                f"{repository}/.git is not usable: {check.stderr.strip().splitlines()[0]}\n"
+                f"{repository}/.git is not usable: {_first_line(check)}\n"
                 "(a linked worktree cannot be synchronised: run `ray up` from a full clone)"
             )
         return
@@ -154,11 +154,16 @@ def _require_git(repository: Path) -> None:
     ):
         done = _git(*command)
         if done.returncode:
-            raise UserError(f"git {' '.join(command)} in {repository}: {done.stderr.strip().splitlines()[0]}")
+            raise UserError(f"git {' '.join(command)} in {repository}: {_first_line(done)}")
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], capture_output=True, text=True)
+
+
+def _first_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a program said first; git says on stdout that there is nothing to commit."""
+    return (done.stderr or done.stdout).strip().partition("\n")[0]
 
 
 def _parser() -> argparse.ArgumentParser:

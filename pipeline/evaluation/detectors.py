@@ -124,10 +124,9 @@ def initialise(module: nn.Module, name: str, backbone: str | Network, ghn: GHN, 
         (tensors,) = ghn.predict_parameters([network], size)
         if name == "predicted_orthogonal":
             tensors = orthogonalised(tensors)
-        known = dict(module.named_parameters())
-        for parameter, tensor in tensors.items():
-            if known[parameter].shape == tensor.shape:  # not of another number of classes
-                known[parameter].copy_(tensor)
+        *body, _, _ = module.named_parameters()  # the class layer comes last, and detectors do not use it
+        for parameter, values in body:
+            values.copy_(tensors[parameter])
 
 
 def trained_ghn_of_modules() -> tuple[GHN, str]:

@@ -25,6 +25,7 @@ from ghn.networks.network import Network
 from pipeline.architectures.shards import shard_name
 from pipeline.architectures.store import ArchitectureStore, Manifest
 from pipeline.cluster.ray_cluster import run_tasks
+from pipeline.errors import UserError
 from pipeline.params import settings_hash
 from pipeline.storage.paths import embeddings_folder
 from pipeline.storage.records import Origin, read_output, write_output
@@ -97,7 +98,13 @@ def stored_embeddings(architectures: StoredArchitectures, ghn: Hypernetwork, che
     for position, _ in run_tasks(embed_rows, tasks, description="embed", unit="architecture", amounts=amounts):
         rows = missing[position]
         found[rows] = read_embeddings(places[rows], made_from)
-    return np.concatenate([embeddings for embeddings in found.values() if embeddings is not None])
+    return np.concatenate([_required(embeddings, places[rows]) for rows, embeddings in found.items()])
+
+
+def _required(embeddings: np.ndarray | None, place: str) -> np.ndarray:
+    if embeddings is None:
+        raise UserError(f"{place} cannot be read here, where a task of this stage has written it: is it on all nodes?")
+    return embeddings
 
 
 def embed_rows(

@@ -120,7 +120,7 @@ def _by_candidate(rows: Iterable[Row]) -> dict[tuple[str, int, str], list[Row]]:
     by_candidate = defaultdict(list)
     for row in rows:
         by_candidate[row["split"], row["index"], row["identity"]].append(row)
-    return by_candidate
+    return dict(by_candidate)
 
 
 def group_by_cost(candidates: Sequence[Candidate], costs: Sequence[int]) -> list[list[Candidate]]:

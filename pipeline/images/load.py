@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -81,17 +81,11 @@ def _find_text(dataset: str, folder: str | None, settings: ImageSettings) -> Tex
 def _load_text(source: TextSource, settings: ImageSettings, storage: str) -> Images:
     """Return the text of a data set, read into the storage at the first call; a damaged copy is read again."""
     key = text_settings(source, settings.size, settings.test_fraction)
-    stored = image_set_folder(str(image_cache(storage)), source.name, settings.size, key)
-    with suppress(_Incomplete):
-        return open_images(stored)
-    here = node_cache(image_cache(storage))
-    here.mkdir(parents=True, exist_ok=True)
-    with FileLock(here / f"{stored.rpartition('/')[2]}.lock"):
-        try:
-            return open_images(stored)
-        except _Incomplete:
-            store_text(source, stored, settings.size, settings.test_fraction)
-    return open_images(stored)
+    cache = str(image_cache(storage))
+    stored = image_set_folder(cache, source.name, settings.size, key)
+    return _opened_or_stored(
+        stored, node_cache(cache), lambda: store_text(source, stored, settings.size, settings.test_fraction)
+    )
 
 
 def find_images(dataset: str, settings: ImageSettings, storage: str) -> DatasetSource | TextSource:
@@ -164,22 +158,7 @@ def load_cached_images(
     if not source.has_test:
         key += [test_fraction, SPLIT_SEED]
     stored = image_set_folder(place, source.name, image_size, settings_hash(key))
-    with suppress(_Incomplete):
-        return open_images(stored)
-
-    try:
-        here.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"image cache {here} cannot be made: {error.strerror}") from error
-    # The first process decodes, the others wait and find its result.
-    with FileLock(here / f"{stored.rpartition('/')[2]}.lock"):
-        try:
-            return open_images(stored)
-        except _Incomplete as fault:
-            if file_sizes(stored):
-                log.warning("%s: decoding what is missing", fault)
-            _store(source, stored, image_size, test_fraction, max_pixels)
-    return open_images(stored)
+    return _opened_or_stored(stored, here, lambda: _store(source, stored, image_size, test_fraction, max_pixels))
 
 
 # The decoded data set
@@ -190,6 +169,33 @@ class _Incomplete(UserError):
 
     def __init__(self, stored: str, fault: str):
         super().__init__(f"image cache {stored} is incomplete: {fault}")
+
+
+def _opened_or_stored(stored: str, here: Path, store: Callable[[], None]) -> Images:
+    """Return the data set at a place, after storing it there if it is missing or damaged.
+
+    Args:
+        stored: the place.
+        here: a folder of this node, where processes wait for each other: the first one stores.
+        store: stores what is missing.
+
+    Raises:
+        UserError: the folder cannot be made, or the data set cannot be stored.
+    """
+    with suppress(_Incomplete):
+        return open_images(stored)
+    try:
+        here.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"image cache {here} cannot be made: {error.strerror}") from error
+    with FileLock(here / f"{stored.rpartition('/')[2]}.lock"):
+        try:
+            return open_images(stored)
+        except _Incomplete as fault:
+            if file_sizes(stored):
+                log.warning("%s: decoding what is missing", fault)
+            store()
+    return open_images(stored)
 
 
 def open_images(stored: str) -> Images:

@@ -32,6 +32,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.images.folders import MOST_PASSED_OVER, ImageFolder, scan
 from pipeline.images.pixels import MAX_PIXELS, PIXELS_FORMAT, read_square
+from pipeline.params import TEXT_DATASETS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,11 +151,12 @@ def _find(dataset: str, folder: str | None, downloads: Path) -> DatasetSource:
         return DATASETS[dataset](_local_path("images.folder", folder) if folder else None, downloads)
     if dataset and ("/" in dataset or Path(dataset).expanduser().is_dir()):
         return _find_folder("folder", _local_path("dataset", dataset), downloads)
-    closest = difflib.get_close_matches(dataset, list_datasets(), n=1, cutoff=0.5)
+    known = (*list_datasets(), *TEXT_DATASETS)
+    closest = difflib.get_close_matches(dataset, known, n=1, cutoff=0.5)
     hint = f": did you mean {closest[0]}?" if closest else ""
     raise UserError(
         f"dataset = {dataset!r} is unknown{hint}\n"
-        f"possible are {', '.join(list_datasets())}, or the path of a folder of class folders"
+        f"possible are {', '.join(known)}, or the path of a folder of class folders"
     )
 
 

@@ -1,11 +1,12 @@
-"""Settings of what is measured: stages evaluate, sgd, copies, finetune, adapt, properties and study."""
+"""Settings of what is measured: stages evaluate, sgd, copies, finetune, adapt, condition, detect,
+properties and study."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from pipeline.params.data import SPLITS
 from pipeline.params.sections import (
@@ -119,7 +120,7 @@ class FinetuneSettings(TransferSettings):
 class AdaptSettings(TransferSettings):
     """What stage adapt adapts the hypernetwork to, and what it compares that with."""
 
-    all_images: bool
+    all_images: StrictBool
     validate_every: Count
     alone_steps: Count
 
@@ -150,7 +151,7 @@ class DetectSettings(RateSearchSettings):
     dataset: Literal["scenes", "penn_fudan", "coco"]
     folder: str | None
     backbones: Annotated[list[str], Field(min_length=1)]
-    pyramid: bool
+    pyramid: StrictBool
     size: Annotated[Integer, Field(ge=32)]
     images: Annotated[Integer, Field(ge=2)]
     test_images: Count

@@ -176,7 +176,7 @@ def _log_metrics(run: StageRun, summary: pd.DataFrame) -> None:
         figures = {f"{row['split']}_{name}": value for name, value in _figures(row)}
         run.log_metrics(figures)
         if row["split"] == "test":
-            run.summary({name: value for name, value in figures.items() if name.endswith(f"{row['epochs']}_top1")})
+            run.summary({f"test_sgd_{row['epochs']}_top1": row["top1"]})
 
 
 def _print_summary(summary: pd.DataFrame) -> None:

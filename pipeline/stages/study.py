@@ -72,9 +72,10 @@ def study(params: Params, variant: str, seed: int) -> None:
     ):
         require_resources(params.workers)
         images = load_images(params.dataset, params.images, params.storage)
-        paces, scored = (_task_folder(own, store, images, task) for task in (PACE, "scores"))
+        paces = _task_folder(own, store, images, PACE)
         pace = _pace(own, store, images, paces)
         own = own.with_train(steps_within(params.study.minutes, pace))
+        scored = _task_folder(own, store, images, "scores")
         with trained_hypernetwork(own, store, images, run) as trained, named_when_interrupted(scored):
             scores = _measured(own, store, images, trained, scored)
             results = results_folder(f"study/{variant}-{seed}")

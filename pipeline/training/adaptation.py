@@ -138,11 +138,11 @@ def _sampled(seed: int, split: str, count: int) -> list[Architecture]:
 
 def sampled_training_set(seed: int, count: int) -> TrainingSet:
     """Return the first architectures of split train of a seed, where none are stored."""
-    drawn = [next(samples(seed, "train", index)) for index in range(count)]
-    architectures = [sample.architecture for sample in drawn]
+    sampled = [next(samples(seed, "train", index)) for index in range(count)]
+    architectures = [sample.architecture for sample in sampled]
     return TrainingSet(
-        nodes=np.array([sample.summary.nodes for sample in drawn]),
-        parameters=np.array([sample.summary.num_parameters for sample in drawn]),
+        nodes=np.array([sample.summary.nodes for sample in sampled]),
+        parameters=np.array([sample.summary.num_parameters for sample in sampled]),
         norm_free=np.array([architecture.norm is None for architecture in architectures]),
         read=architectures.__getitem__,
     )

@@ -67,8 +67,8 @@ class AdaptRun:
 class AdaptResult(TypedDict):
     """What is measured of a run, as JSON.
 
-    `held_out_top1` is that of the kept weights, which are those after `step` steps, `seconds` the time until then and
-    to the last step, `test_top1` a number for each measured network.
+    `held_out_top1` is that of the kept weights, which are those after `step` steps, `seconds` the time of all steps
+    and their preparation, `test_top1` a number for each measured network.
     """
 
     held_out_top1: float
@@ -85,7 +85,7 @@ class AdaptSetup:
         settings: those of the stage.
         learned: those by which the hypernetwork was trained; its architectures and augmentation are those of a run too.
         storage: the place of the storage, as a worker reaches it.
-        manifest: the content of their manifest.
+        manifest: the content of the manifest of all stored architectures.
         validated: the networks that choose learning rate and step.
         measured: the networks that a run is measured on.
     """
@@ -255,7 +255,8 @@ def adapt_and_measure(run: AdaptRun, setup: AdaptSetup, ghn: Hypernetwork, targe
             ),
         )
     except NoFiniteLossError:
-        return AdaptResult(held_out_top1=0.0, step=0, seconds=0.0, test_top1=[0.0] * len(setup.measured))
+        seconds = time.perf_counter() - started
+        return AdaptResult(held_out_top1=0.0, step=0, seconds=seconds, test_top1=[0.0] * len(setup.measured))
     seconds = time.perf_counter() - started
     return AdaptResult(
         held_out_top1=dict(adapted.curve)[adapted.step],

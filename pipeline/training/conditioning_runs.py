@@ -41,7 +41,7 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 200
 """Share of the training images of a data set that choose the step, and how many at most."""
 
 CONDITION = 20218
-"""Part of the keys of the statistics that measure, so that they are of other images than those of a step."""
+"""Part of the keys of the statistics that measure, so that their images are chosen apart from those of the steps."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,8 @@ def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int
     state = TrainingState.new(settings, num_classes, torch.device("cpu"), torch.float32)
     with checkpoint.as_directory() as folder:
         state.load(Path(folder))
-    if state.has_diverged(settings.meta_batch) or not pd.DataFrame(state.history)["loss"].notna().any():
+    losses = [row["loss"] for row in state.history]  # none where the run was stopped before its first row
+    if state.has_diverged(settings.meta_batch) or (losses and all(map(math.isnan, losses))):
         most = pd.DataFrame(state.dropped_architectures)["identity"].value_counts()
         raise UserError(
             f"training diverged at step {state.step}: the loss or gradient of more than {MAX_NONFINITE_SHARE:.0%} of "
