@@ -257,12 +257,11 @@ class ProgramBuilder(Builder):
         (table,) = self.operations[embedding].parameters
         return self.emit("linear", (x,), (*self.operations[x].shape[:-1], table.shape[0]), (table,))
 
-    def pool(self, kind: str, x: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> int:
-        """Append a `max_pool`, or an `avg_pool`, which does not count the padding."""
+    def pool(self, kind: str, x: int, stride: int = 1) -> int:
+        """Append a `max_pool` of 3×3 pixels, or an `avg_pool`, which does not count the padding."""
         channels, height, width = self.operations[x].shape
-        height = (height + 2 * padding - kernel) // stride + 1
-        width = (width + 2 * padding - kernel) // stride + 1
-        return self.emit(kind, (x,), (channels, height, width), (), (kernel, stride, padding))
+        shape = (channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        return self.emit(kind, (x,), shape, (), (3, stride, 1))
 
     def subsample(self, x: int, stride: int) -> int:
         """Append a choice of every `stride`-th row and column, beginning with the first."""

@@ -45,8 +45,8 @@ def adapt_to_images(
     images = load_cached_images(dataset, ghn.config.image_size, cache, folder=folder)
     with tqdm(total=steps, desc="adapt", unit="step", dynamic_ncols=True) as bar:
         adapted = adapt_to_few_images(ghn, images, per_class, steps, learning_rate, seed, bar.update)
-    top1 = accuracies_of_unseen(adapted.ghn, images, seed)
-    adapted.ghn.save(out)
+    top1 = accuracies_of_unseen(adapted.model, images, seed)
+    adapted.model.save(out)
     print(f"adapted to {images.name}: {per_class} images of each of {len(images.classes)} classes")
     kept = dict(adapted.curve)[adapted.step]
     print(f"weights after {adapted.step} of {steps} steps, which were best on held-out images: top-1 {kept:.1%}")

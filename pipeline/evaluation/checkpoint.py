@@ -15,21 +15,17 @@ from pipeline.results import CHECKPOINT
 AnyHypernetwork = TypeVar("AnyHypernetwork", bound=Hypernetwork)
 
 
-def trained_ghn(folder: str | Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
+def trained_ghn(folder: Path = CHECKPOINT) -> tuple[Hypernetwork, str]:
     """Return the hypernetwork of a checkpoint folder, in evaluation mode, and a digest of the folder's files.
 
     Raises:
         UserError: a file is missing or damaged; the message names it.
     """
-    return trained(Hypernetwork, Path(folder))
+    return trained_as(Hypernetwork, folder)
 
 
-def trained(kind: type[AnyHypernetwork], folder: Path = CHECKPOINT) -> tuple[AnyHypernetwork, str]:
-    """Return what `trained_ghn` does, as a hypernetwork of a kind.
-
-    Raises:
-        UserError: a file is missing or damaged; the message names it.
-    """
+def trained_as(kind: type[AnyHypernetwork], folder: Path = CHECKPOINT) -> tuple[AnyHypernetwork, str]:
+    """Return what `trained_ghn` does, as a hypernetwork of a kind: a `GHN` predicts for any `nn.Module` too."""
     if not folder.is_dir():
         raise UserError(f"{folder} not found: stage train writes it, run `dvc repro train`")
     try:
@@ -48,10 +44,10 @@ def require_fit(ghn: Hypernetwork, images: Images, image_size: int) -> None:
     Raises:
         UserError: it was trained for another number of classes or another image size.
     """
-    trained = (ghn.config.num_classes, ghn.config.image_size)
+    learned = (ghn.config.num_classes, ghn.config.image_size)
     wanted = (len(images.classes), image_size)
-    if trained != wanted:
+    if learned != wanted:
         raise UserError(
-            f"{CHECKPOINT} was trained for {trained[0]} classes and image size {trained[1]},\n"
+            f"{CHECKPOINT} was trained for {learned[0]} classes and image size {learned[1]},\n"
             f"dataset = {images.name} has {wanted[0]} classes at images.size = {wanted[1]}: must be the same"
         )

@@ -33,7 +33,8 @@ from pipeline.evaluation.detectors import RESNETS, backbone_module, detector, in
 from pipeline.evaluation.initialisations import BASELINE
 from pipeline.evaluation.learning_rates import ChosenRate, best_rate, rate_rows, search_rates
 from pipeline.evaluation.networks import evaluated_network, seed_of
-from pipeline.images.scenes import ScenesInMemory
+from pipeline.images.scene_sets import DetectionScenes
+from pipeline.images.scenes import Scene, ScenesInMemory
 from pipeline.params import DetectSettings, EvaluateSettings, settings_hash
 
 SHOWN_SCENES = 6
@@ -82,20 +83,13 @@ class DetectSetup:
         settings: those of the stage.
         seed: that of the pipeline.
         backbones: a ResNet's name or an architecture, by the name of the backbone.
-        train, held_out, test: the scenes that are trained on, that choose learning rates, and that are measured.
-        mean, std: of the channels of the training scenes, on a scale of 0..1.
-        digest: changes with every scene.
+        scenes: what is trained on, chooses learning rates, and is measured.
     """
 
     settings: DetectSettings
     seed: int
     backbones: Mapping[str, str | Network]
-    train: ScenesInMemory
-    held_out: ScenesInMemory
-    test: ScenesInMemory
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    digest: str
+    scenes: DetectionScenes
 
 
 class Detected(NamedTuple):
@@ -105,21 +99,25 @@ class Detected(NamedTuple):
     rates: DataFrame[DetectionRates]
     results: dict[DetectRun, DetectResult]
 
-    def shown(self, setup: DetectSetup) -> ShownDetections:
+    def shown(self, test: ScenesInMemory) -> ShownDetections:
         """Return the first test scenes with what the detectors of the first seed find in them."""
-        scenes = [setup.test[index] for index in range(min(SHOWN_SCENES, len(setup.test)))]
         found: dict[str, dict[str, list[FoundBoxes]]] = {}
         for run, result in self.results.items():
             if run.seed == 0 and result["shown"]:
                 found.setdefault(run.backbone, {})[run.initialisation] = result["shown"]
         return ShownDetections(
-            classes=list(setup.test.classes),
+            classes=list(test.classes),
             scenes=[
                 ShownScene(png=as_png(scene.pixels), boxes=scene.boxes.tolist(), labels=scene.labels.tolist())
-                for scene in scenes
+                for scene in first_scenes(test)
             ],
             found=found,
         )
+
+
+def first_scenes(test: ScenesInMemory) -> list[Scene]:
+    """Return the test scenes that the report shows."""
+    return list(test.scenes[:SHOWN_SCENES])
 
 
 def as_png(pixels: np.ndarray) -> str:
@@ -177,7 +175,7 @@ def detect_all(setup: DetectSetup, initialisations: Mapping[str, Sequence[str]],
         backbone = setup.backbones[run.backbone]
         network = backbone if isinstance(backbone, str) else backbone.to_dict()
         budget = (settings.epochs, settings.batch, settings.size, settings.pyramid)
-        return settings_hash([function.__name__, asdict(run), network, budget, setup.digest, setup.seed], 24)
+        return settings_hash([function.__name__, asdict(run), network, budget, setup.scenes.digest, setup.seed], 24)
 
     cached: CachedRuns[DetectRun] = CachedRuns(
         folder, name_of_run, arguments_of=lambda run: (run, shared_setup, shared_ghn), cost_of=lambda _: settings.epochs
@@ -231,15 +229,15 @@ def train_and_detect(run: DetectRun, setup: DetectSetup, ghn: GHN) -> DetectResu
     curve: list[tuple[int, float, float]] = []
 
     def measure(epoch: int, trained: FasterRCNN) -> None:
-        precision = precision_of(trained, setup.test, settings.batch)
+        precision = precision_of(trained, setup.scenes.test, settings.batch)
         curve.append((epoch, precision.ap, precision.ap50))
 
     training = DetectorTraining(run.learning_rate, settings.epochs, settings.batch, key)
-    if not train_detector(model, setup.train, training, measure):
+    if not train_detector(model, setup.scenes.train, training, measure):
         return DetectResult(held_out_ap50=0.0, curve=[(e + 1, 0.0, 0.0) for e in range(settings.epochs)], shown=[])
-    first = ScenesInMemory(setup.test.classes, [setup.test[i] for i in range(min(SHOWN_SCENES, len(setup.test)))])
+    first = ScenesInMemory(setup.scenes.test.classes, first_scenes(setup.scenes.test))
     return DetectResult(
-        held_out_ap50=precision_of(model, setup.held_out, settings.batch).ap50,
+        held_out_ap50=precision_of(model, setup.scenes.held_out, settings.batch).ap50,
         curve=curve,
         shown=[as_lists(found) for found in detect(model, first, settings.batch)],
     )
@@ -252,8 +250,8 @@ def begun_detector(run: DetectRun, setup: DetectSetup, ghn: GHN, key: int) -> Fa
     initialise(module, run.initialisation, backbone, ghn, settings.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key)  # of the parts that are no backbone
-        classes = len(setup.train.classes)
-        return detector(module, settings.size, classes, settings.pyramid, setup.mean, setup.std)
+        scenes, classes = setup.scenes, len(setup.scenes.train.classes)
+        return detector(module, settings.size, classes, settings.pyramid, scenes.mean, scenes.std)
 
 
 def as_lists(found: Detections) -> FoundBoxes:

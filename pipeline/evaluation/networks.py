@@ -77,6 +77,17 @@ def candidates_of(
     ]
 
 
+def evaluated_candidates(
+    store: ArchitectureStore, settings: EvaluateSettings, image_size: int, most: int | None = None
+) -> list[Candidate]:
+    """Return the networks of all evaluated splits, or the first `most` of each, at the width of the evaluation."""
+    return [
+        candidate
+        for split in evaluated_splits(store)
+        for candidate in candidates_of(split, store.networks(split, most), settings, image_size)
+    ]
+
+
 def evaluated_splits(store: ArchitectureStore) -> list[str]:
     """Return the evaluated splits of a store's design space; the predefined networks are of DeepNets-1M's."""
     own = {*store.splits, *(["predefined"] if store.has_predefined else [])}

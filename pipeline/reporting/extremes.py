@@ -43,15 +43,14 @@ def ranked_architectures(architectures: pd.DataFrame) -> pd.DataFrame:
     return ranked.assign(rank=range(1, len(ranked) + 1))
 
 
-def extreme_architectures(architectures: pd.DataFrame, number: int = RENDERED) -> pd.DataFrame:
+def extreme_architectures(architectures: pd.DataFrame) -> pd.DataFrame:
     """Return the best and the worst architectures whose graphs are small enough to render, best first.
 
     Args:
         architectures: a row for each (split, index, initialisation).
-        number: architectures at each end; fewer if there are not twice as many.
     """
     small = ranked_architectures(architectures).query(f"nodes <= {LARGEST_GRAPH}")
-    number = min(number, len(small) // 2)
+    number = min(RENDERED, len(small) // 2)
     return pd.concat([small.head(number), small.tail(number)]).assign(end=[BEST] * number + [WORST] * number)
 
 

@@ -194,13 +194,12 @@ def splits_table(generated: Mapping[str, int], accuracy: pd.DataFrame) -> Table:
     return Table(("split", "generated", "evaluated"), rows)
 
 
-def extremes(architectures: pd.DataFrame, initialisations: Mapping[str, str], most: int = EXTREMES) -> dict[str, Table]:
-    """Return the `most` best and worst architectures of each split, or all of them if there are not more.
+def extremes(architectures: pd.DataFrame, initialisations: Mapping[str, str]) -> dict[str, Table]:
+    """Return the `EXTREMES` best and worst architectures of each split, or all of them if there are not more.
 
     Args:
         architectures: a row for each (split, index, initialisation).
         initialisations: their labels by name. Architectures are ranked by the accuracy of the first one.
-        most: the number of architectures at each end.
     """
     first, *_ = initialisations
     columns = ("rank", "architecture", "parameters", *(f"{name}, %" for name in initialisations))
@@ -209,8 +208,8 @@ def extremes(architectures: pd.DataFrame, initialisations: Mapping[str, str], mo
         top1 = group.pivot(index="index", columns="initialisation", values="top1")
         ranked = group[group["initialisation"] == first].sort_values(["top1", "index"], ascending=[False, True])
         shown = list(range(len(ranked)))
-        if len(ranked) > 2 * most:
-            shown = [*shown[:most], *shown[-most:]]
+        if len(ranked) > 2 * EXTREMES:
+            shown = [*shown[:EXTREMES], *shown[-EXTREMES:]]
         rows = [
             (
                 f"{rank + 1:,}",

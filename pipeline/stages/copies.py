@@ -23,7 +23,7 @@ from pipeline.console import percent, print_table
 from pipeline.evaluation.checkpoint import require_fit, trained_ghn
 from pipeline.evaluation.copies import COPIES, measure_copies, require_sources, sources_of
 from pipeline.evaluation.measurement import measured_images
-from pipeline.evaluation.networks import candidates_of, evaluated_splits
+from pipeline.evaluation.networks import evaluated_candidates
 from pipeline.evaluation.stored_sources import StoredSource, read_sources
 from pipeline.evaluation.tables import CopyScores
 from pipeline.images.load import load_images
@@ -56,13 +56,8 @@ def copies(params: Params) -> None:
         run.log_data("architectures", store.digest)
         run.log_data(images.name, images.settings_hash)
         images = measured_images(images, params.evaluate)
-        candidates = [
-            candidate
-            for split in evaluated_splits(store)
-            for candidate in candidates_of(
-                split, store.networks(split, params.copies.architectures), params.evaluate, params.images.size
-            )
-        ]
+        size, most = params.images.size, params.copies.architectures
+        candidates = evaluated_candidates(store, params.evaluate, size, most)
         # The storage's place for the workers, which have other working directories.
         sources = sources_of(stored, store, params.evaluate, images, storage_root(params.storage))
         measured_as = params.evaluate.model_dump(exclude={"similarity"})

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pandera.typing import DataFrame
 
+from ghn.models.ghn import GHN
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
+from pipeline.evaluation.checkpoint import trained_as
 from pipeline.evaluation.detection_runs import DetectSetup, backbones_of, detect_all, initialisations_of
 from pipeline.evaluation.detection_tables import DetectionSummary, detection_metrics, summarise_detection
-from pipeline.evaluation.detectors import trained_ghn_of_modules
 from pipeline.images.scene_sets import load_scenes
 from pipeline.params import Params
 from pipeline.results import results_folder
@@ -33,20 +34,11 @@ def detect(params: Params) -> None:
     """
     settings = params.detect
     with stage_run("detect", params.model_dump(), experiment=params.tracking.experiment) as run:
-        ghn, checkpoint = trained_ghn_of_modules()
+        ghn, checkpoint = trained_as(GHN)
         scenes = load_scenes(settings, params.storage, params.seed)
         run.log_data(settings.dataset, scenes.digest)
-        setup = DetectSetup(
-            settings,
-            params.seed,
-            backbones_of(settings, ArchitectureStore(params.storage), params.evaluate),
-            scenes.train,
-            scenes.held_out,
-            scenes.test,
-            scenes.mean,
-            scenes.std,
-            scenes.digest,
-        )
+        backbones = backbones_of(settings, ArchitectureStore(params.storage), params.evaluate)
+        setup = DetectSetup(settings, params.seed, backbones, scenes)
         folder = task_cache_folder(params.storage, "detection", [DETECTION_FORMAT, checkpoint])
         with named_when_interrupted(folder), ray_cluster(params.cluster.address, params.cluster.cpus):
             detected = detect_all(setup, initialisations_of(settings), ghn, folder)
@@ -55,7 +47,7 @@ def detect(params: Params) -> None:
         write_parquet(results / "curves.parquet", detected.curves)
         write_csv(results / "summary.csv", summary)
         write_csv(results / "learning_rates.csv", detected.rates)
-        write_json(results / "shown.json", detected.shown(setup))
+        write_json(results / "shown.json", detected.shown(scenes.test))
         write_json(results / "metrics.json", detection_metrics(summary))
         run.log_table(detected.curves, "curves")
         run.log_table(summary, "summary")

@@ -22,7 +22,7 @@ from pipeline.evaluation.checkpoint import require_fit, trained_ghn
 from pipeline.evaluation.embeddings import StoredArchitectures
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS, evaluated_initialisations
 from pipeline.evaluation.measurement import Measurement, measure_all, measured_images
-from pipeline.evaluation.networks import candidates_of, evaluated_splits
+from pipeline.evaluation.networks import evaluated_candidates
 from pipeline.evaluation.similarity import candidate_embeddings, correlate_accuracy, similarity_to_training
 from pipeline.evaluation.summaries import initialisations_of, summarise_architectures
 from pipeline.evaluation.tables import ALL_SPLITS, ArchitectureScores, SimilarityCorrelations, SplitSummary
@@ -56,11 +56,7 @@ def evaluate(params: Params) -> None:
         store = ArchitectureStore(params.storage)
         run.log_data("architectures", store.digest)
         run.log_data(images.name, images.settings_hash)
-        candidates = [
-            candidate
-            for split in evaluated_splits(store)
-            for candidate in candidates_of(split, store.networks(split), params.evaluate, params.images.size)
-        ]
+        candidates = evaluated_candidates(store, params.evaluate, params.images.size)
         data = digest(images, images.train)
         settings = [EVALUATION_FORMAT, checkpoint, data, params.evaluate.model_dump(), params.seed]
         initialisations = evaluated_initialisations()

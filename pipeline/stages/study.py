@@ -7,8 +7,6 @@ that of the training steps: a short run measures the seconds per step, from whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 from pandera.typing import DataFrame
 
@@ -25,7 +23,7 @@ from pipeline.console import percent, print_bits, print_table
 from pipeline.evaluation.bits import bits_a_byte
 from pipeline.evaluation.initialisations import HEADLINE, INITIALISATIONS
 from pipeline.evaluation.measurement import measure_all
-from pipeline.evaluation.networks import Candidate, candidates_of, evaluated_splits
+from pipeline.evaluation.networks import evaluated_candidates, evaluated_splits
 from pipeline.evaluation.tables import ArchitectureScores
 from pipeline.images.dataset import Images
 from pipeline.images.load import load_images
@@ -126,7 +124,7 @@ def _measured(
     """Return a row for each measured architecture, with predicted parameters."""
     settings = params.evaluate.model_copy(update={"images": params.study.images, "running_statistics": 0})
     rows = measure_all(
-        _candidates(params, store),
+        evaluated_candidates(store, params.evaluate, params.images.size, params.study.architectures),
         {HEADLINE: INITIALISATIONS[HEADLINE]},
         trained.ghn.eval(),
         without_train_part(images, settings.images),
@@ -135,17 +133,6 @@ def _measured(
         folder,
     )
     return ArchitectureScores.validate(pd.DataFrame(rows))
-
-
-def _candidates(params: Params, store: ArchitectureStore) -> Sequence[Candidate]:
-    """Return the first architectures of each split, at the width at which they are evaluated."""
-    return [
-        candidate
-        for split in evaluated_splits(store)
-        for candidate in candidates_of(
-            split, store.networks(split, params.study.architectures), params.evaluate, params.images.size
-        )
-    ]
 
 
 def _figures(scores: DataFrame[ArchitectureScores], bits: pd.DataFrame | None) -> dict[str, float]:

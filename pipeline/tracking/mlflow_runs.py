@@ -137,16 +137,16 @@ class StageRun:
         """
         self.outbox.put(LogMetrics(self.run_id, self._finite(metrics, step or 0)))
 
-    def log_history(self, rows: list[dict[str, float]], step_key: str = "step") -> None:
-        """Log a whole curve, one row per step.
+    def log_history(self, rows: list[dict[str, float]]) -> None:
+        """Log a whole curve, one row per `step`.
 
         Raises:
             UserError: a value is not finite; then nothing is logged.
         """
         metrics: list[tuple[str, float, int, int]] = []
         for row in rows:
-            values = {name: value for name, value in row.items() if name != step_key}
-            metrics += self._finite(values, int(row[step_key]))
+            values = {name: value for name, value in row.items() if name != "step"}
+            metrics += self._finite(values, int(row["step"]))
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
             self.outbox.put(LogMetrics(self.run_id, metrics[start : start + METRICS_PER_REQUEST]))
 
@@ -197,7 +197,7 @@ class StageRun:
         for key, value in tags.items():
             self.outbox.put(SetTag(self.run_id, key, hidden(str(value))))
 
-    def log_ghn(self, checkpoint_folder: str | Path, name: str = "ghn") -> str | None:
+    def log_ghn(self, checkpoint_folder: str | Path) -> str | None:
         """Log and register a GHN checkpoint.
 
         Return the address that loads it, such as `models:/ghn/1`; None if MLflow does not have the model yet.
@@ -213,7 +213,7 @@ class StageRun:
 
         model = RegisterModel(
             key=uuid.uuid4().hex,
-            name=name,
+            name="ghn",
             experiment_id=self.experiment_id,
             run_id=self.run_id,
             pipeline_id=self.pipeline_id,

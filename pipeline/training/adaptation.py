@@ -7,7 +7,7 @@ The hypernetwork then predicts parameters for the new data set, of networks that
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ghn.training.meta_batch import MetaBatchSettings, TrainingSet
 from pipeline.images.batches import Augmentation
 from pipeline.images.dataset import Images
 from pipeline.images.subsets import few_and_held_out
-from pipeline.training.learning import LearningSettings, learn
+from pipeline.training.learning import KeptModel, LearningSettings, learn
 from pipeline.training.validation import Validation
 
 CLIP = 5.0
@@ -41,21 +41,6 @@ HELD_OUT, VALIDATIONS = 500, 8
 """Images that choose the weights, at most, and how often they are measured."""
 
 
-@dataclass(frozen=True, eq=False)
-class AdaptedHypernetwork:
-    """The weights that did best on held-out images.
-
-    Attributes:
-        ghn: the hypernetwork with them.
-        step: the number of steps after which it had them.
-        curve: pairs of a step and the mean top-1 on held-out images then, 0 to 1.
-    """
-
-    ghn: Hypernetwork
-    step: int
-    curve: list[tuple[int, float]]
-
-
 def adapt_to_few_images(
     before: Hypernetwork,
     images: Images,
@@ -64,7 +49,7 @@ def adapt_to_few_images(
     learning_rate: float,
     seed: int,
     count_step: Callable[[], object],
-) -> AdaptedHypernetwork:
+) -> KeptModel[Hypernetwork]:
     """Return a trained hypernetwork that is adapted to a few images of each class, as `ghn adapt` does.
 
     Args:
@@ -113,7 +98,7 @@ def adapt_hypernetwork(
     validation: Validation,
     settings: LearningSettings,
     count_step: Callable[[], object] = lambda: None,
-) -> AdaptedHypernetwork:
+) -> KeptModel[Hypernetwork]:
     """Train all weights of a hypernetwork in place, and return the ones that did best on held-out images.
 
     The result is a function of the arguments: of the weights, the images and the settings.
@@ -129,7 +114,8 @@ def adapt_hypernetwork(
         NoFiniteLossError: no step could be taken.
     """
     kept = learn(ghn, lambda step: (ghn, images), lambda: validation.top1(ghn), training_set, settings, count_step)
-    return AdaptedHypernetwork(kept.model.eval(), kept.step, kept.curve)
+    kept.model.eval()
+    return kept
 
 
 def _sampled(seed: int, split: str, count: int) -> list[Architecture]:

@@ -262,5 +262,5 @@ def adapt_and_measure(run: AdaptRun, setup: AdaptSetup, ghn: Hypernetwork, targe
         held_out_top1=dict(adapted.curve)[adapted.step],
         step=adapted.step,
         seconds=seconds,
-        test_top1=replace(validation, architectures=setup.measured).top1_of_each(adapted.ghn, images.test),
+        test_top1=replace(validation, architectures=setup.measured).top1_of_each(adapted.model, images.test),
     )

@@ -197,7 +197,7 @@ def _alone(
     own = setup.sets[name]
     ghn = _seeded(lambda: Hypernetwork(_config(setup, own.images)), key)
     adapted = adapt_hypernetwork(ghn, training_set, own.images, own.validation, _learning(run, setup, key))
-    return adapted.step, {name: adapted.ghn}
+    return adapted.step, {name: adapted.model}
 
 
 def _together(

@@ -87,13 +87,13 @@ def trained_hypernetwork(
         images=images.place,
         metrics_buffer=f"steps-{name}",
     )
-    state = _final_state(settings, fit(job, folder, run), len(images.classes))
+    state = final_state(settings, fit(job, folder, run), len(images.classes))
     seconds = time.perf_counter() - started
     yield TrainedHypernetwork(state, _metrics(settings, params.workers, state, len(images.train), seconds))
     remove_run(folder)
 
 
-def _final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int) -> TrainingState:
+def final_state(settings: RunSettings, checkpoint: Checkpoint, num_classes: int) -> TrainingState:
     """Return the state after the last step.
 
     Raises:

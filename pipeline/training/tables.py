@@ -13,7 +13,6 @@ import pandas as pd
 import pandera.pandas as pa
 
 from pipeline.contracts import FINITE, Contract, count, finite, natural, share
-from pipeline.training.history import NORM_QUANTILES
 
 TIME_PARTS = (
     "wait_seconds",
@@ -24,8 +23,6 @@ TIME_PARTS = (
     "communication_seconds",
 )
 """The columns of the measured parts of a step, in the order in which they happen."""
-
-ARCHITECTURE_NORMS = tuple(f"architecture_norm_{name}" for name in NORM_QUANTILES)
 
 VALIDATION_COLUMNS = ("val_top1", "val_loss")
 

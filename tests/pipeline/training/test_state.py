@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.train import Checkpoint
 from safetensors.torch import load_file
 from small_settings import small_settings
 
@@ -19,8 +20,10 @@ from ghn.models.checkpoints import CheckpointError
 from ghn.models.hypernetwork import Hypernetwork
 from ghn.training.meta_batch import SampledArchitecture
 from ghn.training.step import MicroBatch, StepSettings, Stopwatch, accumulate_micro_batch
+from pipeline.errors import Terminated
 from pipeline.params import Params
 from pipeline.training.gradient_reduction import GradientReducer
+from pipeline.training.hypernetwork_training import final_state
 from pipeline.training.job import RunSettings
 from pipeline.training.state import TrainingState
 
@@ -323,6 +326,15 @@ def test_a_mean_leaves_out_nan() -> None:
         state.step += 1
         logged = state.record(row, 3, 100)
     assert logged == {"loss": 1.5, "dropped": 3, "val_top1": 0.25, "step": 3}
+
+
+def test_a_run_that_is_stopped_before_its_first_row_goes_on_later(tmp_path: Path) -> None:
+    state = new_state(dtype=torch.float32)
+    take_steps(state, LOG_EVERY - 1)
+    assert not state.history
+    state.save(tmp_path)
+    with pytest.raises(Terminated, match="after step 1 of 6, whose checkpoint is kept"):
+        final_state(run_settings(train={"ema": None}), Checkpoint.from_directory(tmp_path), CLASSES)
 
 
 def test_a_run_has_diverged_when_a_tenth_of_the_last_hundred_steps_was_dropped() -> None:
