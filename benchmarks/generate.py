@@ -51,7 +51,7 @@ def main(
         peak = max(peak_of_workers(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     rate, size = count / seconds, sum(shard.bytes for shard in shards)
     print(f"{count:,} architectures of split {split} in {seconds:.1f} s")
-    print(f"{rate:,.0f} a second, {rate / workers:,.0f} a second and core; at most {peak / 2**20:.0f} MiB a process")
+    print(f"{rate:,.0f} a second, {rate / workers:,.0f} a second and core; at most {peak / 2**20:.0f} MiB per process")
     print(f"{len(shards)} files, {size / 1e6:.1f} MB, {size / count:.1f} bytes each")
     architectures = [sample_architecture(SEED, split, index) for index in range(compiled)]
     blocks, whole = seconds_each(add_up_blocks, architectures), seconds_each(compile_whole, architectures)

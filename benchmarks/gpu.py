@@ -146,7 +146,7 @@ def step_figures(
 
 
 def throughput(processes: int, sizes: Sizes, device: torch.device) -> float | None:
-    """Return the architectures a second of several processes on the same device together; None if one has failed."""
+    """Return the architectures per second of several processes on the same device together; None if one has failed."""
     context = get_context("spawn")
     barrier, results = context.Barrier(processes), context.SimpleQueue()
     children = [
@@ -161,7 +161,7 @@ def throughput(processes: int, sizes: Sizes, device: torch.device) -> float | No
 
 
 def take_steps(rank: int, sizes: Sizes, name: str, barrier: Barrier, results: Any) -> None:
-    """Put the architectures a second of one process among several, which begin together."""
+    """Put the architectures per second of one process among several, which begin together."""
     torch.set_num_threads(1)
     device = use(name)
     steps = list(meta_batches(sizes.meta_batch, sizes.architectures, sizes.side))

@@ -124,7 +124,7 @@ def main(
         larger = meta_batch(ghn, count)
         total = sum(timed(ghn, larger, 3))
         growth.append({"nodes": larger.num_nodes, "seconds": round(total, 4)})
-        print(f"{larger.num_nodes:6d} nodes {total:.3f} s, {1e3 * total / larger.num_nodes:.3f} ms a node")
+        print(f"{larger.num_nodes:6d} nodes {total:.3f} s, {1e3 * total / larger.num_nodes:.3f} ms per node")
         count *= 2
     finish(result | {"growth": growth}, record)
 

@@ -272,7 +272,7 @@ def sections(rows: Sequence[LeaderboardRow]) -> dict[str, list[LeaderboardRow]]:
 
 def board_table(rows: Sequence[LeaderboardRow]) -> Table:
     """Return a line for each row: cost, times to accuracies, and accuracies in percent."""
-    columns = ("row", "commit", "seeds", "steps", "s a step", "minutes")
+    columns = ("row", "commit", "seeds", "steps", "s per step", "minutes")
     columns += (*(f"min to {target} %" for target in TARGETS), *RACE_SPLITS, NETWORK_LABEL)
     lines = []
     for row in rows:

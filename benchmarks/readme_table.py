@@ -37,7 +37,7 @@ def mebibytes(size: float) -> str:
 def growth(result: Result) -> str:
     first, last = result["growth"][0], result["growth"][-1]
     ratio = (last["seconds"] / last["nodes"]) / (first["seconds"] / first["nodes"])
-    return f"{ratio:.2f} times the time a node at {last['nodes']:,} nodes"
+    return f"at {last['nodes']:,} nodes, {ratio:.2f} times as long per node"
 
 
 def each(values: dict[str, float], digits: int) -> str:
@@ -49,22 +49,22 @@ ROWS = (
         "hypernetwork",
         lambda r: f"GHN-2 forward and backward with the decoder, 8 training graphs, {r['nodes']:,} nodes",
         lambda r: (
-            f"{r['forward_seconds'] + r['backward_seconds']:.2f} s; {growth(r)}; its GNN, level by level, is "
-            f"{r['node_by_node_ratio']:.0f} times as fast as node by node, with the same states"
+            f"{r['forward_seconds'] + r['backward_seconds']:.2f} s; {growth(r)}; its message passing, level by "
+            f"level, is {r['node_by_node_ratio']:.0f} times as fast as node by node, with the same states"
         ),
     ),
     TableRow(
         "generate_million",
         lambda r: "a million architectures sampled, checked, counted and written",
         lambda r: (
-            f"{r['seconds']:.0f} s, {r['bytes'] / 1e6:.0f} MB; at most {mebibytes(r['peak_rss_bytes'])} a process"
+            f"{r['seconds']:.0f} s, {r['bytes'] / 1e6:.0f} MB; at most {mebibytes(r['peak_rss_bytes'])} per process"
         ),
     ),
     TableRow(
         "generate_one_core",
         lambda r: "one worker, all of it on one core",
         lambda r: (
-            f"{r['architectures_per_second']:,.0f} architectures a second; adding up summaries of blocks is "
+            f"{r['architectures_per_second']:,.0f} architectures per second; adding up summaries of blocks is "
             f"{r['compiled_ratio']:.0f} times as fast as compiling programs"
         ),
     ),
@@ -81,7 +81,7 @@ ROWS = (
         lambda r: "the nearest of a million embeddings of 32 numbers, for 1,000 queries",
         lambda r: (
             f"{r['search']['32']['seconds']:.1f} s; of 100,000 graphs by the Weisfeiler-Lehman kernel, for 300 "
-            f"queries, {r['kernel_seconds']:.0f} s, {sum(r['kernel_cpu_ms'].values()):.1f} ms of CPU a graph"
+            f"queries, {r['kernel_seconds']:.0f} s, {sum(r['kernel_cpu_ms'].values()):.1f} ms of CPU per graph"
         ),
     ),
     TableRow(
@@ -96,7 +96,7 @@ ROWS = (
     ),
     TableRow(
         "train_step_64",
-        lambda r: "64 architectures a step",
+        lambda r: "64 architectures per step",
         lambda r: f"at most {r['peak_rss_bytes'] / 2**30:.1f} GiB of memory, as with 8",
     ),
     TableRow(
@@ -108,7 +108,7 @@ ROWS = (
         "scaling",
         lambda r: f"{r['workers']} workers of one thread",
         lambda r: (
-            f"{r['speedup']:.2f} times the architectures a second of one; the slower takes {r['imbalance']:.2f} of "
+            f"{r['speedup']:.2f} times the architectures per second of one; the slower takes {r['imbalance']:.2f} of "
             "their mean, and Ray's own processes share the two cores"
         ),
     ),

@@ -1,4 +1,4 @@
-"""How many architectures a second training does with several workers of one thread each.
+"""How many architectures per second training does with several workers of one thread each.
 
     python benchmarks/scaling.py --workers 2 [--steps 12] [--batch 64] [--image-size 32] [--precision fp32]
 

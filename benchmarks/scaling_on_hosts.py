@@ -1,4 +1,4 @@
-"""How many architectures a second training does on two hosts with one core each, beside one, over a network.
+"""How many architectures per second training does on two hosts with one core each, beside one, over a network.
 
     sudo python benchmarks/scaling_on_hosts.py [options of benchmarks/scaling.py]
 

@@ -1,4 +1,4 @@
-"""How many networks a second stages sgd and evaluate do with several workers of one thread each.
+"""How many networks per second stages sgd and evaluate do with several workers of one thread each.
 
     python benchmarks/sgd_scaling.py --workers 2 [--networks 24] [--epochs 1] [--repeats 2]
 

@@ -104,7 +104,7 @@ def main(
     step_seconds = sum(seconds for seconds, _ in taken) / len(taken)
     share = sum(hypernetwork_seconds(phases) for _, phases in taken) / sum(seconds for seconds, _ in taken)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{meta_batch} architectures, {batch} images of {image_size}x{image_size}: {step_seconds:.2f} s a step")
+    print(f"{meta_batch} architectures, {batch} images of {image_size}x{image_size}: {step_seconds:.2f} s per step")
     print(f"hypernetwork {share:.1%} of it; at most {peak / 2**20:.0f} MiB")
     result = {"step_seconds": round(step_seconds, 4), "hypernetwork_share": round(share, 4), "peak_rss_bytes": peak}
     if plain:

@@ -331,7 +331,7 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", min=8, help="In p
 @app.command("list", rich_help_panel=NETWORKS)
 @exits_on_user_error
 def list_names(pattern: Annotated[str, typer.Argument(help="Such as '*resnet*'.")] = "*") -> None:
-    """List the architectures that have a name: torchvision's, timm's (if installed) and the predefined ones."""
+    """List networks by name: torchvision's, those of timm and transformers if installed, predefined ones."""
     from pipeline.commands.one_network import print_names
 
     print_names(pattern)
@@ -400,7 +400,7 @@ def graph(
     out: Annotated[Path, typer.Option(help="Where to write the picture: .svg, .pdf or .png.")],
     classes: Annotated[int, typer.Option(min=1, help="Of the network.")] = 1000,
     image_size: ImageSize = None,
-    virtual_edges: Annotated[bool, typer.Option(help="Sample virtual edges too.")] = False,
+    virtual_edges: Annotated[bool, typer.Option(help="Show virtual edges too.")] = False,
 ) -> None:
     """Render the graph of a network, as a GHN sees it."""
     from pipeline.commands.one_network import render_network

@@ -43,7 +43,7 @@ def print_bits(title: str, bits: pd.DataFrame, by: str) -> None:
             "split": row["split"],
             by: str(row[by]),
             "networks": str(row["networks"]),
-            "bits a byte": f"{row['bits']:.2f}"
+            "bits per byte": f"{row['bits']:.2f}"
             + ("" if math.isnan(row["bits_error"]) else f" ± {row['bits_error']:.2f}"),
         }
         for row in bits.to_dict("records")

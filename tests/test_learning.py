@@ -117,7 +117,7 @@ def test_a_line_of_the_leaderboard_has_means_errors_and_what_was_not_reached(lea
     seeds = [a_seed(seed, minutes_to={"60": 4.0, "70": 9.0 if seed else None, "80": None}) for seed in range(3)]
     table = learning.board_table([a_row(seeds=seeds)])
     line = dict(zip(table.columns, table.rows[0], strict=True))
-    assert (line["seeds"], line["steps"], line["s a step"]) == ("3", "2,000 ± 0", "0.300 ± 0.000")
+    assert (line["seeds"], line["steps"], line["s per step"]) == ("3", "2,000 ± 0", "0.300 ± 0.000")
     assert (line["min to 60 %"], line["min to 70 %"], line["min to 80 %"]) == ("4.0 ± 0.0", "2 of 3 seeds", "never")
     assert (line["test"], line["bn_free"], line["ResNet-50"]) == ("70.0 ± 0.0", "35.0 ± 0.0", "55.0 ± 0.0")
 

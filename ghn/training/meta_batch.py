@@ -114,7 +114,7 @@ def sample_indices(
         indices_M = _sample_indices(rng, training_set, settings)
         if training_set.nodes[indices_M].sum() <= settings.max_nodes * max(1, size / 8):
             return indices_M, rng.random((size, 2))
-    raise ValueError(f"max_nodes = {settings.max_nodes}: too few for {size} architectures a step")
+    raise ValueError(f"max_nodes = {settings.max_nodes}: too few for {size} architectures per step")
 
 
 def _sample_indices(

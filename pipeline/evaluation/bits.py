@@ -1,4 +1,4 @@
-"""How well language models predict: cross entropy in bits a byte, whatever their tokens are."""
+"""How well language models predict: cross entropy in bits per byte, whatever their tokens are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 
 def bits_a_byte(scores: pd.DataFrame, by: str, bytes_per_token: float = 1.0) -> pd.DataFrame:
-    """Return the mean cross entropy in bits a byte of language models, for each split and value of a column.
+    """Return the mean cross entropy in bits per byte of language models, for each split and value of a column.
 
     Columns: split, the one that is named, `networks`, `bits` and `bits_error`, its standard error, missing for a single
     network. A network without a finite loss does not count; where none has one, there is no row. Bytes at random have 8
@@ -27,7 +27,7 @@ def bits_a_byte(scores: pd.DataFrame, by: str, bytes_per_token: float = 1.0) -> 
 
 
 def add_bits(metrics: dict[str, dict[str, float]], bits: pd.DataFrame, by: str, prefix: str = "") -> dict[str, float]:
-    """Add mean bits a byte to the metrics of their splits; return them by names such as `test_predicted_bits` too.
+    """Add mean bits per byte to the metrics of their splits; return them by names such as `test_predicted_bits` too.
 
     Args:
         bits: what `bits_a_byte` returns.

@@ -69,7 +69,7 @@ class SgdSetup:
         images_hash: their settings hash.
         held_out: share of the training images that are not trained on.
         augmentation: of the images that are trained on.
-        batch: images a step.
+        batch: images per step.
         converged_at: training accuracy at which a network counts as converged.
         test_images: number of test images; None: all.
         test_batch: images per batch of an evaluation.

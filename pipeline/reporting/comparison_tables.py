@@ -23,7 +23,7 @@ FEATURE_LABELS = {"embedding": "embedding", "size": "size", "graph": "graph stat
 
 
 def worth_table(worth: pd.DataFrame) -> Table:
-    """Return a row for each split: accuracies in percent, what a prediction is worth, and seconds a network."""
+    """Return a row for each split: accuracies in percent, what a prediction is worth, and seconds per network."""
     most = worth["most_epochs"].max()
     lines = [
         (

@@ -98,13 +98,13 @@ def training_table(results: Results, images: str, meta_batch: int, settings: Tra
         "hypernetwork": f"{name_of(results.config)}, {short_count(training.parameters)} parameters",
         "images": f"{images}, {results.config.num_classes} classes",
         "steps": f"{training.steps:,}",
-        "architectures a step": f"{meta_batch:,}",
-        "images a step": f"{settings.batch:,}",
+        "architectures per step": f"{meta_batch:,}",
+        "images per step": f"{settings.batch:,}",
         "workers": f"{training.workers:,} on {DEVICE_WORDS[training.device]}",
         "precision": PRECISION_WORDS[training.precision],
         "time": duration(training.seconds),
-        "architectures a second": f"{training.architectures_per_second:.3g}",
-        "images a second": f"{history['images_per_second'].median():,.0f}",
+        "architectures per second": f"{training.architectures_per_second:.3g}",
+        "images per second": f"{history['images_per_second'].median():,.0f}",
         "waiting for data": f"{waiting:.1%} of the time of steps",
     }
     if training.workers > 1:
@@ -162,7 +162,7 @@ def speed_table(architectures: pd.DataFrame) -> Table:
         sizes = (f"{own['nodes'].median():,.0f}", short_count(own["parameters"].median()))
         lines.append((str(split), f"{len(own):,}", *sizes, *times))
     columns = ("split", "networks", "nodes, median", "parameters, median", "prediction, median", "slowest")
-    return Table((*columns, "parameters a second"), lines)
+    return Table((*columns, "parameters per second"), lines)
 
 
 def speed_findings(results: Results, meta_batch: int, settings: TrainSettings) -> list[str]:
@@ -174,7 +174,7 @@ def speed_findings(results: Results, meta_batch: int, settings: TrainSettings) -
         f"All parameters of a network are predicted in {short_seconds(predicted['initialise_seconds'].median())} "
         f"(median of {count(len(predicted), 'network')}).",
         f"A step of training with {count(meta_batch, 'architecture')} and {count(settings.batch, 'image')} takes "
-        f"{short_seconds(step)}, {training.architectures_per_second:.3g} architectures a second, with "
+        f"{short_seconds(step)}, {training.architectures_per_second:.3g} architectures per second, with "
         f"{count(training.workers, 'worker')} on {DEVICE_WORDS[training.device]}; all {training.steps:,} steps took "
         f"{duration(training.seconds)}.",
     ]

@@ -126,7 +126,7 @@ def seeds_cost(row: LeaderboardRow) -> str:
         mean_and_error([getattr(seed, name) for seed in row.seeds]) for name in ("steps", "minutes", "seconds_per_step")
     )
     return (
-        f"Training took {minutes.words()} minutes a seed, {steps.mean:,.0f} steps of {seconds.words(3)} s. On unseen "
+        f"Training took {minutes.words()} minutes per seed, {steps.mean:,.0f} steps of {seconds.words(3)} s. On unseen "
         f"architectures of split val, top-1 reached {listing(_time_to(row, target) for target in TARGETS)}."
     )
 

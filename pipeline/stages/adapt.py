@@ -125,4 +125,4 @@ def _print_summary(summary: DataFrame[AdaptationSummary]) -> None:
         }
         for row in summary.itertuples()
     ]
-    print_table("Test accuracy in %, data set × images a class", rows)
+    print_table("Test accuracy in %, data set × images per class", rows)

@@ -93,7 +93,7 @@ def evaluate(params: Params) -> None:
         _log_correlations(run, correlations)
     clear_task_cache(folder)
     if params.is_text:
-        print_bits("Bits a byte of test text", bits, "initialisation")
+        print_bits("Bits per byte of test text", bits, "initialisation")
     _print_summary(summary)
     _print_correlations(correlations, training.count)
 

@@ -1,6 +1,6 @@
 """Stage `finetune`: is training on other images better started from predicted parameters than at random?
 
-Few-shot transfer: networks are trained by SGD on n images a class of another data set. All initialisations have the
+Few-shot transfer: networks are trained by SGD on n images per class of another data set. All initialisations have the
 same budget, the same images in the same order, the same classification layers at the start, and the same search for a
 learning rate.
 
@@ -122,4 +122,4 @@ def _print_summary(summary: DataFrame[FinetuningSummary]) -> None:
         }
         for row in summary.itertuples()
     ]
-    print_table("Test accuracy in % after training on images of a data set × images a class", rows)
+    print_table("Test accuracy in % after training on images of a data set × images per class", rows)

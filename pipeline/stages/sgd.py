@@ -85,7 +85,7 @@ def sgd(params: Params) -> None:
         _log_metrics(run, summary)
     clear_task_cache(folder)
     if params.is_text:
-        print_bits("Bits a byte of test text after training from random initialisation", bits, "epochs")
+        print_bits("Bits per byte of test text after training from random initialisation", bits, "epochs")
     _print_summary(summary)
 
 

@@ -92,7 +92,7 @@ def study(params: Params, variant: str, seed: int) -> None:
         clear_task_cache(folder)
     _print_scores(variant, seed, trained, scores)
     if bits is not None:
-        print_bits("Bits a byte of test text", bits, "initialisation")
+        print_bits("Bits per byte of test text", bits, "initialisation")
 
 
 def chart_parameters(settings: StudySettings) -> list[str]:
@@ -136,7 +136,7 @@ def _measured(
 
 
 def _figures(scores: DataFrame[ArchitectureScores], bits: pd.DataFrame | None) -> dict[str, float]:
-    """Return the mean top-1 of each split, by name, and of text the mean bits a byte."""
+    """Return the mean top-1 of each split, by name, and of text the mean bits per byte."""
     figures = {f"{split}_top1": top1 for split, top1 in scores.groupby("split", sort=False)["top1"].mean().items()}
     if bits is not None:
         figures |= {f"{row.split}_bits": row.bits for row in bits.itertuples()}

@@ -36,7 +36,7 @@ class LearningSettings:
     Attributes:
         steps: optimisation steps; the learning rate falls to 0 along a cosine over them.
         learning_rate: of Adam, after a warm-up over a tenth of the steps.
-        batch: images a step, if there are as many.
+        batch: images per step, if there are as many.
         validate_every: steps between measurements on held-out images.
         meta_batch: which architectures a step samples.
         augmentation: random changes of the images.

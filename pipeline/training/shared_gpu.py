@@ -1,7 +1,7 @@
 """Several workers on one GPU.
 
 Small target networks leave a GPU waiting for the CPU that launches their kernels, so that several processes on one GPU
-finish more architectures a second. NCCL refuses two processes on one GPU: Gloo takes its place, through the memory of
+finish more architectures per second. NCCL refuses two processes on one GPU: Gloo takes its place, through the memory of
 the CPU; a gradient is as large as the hypernetwork, some megabytes.
 
 A GPU runs kernels of different processes in turns, unless CUDA's multi-process service is running on the node

@@ -153,7 +153,7 @@ def test_a_label_without_a_class_is_refused(fashion, tmp_path) -> None:
 
 
 def cifar_files(name: str) -> dict[str, bytes]:
-    """CIFAR's binary files with 2 images a class in each; pixels are red = label, green = 100, blue = 200."""
+    """CIFAR's binary files with 2 images per class in each; pixels are red = label, green = 100, blue = 200."""
     cifar = image_sets.CIFAR[name]
     labels = np.repeat(np.arange(cifar.num_classes), 2)
     planes = np.stack([labels, np.full_like(labels, 100), np.full_like(labels, 200)], axis=1)

@@ -70,7 +70,7 @@ def test_lost_comparisons_are_those_significantly_below_random_at_the_end(read: 
 def test_the_cost_says_which_accuracies_were_reached_and_by_how_many_seeds() -> None:
     seeds = [a_seed(seed, minutes_to={"60": 4.0 + seed, "70": 9.0 if seed else None, "80": None}) for seed in range(3)]
     text = seeds_cost(a_row(seeds=seeds))
-    assert text.startswith("Training took 10.0 ± 0.0 minutes a seed, 2,000 steps of 0.300 ± 0.000 s.")
+    assert text.startswith("Training took 10.0 ± 0.0 minutes per seed, 2,000 steps of 0.300 ± 0.000 s.")
     assert "60% after 5.0 ± 0.6 minutes, 70% after 9.0 ± 0.0 minutes in 2 of 3 seeds and 80% never" in text
 
 

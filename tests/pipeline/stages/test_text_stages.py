@@ -69,7 +69,7 @@ def test_a_hypernetwork_learns_to_predict_language_models(
         assert bits[split, "predicted"] < bits[split, "random"] - 1.5
     metrics = json.loads(Path("results/evaluate/metrics.json").read_text())
     assert metrics["wide"]["predicted_bits"] == pytest.approx(bits["wide", "predicted"])
-    assert "Bits a byte of test text" in capsys.readouterr().out
+    assert "Bits per byte of test text" in capsys.readouterr().out
 
     sgd(params)
     trained = json.loads(Path("results/sgd/metrics.json").read_text())
