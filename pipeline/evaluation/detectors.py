@@ -23,6 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from ghn.models.ghn import GHN
 from ghn.networks.module import ProgramModule
 from ghn.networks.network import Network
+from pipeline.evaluation.checkpoint import trained_as
 from pipeline.evaluation.post_processing import orthogonalised
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
@@ -126,6 +127,15 @@ def initialise(module: nn.Module, name: str, backbone: str | Network, ghn: GHN, 
         *body, _, _ = module.named_parameters()  # the class layer comes last, and detectors do not use it
         for parameter, values in body:
             values.copy_(tensors[parameter])
+
+
+def trained_ghn_of_modules() -> tuple[GHN, str]:
+    """Return the trained hypernetwork as one that predicts for any `nn.Module`, and a digest of its checkpoint.
+
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
+    """
+    return trained_as(GHN)
 
 
 def pretrained_file(backbone: str) -> Path | None:

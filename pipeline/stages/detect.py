@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from pandera.typing import DataFrame
 
-from ghn.models.ghn import GHN
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
-from pipeline.evaluation.checkpoint import trained_as
 from pipeline.evaluation.detection_runs import DetectSetup, backbones_of, detect_all, initialisations_of
 from pipeline.evaluation.detection_tables import DetectionSummary, detection_metrics, summarise_detection
+from pipeline.evaluation.detectors import trained_ghn_of_modules
 from pipeline.images.scene_sets import load_scenes
 from pipeline.params import Params
 from pipeline.results import results_folder
@@ -34,7 +33,7 @@ def detect(params: Params) -> None:
     """
     settings = params.detect
     with stage_run("detect", params.model_dump(), experiment=params.tracking.experiment) as run:
-        ghn, checkpoint = trained_as(GHN)
+        ghn, checkpoint = trained_ghn_of_modules()
         scenes = load_scenes(settings, params.storage, params.seed)
         run.log_data(settings.dataset, scenes.digest)
         backbones = backbones_of(settings, ArchitectureStore(params.storage), params.evaluate)
