@@ -1,10 +1,14 @@
-"""Tables and percentages in the terminal."""
+"""Tables, percentages and progress in the terminal."""
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +32,18 @@ def print_table(title: str, rows: list[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)
+
+
+def progress_bar(description: str, unit: str, total: int, **options: Any) -> tqdm[NoReturn]:
+    """Return a bar that moves in a terminal, and leaves a line now and then in a log file."""
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
+
+
+def log_above_bar(log: logging.Logger, level: int, message: str) -> None:
+    """Write a line above the progress bar, if there is one."""
+    with tqdm.external_write_mode(sys.stderr):
+        log.log(level, message)
 
 
 def percent(share: float, error: float | None = None) -> str:

@@ -7,7 +7,6 @@ current libraries may contradict themselves. Only records are imported; graphs a
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipeline.architectures.deepnets1m_files.checks import (
     IMAGE_SIZES,
@@ -38,7 +36,7 @@ from pipeline.architectures.deepnets1m_files.files import (
 )
 from pipeline.architectures.shards import ArchitectureShard, Row, find_shard, row, shard_name, table_of, write_shard
 from pipeline.architectures.store import write_manifest
-from pipeline.console import print_table
+from pipeline.console import print_table, progress_bar
 from pipeline.errors import UserError
 from pipeline.params import SAMPLED_SPLITS, settings_hash
 from pipeline.storage.files import remove, require_writable
@@ -108,10 +106,9 @@ def import_deepnets(
 def _take_rows(taken: _Import, metadata: Path, contents: Contents, graphs: h5py.Group) -> None:
     """Import all rows of a split, with a progress bar."""
     records = enumerate(read_records(metadata, contents))
-    every = 0.2 if sys.stderr.isatty() else 30.0
     with (
         _without_cycle_collector(),
-        tqdm(desc="import", unit="row", total=contents.rows, mininterval=every, dynamic_ncols=True) as bar,
+        progress_bar("import", "row", contents.rows) as bar,
     ):
         while block := list(islice(records, taken.shard_rows)):
             if taken.find(len(block)):

@@ -33,9 +33,9 @@ import ray
 import yaml
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-from tqdm import tqdm
 
 from pipeline.cluster.ray_private import START_UP_LOGGER, bootstrap_address, host_and_port, temp_dir_for_sockets
+from pipeline.console import progress_bar
 from pipeline.errors import Terminated, UserError
 from pipeline.secrets import without_user_info
 from pipeline.termination import sigterm_raises_terminated
@@ -243,7 +243,7 @@ def run_tasks(
     )
     waiting = iter(range(len(arguments)))
     running: dict[ray.ObjectRef, int] = {}
-    with _progress(description, unit, sum(amounts) if amounts is not None else len(arguments)) as bar:
+    with progress_bar(description, unit, sum(amounts) if amounts is not None else len(arguments)) as bar:
         try:
             while True:
                 # Computed again each time, because nodes join and leave a cluster while it works.
@@ -295,12 +295,6 @@ def _result(reference: ray.ObjectRef, what: str) -> Any:
     except RayError as error:
         error.add_note(f"{what}, tried {MAX_RETRIES + 1} times")
         raise
-
-
-def _progress(description: str, unit: str, total: int) -> tqdm:
-    # A log file gets a line now and then; a terminal a bar that moves.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, smoothing=0.1)
 
 
 def slots_of(num_cpus: float, num_gpus: float) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.commands.one_network import as_user_error, read_hypernetwork, require_folder_of
+from pipeline.console import progress_bar
 from pipeline.images.load import load_cached_images
 from pipeline.training.adaptation import accuracies_of_unseen, adapt_to_few_images
 
@@ -43,7 +43,7 @@ def adapt_to_images(
     with as_user_error():
         ghn.require_free(out)
     images = load_cached_images(dataset, ghn.config.image_size, cache, folder=folder)
-    with tqdm(total=steps, desc="adapt", unit="step", dynamic_ncols=True) as bar:
+    with progress_bar("adapt", "step", steps) as bar:
         adapted = adapt_to_few_images(ghn, images, per_class, steps, learning_rate, seed, bar.update)
     top1 = accuracies_of_unseen(adapted.model, images, seed)
     adapted.model.save(out)

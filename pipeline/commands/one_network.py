@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ghn import (
     GHN,
@@ -30,6 +29,7 @@ from ghn import (
     trace,
     write_predicted,
 )
+from pipeline.console import progress_bar
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import score
 from pipeline.images.batches import evaluation_batches
@@ -251,7 +251,7 @@ def predict_large_network(
         graph = graph.without_class_layers("classification layer (--no-class-layers)")
     elements = sum(parameter.size for parameter in graph.parameters)
     started = perf_counter()
-    with tqdm(desc="predict", total=elements, unit="parameter", unit_scale=True) as bar:
+    with progress_bar("predict", "parameter", elements, unit_scale=True) as bar:
         report = write_predicted(ghn, graph, out, progress=bar.update)
     if name.startswith("hf/"):
         config: Any = model.config

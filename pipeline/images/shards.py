@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
+from pipeline.console import progress_bar
 from pipeline.errors import UserError
 from pipeline.images.pixels import MAX_PIXELS
 from pipeline.images.sources import RawImages, resized
@@ -176,9 +176,8 @@ def _decoded(
     if todo and len(paths) == len(todo) and _drives_ray():
         yield from _decoded_on_the_cluster(folder, paths, image_size, title, max_pixels)
         return
-    every = 0.1 if sys.stderr.isatty() else 30  # seconds
     total = sum(map(len, todo.values()))
-    with tqdm(total=total, unit=" images", desc=f"decoding {title}", delay=1, mininterval=every) as bar:
+    with progress_bar(f"decoding {title}", "image", total, delay=1) as bar:
         for file, images in todo.items():
             yield decode_shard(folder, file, images, image_size, max_pixels, progress=bar.update)
 

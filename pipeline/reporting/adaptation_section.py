@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from pipeline.console import percent
-from pipeline.evaluation.significance import SIGNIFICANT
-from pipeline.reporting.numbers import MINUS_SIGN, count, difference, short_count
+from pipeline.reporting.cells import difference_cell, learning_rate_cell
+from pipeline.reporting.numbers import MINUS_SIGN, count, short_count
 from pipeline.reporting.page import Table
 from pipeline.reporting.plots import (
     STYLE,
@@ -50,22 +48,15 @@ def adaptation_table(adaptation: pd.DataFrame) -> Table:
             row["dataset"],
             f"all ({row['images_per_class']:,})" if row["is_all"] else f"{row['images_per_class']:,}",
             LABELS[row["start"]],
-            f"{row['learning_rate']:g}{'' if row['rate_is_inside'] else ' (end)'}",
+            learning_rate_cell(row),
             percent(row["test_top1"], row["test_top1_error"]),
-            _difference_cell(row),
+            difference_cell(row),
             short_count(row["network_images"]),
             "" if pd.isna(row["seconds"]) else f"{row['seconds']:.0f}",
         )
         for row in adaptation.to_dict("records")
     ]
     return Table(columns, rows, words=3)
-
-
-def _difference_cell(row: Mapping[str, float]) -> str:
-    if pd.isna(row["difference"]):
-        return ""
-    star = "*" if row["corrected_p_value"] < SIGNIFICANT else ""
-    return f"{difference(100 * row['difference'], 100 * row['difference_error'])}{star}"
 
 
 def adaptation_findings(adaptation: pd.DataFrame) -> list[str]:

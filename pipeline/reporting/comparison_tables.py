@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from pipeline.console import percent
-from pipeline.evaluation.significance import SIGNIFICANT
 from pipeline.evaluation.tables import ALL_SPLITS
 from pipeline.evaluation.worth import epochs_in_words
-from pipeline.reporting.numbers import MINUS_SIGN, count, difference, duration, listing, short_seconds
+from pipeline.reporting.cells import points, star
+from pipeline.reporting.numbers import MINUS_SIGN, count, duration, listing, short_seconds
 from pipeline.reporting.page import Table
 
 SIMILARITY_LABELS = {"wl": "graph kernel", "embedding": "embedding"}
@@ -142,8 +142,7 @@ def _compared(row: Mapping[str, float]) -> str:
     mean = percent(row["top1"], row["top1_error"])
     if pd.isna(row["difference"]):
         return mean
-    star = "*" if row["corrected_p_value"] < SIGNIFICANT else ""
-    return f"{mean} ({difference(100 * row['difference'], math.nan)}{star})"
+    return f"{mean} ({points(row['difference'])}{star(row)})"
 
 
 def correlations_table(correlations: pd.DataFrame, initialisation: str) -> Table:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from pipeline.console import percent
-from pipeline.reporting.numbers import MINUS_SIGN, difference, listing
+from pipeline.reporting.cells import points
+from pipeline.reporting.numbers import MINUS_SIGN, listing
 from pipeline.reporting.page import Table
 
 
@@ -23,7 +22,7 @@ def conditioning_table(conditioning: pd.DataFrame) -> Table:
             "learned" if row["is_learned"] else "a few images, no training",
             percent(row["together_top1"], row["together_top1_error"]),
             percent(row["single_top1"], row["single_top1_error"]) if row["is_learned"] else "",
-            _points(row["together_top1"] - row["single_top1"]) if row["is_learned"] else "",
+            points(row["together_top1"] - row["single_top1"]) if row["is_learned"] else "",
             f"{100 / row['classes']:.3g}",
         )
         for row in conditioning.to_dict("records")
@@ -38,7 +37,7 @@ def conditioning_findings(conditioning: pd.DataFrame) -> list[str]:
     gaps = (learned["together_top1"] - learned["single_top1"]).sort_values()
     findings = [
         f"One hypernetwork learned {listing(learned['dataset'])} together. Beside one for each of them, with as many "
-        f"steps on it, the difference is {_points(gaps.iloc[0])} to {_points(gaps.iloc[-1])} points."
+        f"steps on it, the difference is {points(gaps.iloc[0])} to {points(gaps.iloc[-1])} points."
     ]
     findings += [
         f"For {row['dataset']}, which it has never learned from, its networks classify "
@@ -47,7 +46,3 @@ def conditioning_findings(conditioning: pd.DataFrame) -> list[str]:
         for row in conditioning[~conditioning["is_learned"]].to_dict("records")
     ]
     return findings
-
-
-def _points(share: float) -> str:
-    return difference(100 * share, math.nan)

@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.console import percent
 from pipeline.evaluation.detection_tables import FoundBoxes, ShownDetections
 from pipeline.evaluation.initialisations import BASELINE
-from pipeline.reporting.numbers import MINUS_SIGN, difference, listing
+from pipeline.reporting.cells import learning_rate_cell, points
+from pipeline.reporting.numbers import MINUS_SIGN, listing
 from pipeline.reporting.page import Table
 from pipeline.reporting.plots import STYLE, WIDE, accuracy_axis, add_legend, dot_handle, panel_grid
 from pipeline.reporting.theme import INK, MUTED, SERIES_COLORS
@@ -44,9 +45,9 @@ def detection_table(detection: pd.DataFrame, labels: Mapping[str, str]) -> Table
         (
             row["backbone"],
             labels[row["initialisation"]],
-            f"{row['learning_rate']:g}{'' if row['rate_is_inside'] else ' (end)'}",
+            learning_rate_cell(row),
             percent(row["early_ap50"], row["early_ap50_error"]),
-            "" if pd.isna(row["early_difference"]) else _points(row),
+            "" if pd.isna(row["early_difference"]) else _early(row),
             percent(row["ap50"], row["ap50_error"]),
             percent(row["ap"], row["ap_error"]),
         )
@@ -55,8 +56,8 @@ def detection_table(detection: pd.DataFrame, labels: Mapping[str, str]) -> Table
     return Table((*columns, "AP50 at the end, %", "AP at the end, %"), rows, words=2)
 
 
-def _points(row: Mapping[str, float]) -> str:
-    return difference(100 * row["early_difference"], 100 * row["early_difference_error"])
+def _early(row: Mapping[str, float]) -> str:
+    return points(row["early_difference"], row["early_difference_error"])
 
 
 def detection_findings(detection: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
@@ -66,8 +67,7 @@ def detection_findings(detection: pd.DataFrame, labels: Mapping[str, str]) -> li
         rows = own.set_index("initialisation")
         random = rows.loc[BASELINE]
         others = [
-            f"{_points(row)} points with {labels[str(name)]} (at the end "
-            f"{difference(100 * (row['ap50'] - random['ap50']), float('nan'))})"
+            f"{_early(row)} points with {labels[str(name)]} (at the end {points(row['ap50'] - random['ap50'])})"
             for name, row in rows.drop(index=BASELINE).iterrows()
         ]
         early = percent(random["early_ap50"], random["early_ap50_error"])

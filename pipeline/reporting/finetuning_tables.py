@@ -10,7 +10,8 @@ from pipeline.console import percent
 from pipeline.evaluation.budgets import BUDGETS, EARLY_BUDGET
 from pipeline.evaluation.initialisations import BASELINE
 from pipeline.evaluation.significance import SIGNIFICANT
-from pipeline.reporting.numbers import MINUS_SIGN, difference, listing
+from pipeline.reporting.cells import difference_cell, learning_rate_cell
+from pipeline.reporting.numbers import MINUS_SIGN, listing
 from pipeline.reporting.page import Table
 
 KEY = ["dataset", "images_per_class", "initialisation"]
@@ -40,13 +41,13 @@ def finetuning_table(finetuning: pd.DataFrame, budgets: pd.DataFrame) -> Table:
         key = tuple(row[name] for name in KEY)
         cells = []
         for at_budget in (early.loc[key], final.loc[key]):
-            cells += [percent(at_budget["test_top1"], at_budget["test_top1_error"]), _difference_cell(at_budget)]
+            cells += [percent(at_budget["test_top1"], at_budget["test_top1_error"]), difference_cell(at_budget)]
         rows.append(
             (
                 row["dataset"],
                 f"{row['images_per_class']:,}",
                 row["initialisation"],
-                f"{row['learning_rate']:g}{'' if row['rate_is_inside'] else ' (end)'}",
+                learning_rate_cell(row),
                 *cells,
                 "never" if pd.isna(row["share_to_target"]) else f"{row['share_to_target']:.0%}",
             )
@@ -62,7 +63,7 @@ def budgets_table(budgets: pd.DataFrame) -> Table:
     """
     columns = ("data set", "images per class", "initialisation", *(f"{budget:.0%} of the steps" for budget in BUDGETS))
     rows = [
-        (str(dataset), f"{number:,}", str(initialisation), *map(_difference_cell, own.to_dict("records")))
+        (str(dataset), f"{number:,}", str(initialisation), *map(difference_cell, own.to_dict("records")))
         for (dataset, number, initialisation), own in _compared(budgets).groupby(KEY, sort=False)
     ]
     return Table(columns, rows, words=3)
@@ -91,14 +92,6 @@ def finetuning_findings(budgets: pd.DataFrame, labels: Mapping[str, str]) -> lis
 
 def _compared(budgets: pd.DataFrame) -> pd.DataFrame:
     return budgets[budgets["initialisation"] != BASELINE]
-
-
-def _difference_cell(row: Mapping[str, float] | pd.Series) -> str:
-    """Return a difference in points, with a star if it is significant; empty for the baseline."""
-    if pd.isna(row["difference"]):
-        return ""
-    star = "*" if row["corrected_p_value"] < SIGNIFICANT else ""
-    return f"{difference(100 * row['difference'], 100 * row['difference_error'])}{star}"
 
 
 def _standing(rows: pd.DataFrame) -> str:

@@ -7,7 +7,8 @@ import pandas as pd
 from pipeline.console import percent
 from pipeline.evaluation.significance import SIGNIFICANT
 from pipeline.params import StudySettings, flat_settings
-from pipeline.reporting.numbers import count, difference, listing
+from pipeline.reporting.cells import difference_cell
+from pipeline.reporting.numbers import count, listing
 from pipeline.reporting.page import Table
 
 
@@ -27,10 +28,7 @@ def study_table(study: pd.DataFrame) -> Table:
 
 def _cell(row: pd.Series) -> str:
     mean = percent(row["top1"], row["top1_error"])
-    if pd.isna(row["difference"]):
-        return mean
-    star = "*" if row["corrected_p_value"] < SIGNIFICANT else ""
-    return f"{mean} ({difference(100 * row['difference'], 100 * row['difference_error'])}{star})"
+    return f"{mean} ({compared})" if (compared := difference_cell(row)) else mean
 
 
 def study_changes(settings: StudySettings) -> dict[str, str]:

@@ -9,7 +9,8 @@ import pandas as pd
 from pipeline.console import percent
 from pipeline.evaluation.significance import SIGNIFICANT
 from pipeline.evaluation.traits import TRAIT_LABELS
-from pipeline.reporting.numbers import difference, listing
+from pipeline.reporting.cells import points, star
+from pipeline.reporting.numbers import listing
 from pipeline.reporting.page import Table
 
 
@@ -32,18 +33,13 @@ def traits_table(effects: pd.DataFrame) -> Table:
 
 
 def _figures(row: Mapping[str, float]) -> tuple[str, ...]:
-    star = "*" if row["corrected_p_value"] < SIGNIFICANT else ""
-    low, high = (_points(row[name]) for name in ("adjusted_low", "adjusted_high"))
+    low, high = (points(row[name]) for name in ("adjusted_low", "adjusted_high"))
     return (
         percent(row["top1_with"], row["top1_with_error"]),
         percent(row["top1_without"], row["top1_without_error"]),
-        f"{_points(row['difference'])}{star}",
-        f"{_points(row['adjusted'])} [{low}, {high}]",
+        f"{points(row['difference'])}{star(row)}",
+        f"{points(row['adjusted'])} [{low}, {high}]",
     )
-
-
-def _points(share: float) -> str:
-    return difference(100 * share, float("nan"))
 
 
 def traits_findings(effects: pd.DataFrame) -> list[str]:
@@ -57,7 +53,7 @@ def traits_findings(effects: pd.DataFrame) -> list[str]:
     if found.empty:
         return ["No trait goes along with a significantly lower accuracy."]
     words = [
-        f"{TRAIT_LABELS.get(row['trait'], row['trait'])} ({_points(row['adjusted'])} points; "
+        f"{TRAIT_LABELS.get(row['trait'], row['trait'])} ({points(row['adjusted'])} points; "
         f"{row['worst_with']} of the {worst} worst networks and {row['networks_with']} of all "
         f"{row['networks_with'] + row['networks_without']})"
         for row in found.to_dict("records")

@@ -7,15 +7,13 @@ While MLflow does not answer, logging returns at once, the entries wait in the j
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from pipeline.console import log_above_bar
 from pipeline.secrets import hidden
 from pipeline.tracking.entries import Entry
 from pipeline.tracking.journal import Delivery, Journal
@@ -166,9 +164,11 @@ class Outbox:
                 self.is_late = False
             self.changed.notify_all()
         if delivery.refusal is not None and not is_awaited:
-            _say(logging.WARNING, f"MLflow refuses what stage {self.journal.stage} logged: {delivery.refusal}")
+            log_above_bar(
+                log, logging.WARNING, f"MLflow refuses what stage {self.journal.stage} logged: {delivery.refusal}"
+            )
         if was_silent:
-            _say(logging.INFO, f"MLflow at {hidden(self.client.tracking_uri)} answers again")
+            log_above_bar(log, logging.INFO, f"MLflow at {hidden(self.client.tracking_uri)} answers again")
 
     def _note_failure(self, error: Exception) -> None:
         """Warn of the first failure of an outage, and wait until the next attempt."""
@@ -178,7 +178,8 @@ class Outbox:
             self.failures += 1
             self.changed.notify_all()
         if is_first:
-            _say(
+            log_above_bar(
+                log,
                 logging.WARNING,
                 f"MLflow at {hidden(self.client.tracking_uri)} does not answer ({reason_of(error)}): "
                 "the stage goes on, and what it logs is kept until MLflow answers",
@@ -186,9 +187,3 @@ class Outbox:
         with self.changed:
             self.changed.wait_for(lambda: self.is_closing or self.is_hurried, RETRY_SECONDS)
             self.is_hurried = False
-
-
-def _say(level: int, message: str) -> None:
-    """Write a line above the progress bar."""
-    with tqdm.external_write_mode(sys.stderr):
-        log.log(level, message)

@@ -6,7 +6,6 @@ Rank 0 writes to the metrics buffer, an actor (see `pipeline.training.driver_lin
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -17,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
 
+from pipeline.console import log_above_bar, progress_bar
 from pipeline.errors import Terminated
 from pipeline.tracking.mlflow_runs import StageRun
 from pipeline.training.history import DroppedArchitecture, Row
@@ -129,14 +128,7 @@ class Progress:
         self.named: set[tuple[int, int]] = set()
         self.shown_messages: set[str] = set()
         self.last_sign, self.silence_is_explained = time.monotonic(), False
-        self.bar = tqdm(
-            total=steps,
-            desc="train",
-            unit="step",
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
+        self.bar = progress_bar("train", "step", steps, smoothing=0.05)
         self.postfix: dict[str, str] = {}
 
     def follow(self, training: Future[Any], stop: Event) -> None:
@@ -237,6 +229,5 @@ class Progress:
 
 
 def print_above_bar(message: str) -> None:
-    """Write a line above the progress bar."""
-    with tqdm.external_write_mode(sys.stderr):
-        log.warning(message)
+    """Write a line for the user above the progress bar."""
+    log_above_bar(log, logging.WARNING, message)
