@@ -11,8 +11,10 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evaluation.networks import seed_of
 from pipeline.images.dataset import Images, ImageSubset
+from pipeline.images.load import load_images
 from pipeline.images.order import positions_by_class
 from pipeline.images.subsets import balanced_choice, few_shot, in_memory, smallest_class, without_train_part
+from pipeline.params import AdaptSettings, FinetuneSettings, Params
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,26 @@ class Target:
     shots: Mapping[int, tuple[ImageSubset, ...]]
     held_out: ImageSubset
     all_images: int | None = None
+
+
+def load_targets(
+    settings: FinetuneSettings | AdaptSettings, params: Params, all_images: bool = False
+) -> dict[str, Target]:
+    """Return the data sets that a stage transfers to, by name, in memory: see `target_of`.
+
+    Raises:
+        UserError: a class has too few training images for all numbers of images per class.
+    """
+    return {
+        name: target_of(
+            load_images(name, params.images, params.storage),
+            settings.images_per_class,
+            settings.seeds,
+            params.seed,
+            all_images,
+        )
+        for name in settings.datasets
+    }
 
 
 def target_of(

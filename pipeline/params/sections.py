@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
@@ -24,6 +24,11 @@ class Section(BaseModel):
     """A group of settings that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, whole: BaseModel) -> Self:
+        """Return the part of other settings that this class has fields for."""
+        return cls(**{name: getattr(whole, name) for name in cls.model_fields})
 
 
 def require_increasing(name: str, values: Sequence[float]) -> None:

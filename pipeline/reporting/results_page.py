@@ -23,7 +23,6 @@ from pipeline.params import (
     GenerateSettings,
     HypernetworkSettings,
     ImageSettings,
-    Params,
     Section,
     StudySettings,
     TrainSettings,
@@ -107,11 +106,6 @@ class ReportSettings(Section):
     condition: ConditionSettings
     detect: DetectSettings
     study: StudySettings
-
-    @classmethod
-    def of(cls, params: Params) -> ReportSettings:
-        """Return the part of all settings that results depend on."""
-        return cls(**{name: getattr(params, name) for name in cls.model_fields})
 
     @property
     def images_in_words(self) -> str:

@@ -21,8 +21,7 @@ from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupt
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
 from pipeline.evaluation.checkpoint import trained_ghn
-from pipeline.evaluation.targets import target_of
-from pipeline.images.load import load_images
+from pipeline.evaluation.targets import load_targets
 from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.tables import write_csv, write_json, write_parquet
@@ -51,16 +50,7 @@ def adapt(params: Params) -> None:
     settings = params.adapt
     with stage_run("adapt", params.model_dump(), experiment=params.tracking.experiment) as run:
         ghn, checkpoint = trained_ghn()
-        targets = {
-            name: target_of(
-                load_images(name, params.images, params.storage),
-                settings.images_per_class,
-                settings.seeds,
-                params.seed,
-                settings.all_images,
-            )
-            for name in settings.datasets
-        }
+        targets = load_targets(settings, params, settings.all_images)
         store = ArchitectureStore(params.storage)
         run.log_data("architectures", store.digest)
         for target in targets.values():

@@ -26,9 +26,8 @@ from pipeline.evaluation.first_networks import first_networks
 from pipeline.evaluation.initialisations import INITIALISATIONS
 from pipeline.evaluation.summaries import final_accuracies, prefix_of, summarise_curves
 from pipeline.evaluation.tables import FinetuningBudgets, FinetuningSummary
-from pipeline.evaluation.targets import Target, target_of
-from pipeline.images.load import load_images
-from pipeline.params import FinetuneSettings, ImageSettings, Params
+from pipeline.evaluation.targets import load_targets
+from pipeline.params import Params
 from pipeline.results import results_folder
 from pipeline.storage.tables import write_csv, write_json, write_parquet
 from pipeline.tracking.mlflow_runs import StageRun, stage_run
@@ -45,7 +44,7 @@ def finetune(params: Params) -> None:
     settings = params.finetune
     with stage_run("finetune", params.model_dump(), experiment=params.tracking.experiment) as run:
         ghn, checkpoint = trained_ghn()
-        targets = load_targets(settings, params.images, params.storage, params.seed)
+        targets = load_targets(settings, params)
         store = ArchitectureStore(params.storage)
         run.log_data("architectures", store.digest)
         for target in targets.values():
@@ -68,18 +67,6 @@ def finetune(params: Params) -> None:
         _log_summary(run, summary, budgets)
     clear_task_cache(folder)
     _print_summary(summary)
-
-
-def load_targets(settings: FinetuneSettings, images: ImageSettings, storage: str, seed: int) -> dict[str, Target]:
-    """Return the data sets to transfer to, by name, in memory.
-
-    Raises:
-        UserError: a class has too few training images for all numbers of images per class.
-    """
-    return {
-        dataset: target_of(load_images(dataset, images, storage), settings.images_per_class, settings.seeds, seed)
-        for dataset in settings.datasets
-    }
 
 
 def metrics_of(summary: DataFrame[FinetuningSummary]) -> dict[str, dict[str, dict[str, float]]]:

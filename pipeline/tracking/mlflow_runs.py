@@ -10,7 +10,6 @@ store answers. From then on it does not depend on the store: what it logs goes t
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from pipeline.errors import UserError
-from pipeline.params import flat_settings
+from pipeline.params import flat_settings, settings_hash
 from pipeline.secrets import hidden, without_user_info
 from pipeline.tracking.entries import (
     CHECKPOINT,
@@ -311,11 +310,10 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _join_or_start_pipeline(client: MlflowClient, experiment_id: str, settings: dict[str, str]) -> str:
-    settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     dvc_experiment = os.environ.get("DVC_EXP_NAME")
     commit, changes = commit_and_changes(*CODE)
     key = {
-        "ghn.pipeline": settings_hash,
+        "ghn.pipeline": settings_hash(settings, 16),
         COMMIT: commit or "unknown",
         "dvc.experiment": dvc_experiment or "none",
     }

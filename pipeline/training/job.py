@@ -7,7 +7,6 @@ from pipeline.params import (
     TEXT_DATASETS,
     HypernetworkSettings,
     ImageSettings,
-    Params,
     Section,
     TrainSettings,
     WorkerSettings,
@@ -29,11 +28,6 @@ class RunSettings(Section):
     def is_text(self) -> bool:
         """Whether the target networks are language models."""
         return self.dataset in TEXT_DATASETS
-
-    @classmethod
-    def of(cls, params: Params) -> RunSettings:
-        """Return the part of all settings that decides what is learned."""
-        return cls(**{name: getattr(params, name) for name in cls.model_fields})
 
 
 class WorkerJob(Section):
