@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from namespaces import MIB, Host, hosts
 from training_site import STEPS, Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.slow, pytest.mark.night, pytest.mark.timeout(7200)]
 
 HOUR = 3600
 REDIS_PORT = 6390

@@ -141,6 +141,7 @@ def test_hosts_come_with_the_work_and_go_without_it(cluster: LaunchedCluster, ou
 
 
 @pytest.mark.night
+@pytest.mark.timeout(7200)
 def test_all_stages_run_on_the_hosts(cluster: LaunchedCluster, mlflow: str, output: str, alone: Path) -> None:
     submit(cluster, mlflow)
     results = cluster.repository / "results"
@@ -150,6 +151,7 @@ def test_all_stages_run_on_the_hosts(cluster: LaunchedCluster, mlflow: str, outp
 
 
 @pytest.mark.night
+@pytest.mark.timeout(7200)
 def test_hosts_that_come_later_join_a_run(cluster: LaunchedCluster, mlflow: str, output: str) -> None:
     """A run that may begin with one worker does so on the first host that comes, and goes on with three."""
     wait_for_the_head_alone(cluster)
