@@ -75,7 +75,7 @@ def matched_nodes(target: Program, source: Program) -> Iterator[tuple[Node, Node
 
 
 @dataclass(frozen=True)
-class Features:
+class ChannelParts:
     """The channels of a result: its parts, and the pixels of a channel, if they are flattened into channels."""
 
     parts: tuple[int, ...]
@@ -94,8 +94,8 @@ class Place:
     `heads` is the number of heads of the attention whose queries, keys and values the parameter gives, else 0.
     """
 
-    reads: Features
-    gives: Features
+    reads: ChannelParts
+    gives: ChannelParts
     heads: int = 0
 
 
@@ -104,7 +104,7 @@ def places_of(program: Program) -> dict[str, Place]:
     heads_of = {
         operation.inputs[0]: operation.settings[0] for operation in program.operations if operation.kind == "attention"
     }
-    results: list[Features] = []
+    results: list[ChannelParts] = []
     places: dict[str, Place] = {}
     for position, operation in enumerate(program.operations):
         inputs = [results[source] for source in operation.inputs]
@@ -115,7 +115,7 @@ def places_of(program: Program) -> dict[str, Place]:
     return places
 
 
-def _features(operation: Operation, inputs: list[Features], program: Program, heads: int) -> Features:
+def _features(operation: Operation, inputs: list[ChannelParts], program: Program, heads: int) -> ChannelParts:
     """Return the features of an operation's result.
 
     Args:
@@ -124,18 +124,18 @@ def _features(operation: Operation, inputs: list[Features], program: Program, he
     kind, shape = operation.kind, operation.shape
     channels = shape[-1] if len(shape) == 2 else shape[0]
     if heads:
-        return Features((channels // (3 * heads),) * (3 * heads))
+        return ChannelParts((channels // (3 * heads),) * (3 * heads))
     if kind == "attention":
-        return Features((channels // operation.settings[0],) * operation.settings[0])
+        return ChannelParts((channels // operation.settings[0],) * operation.settings[0])
     if kind == "concat":
-        return Features(tuple(part for features in inputs for part in features.parts))
+        return ChannelParts(tuple(part for features in inputs for part in features.parts))
     if kind == "flatten":
         _, height, width = program.operations[operation.inputs[0]].shape
-        return Features(inputs[0].parts, (height, width))
+        return ChannelParts(inputs[0].parts, (height, width))
     is_depthwise = kind == "conv" and operation.settings[-1] == channels == inputs[0].size
     is_new = kind in ("image", "zeros", "linear", "position_encoding") or (kind == "conv" and not is_depthwise)
     if is_new or (kind == "add" and any(features.parts != inputs[0].parts for features in inputs)):
-        return Features((channels,))
+        return ChannelParts((channels,))
     return inputs[0]
 
 
@@ -160,7 +160,7 @@ def resized(tensor: Tensor, parameter: Parameter, node: Node, other: Node, place
     return arrange(weight_OIYX[None], parameter)[0]
 
 
-def channel_indices(target: Features, source: Features) -> Tensor:
+def channel_indices(target: ChannelParts, source: ChannelParts) -> Tensor:
     """Return for each channel of the target's features the one of the source's that it is made from, int64 (T,)."""
     parts, other_parts = target.parts, source.parts
     if len(parts) != len(other_parts):
@@ -176,7 +176,7 @@ def channel_indices(target: Features, source: Features) -> Tensor:
     return torch.from_numpy(indices.ravel())
 
 
-def input_indices(size: int, other: int, reads: Features, other_reads: Features) -> Tensor:
+def input_indices(size: int, other: int, reads: ChannelParts, other_reads: ChannelParts) -> Tensor:
     """Return for each input of an output channel the one of the source that it is made from, int64 (T,).
 
     Args:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.architectures.deepnets1m_files.checks import (
     IMAGE_SIZES,
     Disagreement,
-    architecture_of,
+    architecture_of_record,
     check_graph,
     check_record,
 )
@@ -178,7 +178,7 @@ class _Import:
     def take(self, index: int, record: Any, graphs: h5py.Group, contents: Contents) -> None:
         """Check the row at a position of the files, and import it if it is valid."""
         try:
-            architecture = architecture_of(record)
+            architecture = architecture_of_record(record)
             programs = [architecture.compile(size, 10) for size in IMAGE_SIZES.values()]
         except ValueError as error:
             self.leave_out(index, f"its record is no architecture: {error}")

@@ -192,7 +192,7 @@ def _edges(cells: Sequence[Sequence[tuple[str, int]]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(ends), edges, type=EDGES)
 
 
-def architecture_of(record: dict[str, Any], space: str = DEEPNETS1M) -> ScalableNetwork:
+def architecture_of_row(record: dict[str, Any], space: str = DEEPNETS1M) -> ScalableNetwork:
     """Return the architecture of a row with the columns `ARCHITECTURE_COLUMNS` of its design space."""
     if space == GPT:
         return DESIGN_SPACES[GPT].network.from_dict(record)

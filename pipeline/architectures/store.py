@@ -26,7 +26,7 @@ from pipeline.architectures.shards import (
     ROWS_IN_GROUP,
     SCHEMAS,
     ArchitectureShard,
-    architecture_of,
+    architecture_of_row,
 )
 from pipeline.errors import UserError
 from pipeline.params import settings_hash
@@ -113,7 +113,7 @@ class Split:
         return self._architectures(self.table(*ARCHITECTURE_COLUMNS[self.space]))
 
     def _architectures(self, rows: pa.Table) -> list[ScalableNetwork]:
-        return [architecture_of(record, self.space) for record in rows.to_pylist()]
+        return [architecture_of_row(record, self.space) for record in rows.to_pylist()]
 
     def _open(self, shard: int) -> pq.ParquetFile:
         own = self.shards[shard]

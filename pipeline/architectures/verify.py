@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ghn.design_spaces import DESIGN_SPACES
 from ghn.networks.network import ScalableNetwork
 from ghn.networks.summary import summarise
-from pipeline.architectures.shards import SCHEMAS, Row, architecture_of, row, table_of
+from pipeline.architectures.shards import SCHEMAS, Row, architecture_of_row, row, table_of
 from pipeline.architectures.store import ArchitectureStore
 from pipeline.console import print_table
 from pipeline.errors import UserError
@@ -98,5 +98,5 @@ def _expected(
     if name == "wide":
         return store["test"].read(position).widened(params.images.size)
     if record["seed"] is None:
-        return architecture_of(record, store.space)
+        return architecture_of_row(record, store.space)
     return DESIGN_SPACES[store.space].sample(params.seed, name, position, record["draw"])

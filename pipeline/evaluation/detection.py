@@ -25,7 +25,7 @@ from pipeline.images.scenes import Scene, ScenesInMemory
 CLIP = 10.0
 """Largest norm of a gradient: the first proposals of a random head can be far off."""
 
-ORDER = 20216
+SCENE_ORDER = 20216
 """Part of the keys of the random order of scenes."""
 
 
@@ -67,7 +67,7 @@ def train_detector(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)  # of the boxes that losses are computed for
         for epoch in range(training.epochs):
-            order = keyed_rng(ORDER, training.seed, epoch).permutation(len(scenes))
+            order = keyed_rng(SCENE_ORDER, training.seed, epoch).permutation(len(scenes))
             for first in range(0, len(scenes), training.batch):
                 batch = [scenes[int(index)] for index in order[first : first + training.batch]]
                 losses = model.train()(

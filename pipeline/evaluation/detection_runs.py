@@ -127,7 +127,7 @@ def as_png(pixels: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def initialisations_of(settings: DetectSettings) -> dict[str, list[str]]:
+def backbone_initialisations(settings: DetectSettings) -> dict[str, list[str]]:
     """Return the initialisations of each backbone; `pretrained` where this machine has torchvision's checkpoint."""
     always = ["predicted", BASELINE, "predicted_orthogonal"]
     return {

@@ -54,7 +54,7 @@ ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class StoredArchitectures:
+class StoredCounts:
     """The architectures that stage generate has stored: rows by split, the number of files, and their digest."""
 
     rows: dict[str, int]
@@ -95,7 +95,7 @@ class Results:
 
     config: GHNConfig
     checkpoint: str
-    stored: StoredArchitectures
+    stored: StoredCounts
     history: pd.DataFrame
     training: TrainingMetrics
     dropped: pd.DataFrame
@@ -219,10 +219,10 @@ def _in_split_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("split", key=lambda splits: splits.map(split_order), kind="stable", ignore_index=True)
 
 
-def _read_manifest(path: Path) -> StoredArchitectures:
+def _read_manifest(path: Path) -> StoredCounts:
     manifest = Manifest(splits=_read_json(path, "generate", {"splits"})["splits"])
     splits = manifest["splits"]
-    return StoredArchitectures(
+    return StoredCounts(
         rows={name: split["rows"] for name, split in splits.items()},
         files=sum(len(split["shards"]) for split in splits.values()),
         digest=content_digest_of(manifest),

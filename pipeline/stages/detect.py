@@ -13,7 +13,7 @@ from pipeline.architectures.store import ArchitectureStore
 from pipeline.cluster.cached_tasks import clear_task_cache, named_when_interrupted, task_cache_folder
 from pipeline.cluster.ray_cluster import ray_cluster
 from pipeline.console import percent, print_table
-from pipeline.evaluation.detection_runs import DetectSetup, backbones_of, detect_all, initialisations_of
+from pipeline.evaluation.detection_runs import DetectSetup, backbone_initialisations, backbones_of, detect_all
 from pipeline.evaluation.detection_tables import DetectionSummary, detection_metrics, summarise_detection
 from pipeline.evaluation.detectors import trained_ghn_of_modules
 from pipeline.images.scene_sets import load_scenes
@@ -40,7 +40,7 @@ def detect(params: Params) -> None:
         setup = DetectSetup(settings, params.seed, backbones, scenes)
         folder = task_cache_folder(params.storage, "detection", [DETECTION_FORMAT, checkpoint])
         with named_when_interrupted(folder), ray_cluster(params.cluster.address, params.cluster.cpus):
-            detected = detect_all(setup, initialisations_of(settings), ghn, folder)
+            detected = detect_all(setup, backbone_initialisations(settings), ghn, folder)
         summary = summarise_detection(detected.curves)
         results = results_folder("detect")
         write_parquet(results / "curves.parquet", detected.curves)

@@ -38,7 +38,7 @@ class Disagreement(ValueError):
     """A row contradicts itself; the message says how."""
 
 
-def architecture_of(record: Any) -> Architecture:
+def architecture_of_record(record: Any) -> Architecture:
     """Return the architecture of a record.
 
     Raises:
