@@ -313,8 +313,8 @@ def tasks_that_fit(resources: Mapping[str, float], num_cpus: float, num_gpus: fl
 
 
 def _times(part: float, whole: float) -> int:
-    """Return how often a part fits into a whole, both in the units of a ten-thousandth in which Ray counts."""
-    return round(whole * 10_000) // round(part * 10_000)
+    """Return how often a part fits into a whole, in ten-thousandths, as Ray counts; a part is at least one of them."""
+    return round(whole * 10_000) // max(1, round(part * 10_000))
 
 
 def _node_types() -> list[tuple[int, Mapping[str, float]]]:

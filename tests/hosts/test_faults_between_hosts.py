@@ -130,31 +130,6 @@ def test_a_lost_head_costs_the_steps_since_the_last_checkpoint(site: Site, undis
     assert site.weights() == undisturbed
 
 
-def test_random_faults_in_one_run_cost_time_and_nothing_else(site: Site, undisturbed: bytes) -> None:
-    """A worker's host that is lost is replaced by another one."""
-    moments = random.Random(0)
-    site.set_up(train={"steps": 10 * RANDOM_FAULTS})
-    site.boot()
-    calm = site.start("train")
-    assert calm.end() == 0, calm.printed()
-    expected = site.weights()
-    stage = site.start("train")
-    for number in range(RANDOM_FAULTS):
-        site.wait_for_checkpoints(1, stage)
-        time.sleep(moments.uniform(0, 1))
-        fault, began = moments.choice(FAULTS), time.monotonic()
-        fault(site)
-        if fault in OF_A_HOST:
-            site.nodes[2].die()
-            site.nodes[2].boot()
-            site.start_ray(site.nodes[2])
-        print(f"{number + 1}: {fault.__name__}, {time.monotonic() - began:.0f} s")
-    assert stage.end() == 0, stage.printed()
-    print(stage.printed())
-    site.set_up()
-    assert site.weights() == expected
-
-
 def test_a_clock_that_is_an_hour_ahead_changes_nothing(
     site: Site, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +197,27 @@ def test_a_run_outlives_the_cluster_s_own_server_where_redis_keeps_its_tables(
     print(stage.printed())
     assert "going on from step" not in stage.printed()
     assert site.weights() == undisturbed
+
+
+def test_random_faults_in_one_run_cost_time_and_nothing_else(site: Site, undisturbed: bytes) -> None:
+    """A worker's host that is lost is replaced by another one."""
+    moments = random.Random(0)
+    site.set_up(train={"steps": 10 * RANDOM_FAULTS})
+    site.boot()
+    calm = site.start("train")
+    assert calm.end() == 0, calm.printed()
+    expected = site.weights()
+    stage = site.start("train")
+    for number in range(RANDOM_FAULTS):
+        site.wait_for_checkpoints(1, stage)
+        time.sleep(moments.uniform(0, 1))
+        fault, began = moments.choice(FAULTS), time.monotonic()
+        fault(site)
+        if fault in OF_A_HOST:
+            site.nodes[2].die()
+            site.nodes[2].boot()
+            site.start_ray(site.nodes[2])
+        print(f"{number + 1}: {fault.__name__}, {time.monotonic() - began:.0f} s")
+    assert stage.end() == 0, stage.printed()
+    print(stage.printed())
+    assert site.weights() == expected

@@ -237,7 +237,10 @@ with ray_cluster():
 
 @pytest.mark.parametrize(
     ("num_cpus", "num_gpus", "tasks"),
-    [(1, 0, 8), (3, 0, 2), (0, 0, 8), (1, 1, 2), (1, 2, 1), (1, 0.25, 8), (0, 0.1, 20), (1, 0.6, 2), (4, 0.5, 2)],
+    [
+        *((1, 0, 8), (3, 0, 2), (0, 0, 8), (1, 1, 2), (1, 2, 1), (1, 0.25, 8), (0, 0.25, 8), (1, 0.6, 2), (4, 0.5, 2)),
+        *((1, 0.2, 8), (0, 0.2, 10), (0, 0.1, 20), (0, 1e-5, 20_000)),
+    ],
 )
 def test_a_part_of_a_gpu_is_a_part_of_a_single_one(num_cpus: float, num_gpus: float, tasks: int) -> None:
     assert tasks_that_fit({"CPU": 8.0, "GPU": 2.0}, num_cpus, num_gpus) == tasks
